@@ -1,0 +1,50 @@
+# Each target sets up .venv from requirements.lock on first use; afterwards that check costs nothing.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+.PHONY: help venv run test test-fast lab ui lint bench notebooks lock
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+venv: .venv/.installed  ## set up .venv
+
+.venv/.installed: requirements.lock pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name yours: make PYTHON=/path/to/python3.11"; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip' || \
+		{ echo "Python's venv module is needed: sudo apt-get install python3-venv"; exit 1; }
+	@echo "Installing the packages of requirements.lock into .venv; this takes a minute or two"
+	"$(PYTHON)" -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+run: venv  ## simulate the fleet, run all notebooks, name the champion
+	$(BIN)/hvs run
+
+test: venv  ## all tests: unit, notebook rules, smoke runs, committed outputs
+	$(BIN)/pytest
+
+test-fast: venv  ## the tests that train nothing
+	$(BIN)/pytest -m "not slow"
+
+lab: venv  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+ui: venv  ## browse the runs in the MLflow UI
+	$(BIN)/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}"
+
+lint: venv  ## check style, the notebooks included
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+bench: venv  ## measure speed: simulator, loading, features, metrics
+	$(BIN)/pytest tests/benchmarks --benchmark-columns=min,median,max,rounds
+
+notebooks: venv  ## execute the notebooks at their defaults and keep the outputs, for committing
+	$(BIN)/hvs run --in-place
+
+lock: venv  ## pin the newest versions that pyproject.toml allows
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+		--no-emit-index-url --no-annotate --no-header --upgrade --quiet -o requirements.lock

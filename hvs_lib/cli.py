@@ -1,0 +1,105 @@
+"""The command line, `hvs`."""
+
+import sys
+from pathlib import Path
+
+from hvs_lib import __version__
+
+import click
+
+# The imports of each command stand in it, so that `hvs --help` and a refusal answer at once.
+
+
+@click.group()
+@click.version_option(__version__, prog_name="hvs")
+def main() -> None:
+    """Early warning of thermal runaway in high-voltage battery storage."""
+
+
+@main.command()
+@click.argument("notebook", nargs=-1)
+@click.option(
+    "-p", "--param", "params", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter."
+)
+@click.option("--profile", default="default", show_default=True, help="smoke, default or full.")
+@click.option("--in-place", is_flag=True, help="Keep the outputs in notebooks/, for committing.")
+def run(
+    notebook: tuple[str, ...], params: tuple[tuple[str, str], ...], profile: str, in_place: bool
+) -> None:
+    """Execute all notebooks, or those named, in order."""
+    from hvs_lib import runner
+    from hvs_lib.data import DataError, load_telemetry
+
+    try:
+        given = dict(params)
+        if given.get("data_path"):
+            given["data_path"] = str(Path(given["data_path"]).resolve())
+        planned = runner.plan(list(notebook), profile=profile, parameters=given)
+        if given.get("data_path"):
+            load_telemetry(given["data_path"])  # refused here, before a kernel starts
+        if in_place and any(planned.values()):
+            raise runner.RunError("--in-place keeps the outputs of the defaults: set no parameter.")
+        timings = runner.execute(
+            planned, say=click.echo, progress=sys.stderr.isatty(), in_place=in_place
+        )
+    except (runner.RunError, DataError) as error:
+        _fail(error)
+    if runner.COMPARISON in planned:
+        _show_verdict()
+    click.echo("\n" + runner.timing_report(timings))
+    click.echo("\nEvery run, figure and model: `make ui`, then open http://127.0.0.1:5000")
+
+
+@main.command()
+@click.argument("output", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--sites", default=8, show_default=True, help="Sites of 64 modules each.")
+@click.option("--hours", default=6.0, show_default=True, help="Simulated time.")
+@click.option("--seed", default=42, show_default=True)
+@click.option("--jobs", default=-1, show_default=True, help="Sites simulated at once; -1: cores.")
+def simulate(output: Path, sites: int, hours: float, seed: int, jobs: int) -> None:
+    """Simulate a fleet's telemetry into OUTPUT, a CSV or Parquet file that is not there yet."""
+    from hvs_lib.data import DataError, save_telemetry, summarize
+    from hvs_lib.simulator import simulate_fleet
+
+    try:
+        telemetry, _ = simulate_fleet(sites, hours, seed, n_jobs=jobs, progress=True)
+        save_telemetry(telemetry, output)
+    except (DataError, ValueError, OSError) as error:
+        _fail(error)
+    _echo_summary(summarize(telemetry))
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def check(file: Path) -> None:
+    """Show what a telemetry FILE holds, or every problem that it has."""
+    from hvs_lib.data import DataError, load_telemetry, summarize
+
+    try:
+        telemetry = load_telemetry(file, require_label=False)
+    except DataError as error:
+        _fail(error)
+    _echo_summary(summarize(telemetry))
+
+
+def _echo_summary(summary: dict) -> None:
+    from hvs_lib.data import format_summary
+
+    click.echo(format_summary(summary))
+
+
+def _show_verdict() -> None:
+    """Print the leaderboard and the champion that 04_comparison has logged last."""
+    from hvs_lib import tracking
+
+    leaderboard, champion = tracking.verdict()
+    click.echo("\n" + leaderboard.to_string(index=False))
+    click.echo(
+        f"\nChampion: {champion['name']}, Run ID {champion['run_id']}, registered as "
+        f"{tracking.REGISTERED_MODEL} version {champion['version']}, alias {tracking.CHAMPION}"
+    )
+
+
+def _fail(error: Exception) -> None:
+    click.echo(f"Error: {error}", err=True)
+    sys.exit(1)

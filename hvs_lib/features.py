@@ -1,0 +1,385 @@
+"""Causal features of the telemetry: a module's own past, and how it differs from its rack.
+
+A row uses itself and earlier rows of its rack. Nothing is fitted, filled backwards or clipped, so
+a live stream and a whole file give the same numbers, to the bit.
+
+Two compiled passes. The first walks each rack through time and derives the signals: a missing
+reading is held for `CARRY_S`, temperatures are compared with each other, and the module with its
+siblings. The second walks each module and sums the signals up over windows of time.
+"""
+
+from hvs_lib import columns as col
+
+import numpy as np
+import pandas as pd
+from numba import njit
+
+WINDOWS_MIN = (1, 5, 10)
+CARRY_S = 60.0  # a missing reading repeats the last one for so long, then it is NaN
+MIN_SPAN = 0.4  # share of a window that a slope's readings must span; 30 s data span half of 1 min
+
+# What is computed: the signals, then the statistics kept of each. Edit here.
+DIFFERENCES = {
+    f"{col.TEMP_AVG}__minus_air": (col.TEMP_AVG, col.AMBIENT),
+    f"{col.TEMP_MAX}__minus_air": (col.TEMP_MAX, col.AMBIENT),
+    f"{col.TEMP_MAX}__minus_avg": (col.TEMP_MAX, col.TEMP_AVG),
+}
+VS_RACK = {f"{c}__vs_rack": c for c in (col.TEMP_AVG, col.TEMP_MAX, col.VOLTAGE, col.SOC)}
+SIGNALS = [*col.SENSORS, *DIFFERENCES, *VS_RACK]
+STATISTICS = [f"{s}_{w}min" for w in WINDOWS_MIN for s in ("mean", "std", "slope")]
+KEPT = {
+    **dict.fromkeys(col.SENSORS, tuple(STATISTICS)),
+    **dict.fromkeys(DIFFERENCES, ()),
+    **dict.fromkeys(VS_RACK, ("mean_5min", "mean_10min", "slope_5min", "slope_10min")),
+}
+
+# The same in numbers. The compiled code is cached until this file changes, so what depends on
+# another file is an argument to it, and its constants stand here.
+_LANES = 16  # room for the signals, a multiple of 8 that the compiler can vectorise
+_WINDOWS_US = np.array([w * 60_000_000 for w in WINDOWS_MIN])
+_MIN_SPANS_S = np.array([w * 60.0 * MIN_SPAN for w in WINDOWS_MIN])
+_CARRY_US = int(CARRY_S * 1_000_000)
+_NEVER = np.iinfo(np.int64).max
+
+
+def feature_names() -> list[str]:
+    """List the columns of `build_features`, in order.
+
+    Returns
+    -------
+    list of str
+        Each signal followed by its statistics, such as `<column>__slope_5min` and
+        `<column>__vs_rack__mean_5min`.
+    """
+    return [name for s in SIGNALS for name in (s, *(f"{s}__{kept}" for kept in KEPT[s]))]
+
+
+def build_features(telemetry: pd.DataFrame) -> pd.DataFrame:
+    """Turn each row of telemetry into causal features.
+
+    The window of w minutes at time t holds the readings of (t - w, t]. Mean and standard deviation
+    (n - 1 in the denominator) are of the readings present; a held reading is not counted again.
+    The slope is that of the least-squares line, per minute [degC/min, V/min, ...], and NaN where
+    the readings span less than `MIN_SPAN` of the window. The difference from the rack is to the
+    median of the other modules' latest readings, held like the module's own.
+
+    Parameters
+    ----------
+    telemetry : DataFrame of shape (n_samples, n_columns)
+        As `load_telemetry` returns it: modules and racks in one piece, time increasing within a
+        module. An absent sensor column counts as missing throughout.
+
+    Returns
+    -------
+    DataFrame of shape (n_samples, n_features)
+        float32, one C-ordered block; columns `feature_names()`, the index of `telemetry`.
+
+    Raises
+    ------
+    ValueError
+        If a key column is missing or the rows are not in the order of the telemetry.
+    """
+    times, modules, racks = _times_and_bounds(telemetry)
+    signals = _signals(telemetry)
+    names = feature_names()
+    features = np.empty((len(telemetry), len(names)), dtype=np.float32)
+    _derive_signals(times, modules, racks, *_derived_from(), signals)
+    _roll(times, modules, signals, _places(names), features)
+    return pd.DataFrame(features, index=telemetry.index, columns=names, copy=False)
+
+
+def _signals(telemetry: pd.DataFrame) -> np.ndarray:
+    """Return (n_samples, _LANES + n_sensors): readings, room for the derived, for held readings."""
+    if len(SIGNALS) > _LANES:
+        raise ValueError(f"There is room for {_LANES} signals, got {len(SIGNALS)}: raise _LANES.")
+    shape = (len(telemetry), _LANES + len(col.SENSORS))
+    signals = np.full(shape, np.nan, dtype=np.float32)
+    for j, name in enumerate(col.SENSORS):
+        if name in telemetry:
+            signals[:, j] = telemetry[name].to_numpy(dtype=np.float32, na_value=np.nan)
+    return signals
+
+
+def _derived_from() -> tuple[np.ndarray, np.ndarray]:
+    """Return the sensors that each difference (n, 2) and each comparison (n,) starts from."""
+    differences = [[col.SENSORS.index(c) for c in pair] for pair in DIFFERENCES.values()]
+    vs_rack = [col.SENSORS.index(c) for c in VS_RACK.values()]
+    return np.array(differences).reshape(-1, 2), np.array(vs_rack)
+
+
+def _places(names: list[str]) -> np.ndarray:
+    """Return where the features stand among a row's signals and their statistics."""
+    lanes = [*SIGNALS, *[""] * (_LANES - len(SIGNALS))]
+    grid = [*lanes, *(f"{s}__{statistic}" for statistic in STATISTICS for s in lanes)]
+    return np.array([grid.index(name) for name in names])
+
+
+# ---- where modules and racks begin -----------------------------------------------------------
+
+
+def _times_and_bounds(telemetry: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the times [us], the bounds of modules in rows and of racks in modules.
+
+    Module k has the rows `modules[k]:modules[k + 1]`, rack r the modules `racks[r]:racks[r + 1]`.
+    """
+    missing = [name for name in col.KEYS if name not in telemetry]
+    if missing:
+        raise ValueError(
+            f"Telemetry must have the columns {col.KEYS}, got none named {missing}: read it with "
+            "load_telemetry."
+        )
+    times = telemetry[col.TIMESTAMP].to_numpy().astype("datetime64[us]")
+    ids = [telemetry[c].astype("category").cat.codes.to_numpy() for c in col.KEYS[:-1]]
+    modules, racks = _starts(ids), _starts(ids[:-1])
+    _check_time_increases(times, modules)
+    racks = np.append(np.searchsorted(modules, racks), len(modules))
+    return times.view(np.int64), np.append(modules, len(times)), racks
+
+
+def _starts(ids: list[np.ndarray]) -> np.ndarray:
+    """Return the rows where the ids change; each combination of ids is to be in one piece."""
+    is_first = np.zeros(len(ids[0]), dtype=bool)
+    is_first[:1] = True
+    for codes in ids:
+        is_first[1:] |= codes[1:] != codes[:-1]
+    starts = np.flatnonzero(is_first)
+    again = pd.DataFrame({k: codes[starts] for k, codes in enumerate(ids)}).duplicated().to_numpy()
+    if again.any():
+        raise ValueError(
+            f"The rows of a rack or module must be in one piece, row {starts[again][0]} belongs to "
+            f"an earlier one: use telemetry.sort_values({col.KEYS})."
+        )
+    return starts
+
+
+def _check_time_increases(times: np.ndarray, starts: np.ndarray) -> None:
+    increases = np.empty(len(times), dtype=bool)
+    increases[1:] = times[1:] > times[:-1]
+    increases[starts] = ~np.isnat(times[starts])
+    if not increases.all():
+        row = increases.argmin()
+        raise ValueError(
+            f"{col.TIMESTAMP} must increase within a module, row {row} has {times[row]}: drop "
+            f"duplicates and use telemetry.sort_values({col.KEYS})."
+        )
+
+
+# ---- first pass: signals ---------------------------------------------------------------------
+
+
+@njit(cache=True, nogil=True)
+def _derive_signals(times, modules, racks, differences, vs_rack, signals):
+    """Fill `signals` after the readings: differences, comparisons, held readings."""
+    for r in range(len(racks) - 1):
+        bounds = modules[racks[r] : racks[r + 1] + 1]
+        _derive_rack(times, bounds, differences, vs_rack, signals)
+
+
+@njit(cache=True, nogil=True)
+def _derive_rack(times, modules, differences, vs_rack, signals):
+    """Walk the modules of one rack through time together."""
+    n, n_sensors = len(modules) - 1, signals.shape[1] - _LANES
+    ahead = modules[:-1].copy()  # the next row of each module
+    here = np.empty(n, dtype=np.int64)  # its row at this instant, -1 if none
+    last = np.empty((n, n_sensors), dtype=np.float32)
+    last[:] = np.nan
+    seen = np.zeros((n, n_sensors), dtype=np.int64)
+    order = np.empty((len(vs_rack), n), dtype=np.int64)
+    for k in range(n):
+        order[:, k] = k
+    while True:
+        now = _NEVER
+        for k in range(n):
+            if ahead[k] < modules[k + 1]:
+                now = min(now, times[ahead[k]])
+        if now == _NEVER:
+            return
+        for k in range(n):
+            is_now = ahead[k] < modules[k + 1] and times[ahead[k]] == now
+            here[k] = ahead[k] if is_now else -1
+            ahead[k] += is_now
+            _hold(now, here[k], last[k], seen[k], differences, signals)
+        for s in range(len(vs_rack)):
+            place = n_sensors + len(differences) + s
+            _compare_with_siblings(here, last[:, vs_rack[s]], order[s], signals[:, place])
+
+
+@njit(cache=True, nogil=True)
+def _hold(now, row, last, seen, differences, signals):
+    """Update a module's latest readings and write what follows from them."""
+    for j in range(len(last)):
+        if row >= 0 and not np.isnan(signals[row, j]):
+            last[j] = signals[row, j]
+            seen[j] = now
+        elif now - seen[j] > _CARRY_US:
+            last[j] = np.nan
+    if row >= 0:
+        for j in range(len(last)):
+            signals[row, _LANES + j] = last[j]
+        for d in range(len(differences)):
+            signals[row, len(last) + d] = last[differences[d, 0]] - last[differences[d, 1]]
+
+
+@njit(cache=True, nogil=True)
+def _compare_with_siblings(here, last, order, signal):
+    """Write each module's difference from the median of the others.
+
+    One sort serves the whole rack: without the module itself, the ranks above it move down by one.
+    """
+    n = _sort(last, order)
+    low, high = (n - 2) // 2, (n - 1) // 2  # the middle of n - 1 siblings
+    for p in range(n if n > 1 else 0):
+        k = order[p]
+        if here[k] >= 0:
+            below = np.float64(last[order[low + (low >= p)]])
+            above = np.float64(last[order[high + (high >= p)]])
+            signal[here[k]] = last[k] - 0.5 * (below + above)
+
+
+@njit(cache=True, nogil=True)
+def _sort(values, order):
+    """Sort `order` by the values, the missing ones last, and count those present.
+
+    Insertion, because the order barely changes from one instant to the next.
+    """
+    n = 0
+    for p in range(len(order)):
+        k = order[p]
+        if np.isnan(values[k]):
+            continue
+        order[p] = order[n]
+        q = n
+        while q > 0 and values[order[q - 1]] > values[k]:
+            order[q] = order[q - 1]
+            q -= 1
+        order[q] = k
+        n += 1
+    return n
+
+
+# ---- second pass: statistics over windows ----------------------------------------------------
+#
+# Sums from which old rows are subtracted lose digits for ever, above all after a spike. Here
+# nothing is subtracted: a window is an old part, whose sums from each of its rows to its end are
+# stored, and a new part that is added up row by row. When the old part has left the window, the new
+# one becomes old, so each row is added twice, however long the window. Sums are about their own
+# means, seven of each signal: count, mean t, mean x, S_tt, S_xx, S_tx, first t. They are merged
+# as in Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+# variances", Stanford STAN-CS-79-773 (1979), eq. 2.1. The signals advance side by side.
+
+
+@njit(cache=True, nogil=True)
+def _roll(times, modules, signals, places, features):
+    """Write the features of every row."""
+    n_windows = len(_WINDOWS_US)
+    old = np.empty((n_windows, 128, 7 * _LANES))
+    new = np.empty((n_windows, 7 * _LANES))
+    start = np.empty(n_windows, dtype=np.int64)  # first row of the window
+    turn = np.empty(n_windows, dtype=np.int64)  # first row of its new part
+    last = np.zeros(_LANES)
+    grid = np.empty((1 + 3 * n_windows) * _LANES, dtype=np.float32)
+    for k in range(len(modules) - 1):
+        first = modules[k]
+        start[:] = first
+        turn[:] = first
+        for w in range(n_windows):
+            _clear(new[w])
+            _clear(old[w, 0])
+        for i in range(first, modules[k + 1]):
+            t = (times[i] - times[first]) * 1e-6
+            _read(t, signals[i], last, grid)
+            for w in range(n_windows):
+                _add(t, signals[i], new[w])
+                while times[i] - times[start[w]] >= _WINDOWS_US[w]:
+                    start[w] += 1
+                if start[w] > turn[w]:
+                    turn[w] = i + 1
+                    if turn[w] - start[w] >= old.shape[1]:
+                        old = _longer(old, 2 * (turn[w] - start[w]))
+                    _turn(times[first : i + 1], signals[first : i + 1], start[w] - first, old[w])
+                    _clear(new[w])
+                statistics = grid[(1 + 3 * w) * _LANES :]
+                age = turn[w] - start[w]
+                _summarize(old[w, age], new[w], last, _MIN_SPANS_S[w], statistics)
+            for f in range(len(places)):
+                features[i, f] = grid[places[f]]
+
+
+@njit(cache=True, nogil=True)
+def _longer(old, n_rows):
+    longer = np.empty((old.shape[0], n_rows, old.shape[2]))
+    for w in range(old.shape[0]):
+        for m in range(old.shape[1]):
+            _copy(old[w, m], longer[w, m])
+    return longer
+
+
+@njit(cache=True, nogil=True)
+def _read(t, row, last, grid):
+    """Note when each signal was last read and write the signals, held where they are missing."""
+    for j in range(_LANES):
+        last[j] = last[j] if np.isnan(row[j]) else t
+        grid[j] = row[j]
+    for j in range(len(row) - _LANES):
+        grid[j] = row[_LANES + j]
+
+
+@njit(cache=True, nogil=True)
+def _turn(times, signals, start, old):
+    """Make the rows from `start` on the old part: `old[m]` gets the sums of the last m."""
+    for m in range(1, len(times) - start + 1):
+        i = len(times) - m
+        _copy(old[m - 1], old[m])
+        _add((times[i] - times[0]) * 1e-6, signals[i], old[m])
+
+
+@njit(cache=True, nogil=True)
+def _copy(source, target):  # compiles 1 s faster than target[:] = source
+    for j in range(len(target)):
+        target[j] = source[j]
+
+
+@njit(cache=True, nogil=True)
+def _clear(sums):
+    sums[:] = 0.0
+    sums[6 * _LANES :] = np.inf
+
+
+@njit(cache=True, nogil=True)
+def _add(t, row, sums):
+    """Add a reading of every signal at t [s]; a missing one has no weight."""
+    for j in range(_LANES):
+        there = 0.0 if np.isnan(row[j]) else 1.0
+        count = sums[j] + there
+        share = there / max(count, 1.0)
+        rest = there - share
+        dt = t - sums[_LANES + j]
+        dx = 0.0 if np.isnan(row[j]) else row[j] - sums[2 * _LANES + j]
+        sums[j] = count
+        sums[_LANES + j] += dt * share
+        sums[2 * _LANES + j] += dx * share
+        sums[3 * _LANES + j] += dt * dt * rest
+        sums[4 * _LANES + j] += dx * dx * rest
+        sums[5 * _LANES + j] += dt * dx * rest
+        sums[6 * _LANES + j] = min(sums[6 * _LANES + j], np.inf if np.isnan(row[j]) else t)
+
+
+@njit(cache=True, nogil=True)
+def _summarize(a, b, last, min_span, out):
+    """Merge the two parts of a window and write mean, deviation and slope per minute."""
+    for j in range(_LANES):
+        n = a[j] + b[j]
+        share = b[j] / max(n, 1.0)
+        rest = a[j] * share
+        dt = b[_LANES + j] - a[_LANES + j]
+        dx = b[2 * _LANES + j] - a[2 * _LANES + j]
+        mean = a[2 * _LANES + j] + dx * share
+        s_tt = a[3 * _LANES + j] + b[3 * _LANES + j] + dt * dt * rest
+        s_xx = a[4 * _LANES + j] + b[4 * _LANES + j] + dx * dx * rest
+        s_tx = a[5 * _LANES + j] + b[5 * _LANES + j] + dt * dx * rest
+        span = last[j] - min(a[6 * _LANES + j], b[6 * _LANES + j])
+        deviation = np.sqrt(s_xx / max(n - 1.0, 1.0))
+        slope = 60.0 * s_tx / max(s_tt, 1e-12)
+        out[j] = mean if n > 0.0 else np.nan
+        out[_LANES + j] = deviation if n > 1.0 else np.nan
+        out[2 * _LANES + j] = slope if n > 1.0 and span >= min_span else np.nan

@@ -1,0 +1,160 @@
+"""Model pipelines that are complete in themselves, and the alarm that sites use today."""
+
+from hvs_lib import columns as col
+
+import numpy as np
+import pandas as pd
+from imblearn.base import BaseSampler
+from imblearn.pipeline import Pipeline
+from scipy.stats import loguniform, randint, uniform
+from sklearn.base import BaseEstimator, clone
+from sklearn.impute import SimpleImputer
+from sklearn.preprocessing import StandardScaler
+
+# Sites alarm on each of these alone [degC, degC/min, ppm]; a reading at its limit scores 1.
+# The limits are engineering estimates of common practice, set above the everyday readings.
+FIXED_LIMITS = {
+    col.TEMP_MAX: 60.0,
+    f"{col.TEMP_MAX}__slope_1min": 2.0,
+    col.CO: 150.0,
+    col.H2: 150.0,
+    col.VOC: 400.0,
+}
+
+# The ranges that 02_tuning draws from; scikit-learn's names, with the pipeline's step before them.
+XGBOOST_SEARCH_SPACE = {
+    "classify__n_estimators": randint(60, 301),
+    "classify__learning_rate": loguniform(0.02, 0.3),
+    "classify__max_depth": randint(2, 8),
+    "classify__subsample": uniform(0.5, 0.5),
+    "classify__colsample_bytree": uniform(0.3, 0.7),
+    "classify__gamma": loguniform(1e-3, 5.0),
+    "classify__reg_alpha": loguniform(1e-3, 10.0),
+    "classify__reg_lambda": loguniform(1e-1, 30.0),
+}
+
+
+def make_pipeline(classifier: BaseEstimator, *, sampler: BaseSampler | None = None) -> Pipeline:
+    """Chain impute, scale, [sample] and classify, so that each is fitted on training rows only.
+
+    Parameters
+    ----------
+    classifier : estimator with ``predict_proba``.
+    sampler : imbalanced-learn sampler, applied while fitting and never while predicting.
+
+    Returns
+    -------
+    Pipeline, steps ``impute``, ``scale``, [``sample``] and ``classify``.
+    """
+    steps = [
+        # A sensor that a site does not have stays a column, so that the signature stays the same.
+        ("impute", SimpleImputer(strategy="median", keep_empty_features=True)),
+        ("scale", StandardScaler()),
+        ("classify", classifier),
+    ]
+    if sampler is not None:
+        steps.insert(2, ("sample", sampler))
+    return Pipeline(steps)
+
+
+def negatives_per_positive(y: np.ndarray) -> float:
+    """Return normal rows per hazardous row, the balanced ``scale_pos_weight``.
+
+    Parameters
+    ----------
+    y : array, shape (n_samples,), labels 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        Where there is no hazardous row.
+    """
+    positives = int(np.sum(y))
+    if positives == 0:
+        raise ValueError("y must hold at least one hazardous row, got none: use more telemetry.")
+    return (len(y) - positives) / positives
+
+
+def row_weights(pipeline: Pipeline, y: np.ndarray, *, normal_stride: int) -> np.ndarray | None:
+    """Weigh the normal rows that were kept for those that thinning left out.
+
+    Parameters
+    ----------
+    pipeline : from `make_pipeline`.
+    y : array, shape (n_samples,), labels of the rows the pipeline is fitted on.
+    normal_stride : every how many normal rows one was kept.
+
+    Returns
+    -------
+    array, shape (n_samples,), or None where the pipeline sets the ratio of the classes itself
+    (a sampler, a class weight): there the ratio is what it sets, however many rows are kept.
+    """
+    classifier = pipeline.named_steps["classify"].get_params()
+    sets_ratio = (
+        "sample" in pipeline.named_steps
+        or classifier.get("class_weight") is not None
+        or classifier.get("scale_pos_weight") is not None
+    )
+    return None if sets_ratio else np.where(np.asarray(y) == 1, 1.0, float(normal_stride))
+
+
+def fit(
+    pipeline: Pipeline, X: pd.DataFrame, y: np.ndarray, rows: np.ndarray, *, normal_stride: int
+) -> Pipeline:
+    """Fit a clone of the pipeline on the given rows.
+
+    Parameters
+    ----------
+    pipeline : from `make_pipeline`; stays unfitted.
+    X : frame, shape (n_samples, n_features).
+    y : array, shape (n_samples,), labels 0 and 1.
+    rows : array of int, shape (n_rows,), positions in `X`, already thinned.
+    normal_stride : every how many normal rows one is in `rows`, see `row_weights`.
+    """
+    weights = row_weights(pipeline, y[rows], normal_stride=normal_stride)
+    arguments = {} if weights is None else {"classify__sample_weight": weights}
+    return clone(pipeline).fit(X.iloc[rows], y[rows], **arguments)
+
+
+def hazard_score(model: Pipeline, X: pd.DataFrame) -> np.ndarray:
+    """Return the probability of class 1, shape (n_samples,), float64."""
+    return model.predict_proba(X)[:, 1].astype(np.float64)
+
+
+def fixed_threshold_score(X: pd.DataFrame) -> np.ndarray:
+    """Score rows as the fixed-threshold alarm does: the largest reading relative to its limit.
+
+    Parameters
+    ----------
+    X : frame, shape (n_samples, n_features), from `build_features`.
+
+    Returns
+    -------
+    array, shape (n_samples,): at or above 1 where any of `FIXED_LIMITS` is reached; 0 where
+    none of these sensors reads.
+    """
+    ratios = [X[name].to_numpy(np.float64) / limit for name, limit in FIXED_LIMITS.items()]
+    return np.nan_to_num(np.fmax.reduce(ratios), nan=0.0)
+
+
+def usable_k_neighbors(k_neighbors: int, *, n_minority: int) -> int:
+    """Shrink SMOTE's neighbours to what the smallest fold can offer.
+
+    Parameters
+    ----------
+    k_neighbors : asked for.
+    n_minority : hazardous rows of the smallest fold that is fitted on.
+
+    Raises
+    ------
+    ValueError
+        Where there are not two hazardous rows to draw between, or none is asked for.
+    """
+    if k_neighbors < 1:
+        raise ValueError(f"smote_k_neighbors must be at least 1, got {k_neighbors}.")
+    if n_minority < 2:
+        raise ValueError(
+            f"SMOTE needs at least 2 hazardous rows in each fold, got {n_minority}: "
+            "use more telemetry or fewer folds."
+        )
+    return min(k_neighbors, int(n_minority) - 1)

@@ -1,0 +1,167 @@
+"""Figures that more than one notebook, or every run, shows. Each function returns its figure."""
+
+from hvs_lib import columns as col
+from hvs_lib.alarms import raise_alarms
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from sklearn.metrics import (
+    ConfusionMatrixDisplay,
+    average_precision_score,
+    precision_recall_curve,
+)
+
+
+def set_style() -> None:
+    """Set the style of all figures once: colour-blind safe colours, 100 dpi."""
+    sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
+    plt.rcParams.update(
+        {"figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True}
+    )
+
+
+def confusion_matrix(scores: pd.DataFrame, *, threshold: float, title: str) -> Figure:
+    """Draw the counts of a scores frame, shape (n_samples, ...), at a threshold."""
+    fig, ax = plt.subplots(figsize=(4.5, 4))
+    ConfusionMatrixDisplay.from_predictions(
+        scores[col.LABEL],
+        scores["y_score"] >= threshold,
+        labels=[0, 1],
+        display_labels=["normal", "hazard"],
+        values_format=",d",
+        colorbar=False,
+        cmap="Blues",
+        ax=ax,
+    )
+    ax.grid(False)
+    ax.set_title(title)
+    return fig
+
+
+def precision_recall(scores: dict[str, pd.DataFrame], *, title: str) -> Figure:
+    """Overlay the precision-recall curves of several scores frames over the same rows.
+
+    Parameters
+    ----------
+    scores : name to scores frame, shape (n_samples, ...).
+    title : of the figure.
+    """
+    fig, ax = plt.subplots(figsize=(7, 4.5))
+    for name, frame in scores.items():
+        y_true, y_score = frame[col.LABEL], frame["y_score"]
+        precision, recall, _ = precision_recall_curve(y_true, y_score, drop_intermediate=True)
+        ap = average_precision_score(y_true, y_score)
+        ax.step(recall, precision, where="post", label=f"{name} ({ap:.2f})")
+    ax.axhline(np.mean(y_true), color="0.4", linestyle=":", label="prevalence")
+    ax.set(xlabel="Recall of hazardous rows", ylabel="Precision", title=title, xlim=(0, 1))
+    ax.set_ylim(0, 1.02)
+    ax.legend(title="average precision", fontsize="small", title_fontsize="small")
+    return fig
+
+
+def module_timeline(telemetry: pd.DataFrame, rows: np.ndarray, *, minutes: float = 75) -> Figure:
+    """Draw what an event or look-alike did to its module, beside the siblings of its rack.
+
+    Parameters
+    ----------
+    telemetry : frame, shape (n_samples, ...).
+    rows : positions, or a mask, of the rows of one event or look-alike.
+    minutes : drawn, up to its last row [min].
+
+    Returns
+    -------
+    Figure of three panels: temperature [degC], off-gas [ppm], voltage [V]. The label window, if
+    there is one, is shaded, and time counts to the PNR; else to the last row of the look-alike.
+    """
+    event = telemetry.iloc[rows]
+    first = event.iloc[0]
+    hazard = bool(event[col.LABEL].any())
+    end = event[col.TIMESTAMP].max() + pd.Timedelta(seconds=col.LABEL_UNTIL_S * hazard)
+    rack = _before(telemetry, end, minutes, **first[[col.SITE, col.RACK]])
+    own = rack[rack[col.MODULE] == first[col.MODULE]]
+    fig, axes = plt.subplots(3, 1, figsize=(8, 7), sharex=True)
+    for ax, name in ((axes[0], col.TEMP_MAX), (axes[2], col.VOLTAGE)):
+        for module, sibling in rack.groupby(col.MODULE, observed=True):
+            if module != first[col.MODULE]:
+                ax.plot(sibling["minute"], sibling[name], color="0.75", linewidth=0.8)
+        ax.plot(own["minute"], own[name], linewidth=1.4, label="this module (grey: its siblings)")
+    for name, gas in ((col.VOC, "VOC"), (col.CO, "CO"), (col.H2, "H2")):
+        axes[1].plot(own["minute"], own[name], linewidth=1.2, label=gas)
+    axes[0].set(ylabel="max. surface [°C]", title=_title(first))
+    axes[1].set_ylabel("off-gas [ppm]")
+    axes[2].set_ylabel("voltage [V]")
+    axes[2].set_xlabel(f"minutes to {'the point of no return' if hazard else 'its end'}")
+    for ax in axes:
+        if hazard:
+            window = own.loc[own[col.LABEL] == 1, "minute"]
+            ax.axvspan(window.min(), window.max(), color="C1", alpha=0.15, label="label 1")
+            ax.axvline(0, color="C3", linestyle="--", label="point of no return")
+    axes[0].legend(loc="upper left", fontsize="small")
+    axes[1].legend(loc="upper left", fontsize="small")
+    return fig
+
+
+def alarm_timeline(
+    telemetry: pd.DataFrame,
+    alarms: dict[str, tuple[pd.DataFrame, float]],
+    event: pd.Series,
+    *,
+    minutes: float = 45,
+) -> Figure:
+    """Draw one event with the moments at which each alarm was raised.
+
+    Parameters
+    ----------
+    telemetry : frame, shape (n_samples, ...).
+    alarms : name to scores frame and threshold.
+    event : a row of `event_table`.
+    minutes : drawn, up to the PNR [min].
+
+    Returns
+    -------
+    Figure of two panels: surface temperature [degC] and gas [ppm]; scores over their thresholds,
+    with a marker where the alarm was raised.
+    """
+    module = event[[col.SITE, col.RACK, col.MODULE]]
+    own = _before(telemetry, event["PNR"], minutes, **module)
+    fig, (above, below) = plt.subplots(2, 1, figsize=(8, 5.5), sharex=True)
+    above.plot(own["minute"], own[col.TEMP_MAX], color="C3", label="max. surface [°C]")
+    gas = above.twinx()
+    gas.plot(own["minute"], own[col.VOC], color="C4", linewidth=1, label="VOC [ppm]")
+    gas.grid(False)
+    gas.set_ylabel("VOC [ppm]")
+    above.set(ylabel="max. surface [°C]", title=_title(event))
+    lines = above.get_lines() + gas.get_lines()
+    above.legend(lines, [line.get_label() for line in lines], loc="upper left", fontsize="small")
+    for number, (name, (scores, threshold)) in enumerate(alarms.items()):
+        rows = _before(scores, event["PNR"], minutes, **module)
+        raised = _before(raise_alarms(scores, threshold=threshold), event["PNR"], minutes, **module)
+        said = f"alarm {-raised['minute'].iloc[0]:.0f} min before" if len(raised) else "no alarm"
+        ratio = (rows["y_score"] / threshold).clip(lower=1e-2)
+        below.plot(rows["minute"], ratio, color=f"C{number}", label=f"{name}: {said}")
+        below.plot(raised["minute"], np.ones(len(raised)), "v", color=f"C{number}", markersize=11)
+    below.axhline(1, color="0.3", linestyle=":")
+    for ax in (above, below):
+        ax.axvline(0, color="0.2", linestyle="--")
+    below.set(ylabel="score / alarm threshold", xlabel="minutes to the point of no return")
+    below.set_yscale("log")
+    below.legend(loc="upper left", fontsize="small")
+    return fig
+
+
+def _title(event: pd.Series) -> str:
+    """Name the event's cause, where it is known, and its module."""
+    cause = event.get(col.EVENT_TYPE)
+    return event[col.MODULE] if pd.isna(cause) else f"{cause}, {event[col.MODULE]}"
+
+
+def _before(frame: pd.DataFrame, end: pd.Timestamp, minutes: float, **ids: str) -> pd.DataFrame:
+    """Select the rows of the given ids up to an instant, with ``minute`` counting to it."""
+    minute = (frame[col.TIMESTAMP] - end).dt.total_seconds() / 60
+    chosen = (minute >= -minutes) & (minute <= 0)
+    for name, value in ids.items():
+        chosen &= frame[name] == value
+    return frame[chosen].assign(minute=minute[chosen])

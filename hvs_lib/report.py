@@ -1,0 +1,44 @@
+"""Tables of results for people: the headline metrics, each with its interval."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+# Heading, metric, digits. Out of fold first: it is what choices are made on.
+HEADLINES = (
+    ("average precision, out of fold", "cv_pr_auc", 2),
+    ("average precision", "pr_auc", 2),
+    ("event recall", "event_recall", 2),
+    ("false alarms per module-day", "false_alarms_per_module_day", 2),
+    ("median lead time [min]", "lead_time_median_min", 1),
+)
+
+
+def results_table(metrics: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    """Set the headline metrics of several models side by side.
+
+    Parameters
+    ----------
+    metrics : name of the model to its metrics.
+
+    Returns
+    -------
+    DataFrame of text, shape (n_models, 5): ``value [low, high]`` with the 95 % interval where there
+    is one, and a dash where the metric is undefined. All but the first column are of the test
+    racks.
+    """
+    return pd.DataFrame(
+        {
+            name: {heading: _cell(found, metric, digits) for heading, metric, digits in HEADLINES}
+            for name, found in metrics.items()
+        }
+    ).T
+
+
+def _cell(found: Mapping[str, float], metric: str, digits: int) -> str:
+    value, low, high = (found.get(f"{metric}{end}") for end in ("", "_low", "_high"))
+    if value is None or pd.isna(value):
+        return "–"
+    if low is None or pd.isna(low):
+        return f"{value:.{digits}f}"
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

@@ -1,0 +1,281 @@
+"""Execute the notebooks with papermill, in order, and say where the time went."""
+
+import ast
+import contextlib
+import difflib
+import logging
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvs_lib.data import project_root
+
+import nbformat
+import papermill as pm
+import yaml
+from nbclient.exceptions import DeadKernelError
+from nbformat import NotebookNode
+from papermill.exceptions import PapermillExecutionError
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+_RUN_ID = re.compile(r"\b[0-9a-f]{32}\b")
+PROFILES = ("smoke", "default", "full")
+COMPARISON = "04_comparison"
+
+
+class RunError(Exception):
+    """A run that was refused or has failed; its text is for the user."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the time of one executed notebook went [s].
+
+    Attributes
+    ----------
+    total : from the call of papermill to its return, and the logging of the notebook.
+    startup : kernel start and papermill: what no cell accounts for.
+    imports : the cell with the imports.
+    tracking : MLflow calls.
+    """
+
+    notebook: str
+    total: float
+    startup: float
+    imports: float
+    tracking: float
+
+    @property
+    def work(self) -> float:
+        """What is left for data, models and figures [s]."""
+        return self.total - self.startup - self.imports - self.tracking
+
+
+def notebooks() -> dict[str, Path]:
+    """Return the workbook's notebooks by name, in the order they run."""
+    paths = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    return {path.stem: path for path in paths}
+
+
+def plan(
+    names: list[str], *, profile: str = "default", parameters: Mapping[str, object] | None = None
+) -> dict[str, dict[str, object]]:
+    """Check what the user asks for, and give each notebook the parameters that it has.
+
+    Parameters
+    ----------
+    names : of notebooks, in any order; none means all.
+    profile : one of `PROFILES`.
+    parameters : to override; each must belong to one of the notebooks at least. Text is read as
+        a value of the type of the notebook's default.
+
+    Returns
+    -------
+    dict, the name of each notebook to run, in order, to its parameters.
+
+    Raises
+    ------
+    RunError
+        For an unknown name, with the nearest one, or a value of another type.
+    """
+    known = notebooks()
+    for name in names:
+        if name not in known:
+            raise RunError(f"there is no notebook {name!r}. {_nearest(name, known)}")
+    if profile not in PROFILES:
+        raise RunError(f"there is no profile {profile!r}. {_nearest(profile, PROFILES)}")
+    defaults = {name: _defaults(known[name]) for name in known if not names or name in names}
+    everywhere = {parameter for of_one in defaults.values() for parameter in of_one}
+    for parameter in parameters or {}:
+        if parameter not in everywhere:
+            hint = _nearest(parameter, everywhere)
+            raise RunError(f"{', '.join(defaults)} has no parameter {parameter!r}. {hint}")
+    chosen = _profile(profile) | dict(parameters or {})
+    return {
+        name: {
+            parameter: _typed(parameter, value, of_one[parameter])
+            for parameter, value in chosen.items()
+            if parameter in of_one
+        }
+        for name, of_one in defaults.items()
+    }
+
+
+def execute(
+    planned: Mapping[str, Mapping[str, object]],
+    *,
+    say: Callable[[str], None],
+    progress: bool,
+    in_place: bool = False,
+) -> list[Timing]:
+    """Execute the planned notebooks in order, into a new folder ``runs/<time>/``.
+
+    Parameters
+    ----------
+    planned : from `plan`.
+    say : is given each line for the user.
+    progress : show a bar of cells done on the terminal.
+    in_place : also keep the outputs in ``notebooks/``, see `keep_outputs`.
+
+    Raises
+    ------
+    RunError
+        With the failing cell's error and the path of the partial notebook.
+    """
+    folder = _new_folder()
+    say(f"Executed notebooks go to {folder}")
+    timings = []
+    for number, (name, parameters) in enumerate(planned.items(), 1):
+        say(f"[{number}/{len(planned)}] {name} ...")
+        timing = _execute_one(name, parameters, folder / f"{name}.ipynb", progress=progress)
+        say(f"[{number}/{len(planned)}] {name} done in {timing.total:.0f} s")
+        timings.append(timing)
+    if in_place:  # all or none: the committed notebooks belong together
+        for name in planned:
+            keep_outputs(folder / f"{name}.ipynb", notebooks()[name])
+    return timings
+
+
+def keep_outputs(executed: Path, notebook: Path) -> None:
+    """Write an executed notebook over the committed one, without what differs from run to run.
+
+    Run IDs are masked, and papermill's times, progress bars and empty outputs are left out.
+    """
+    cleaned = nbformat.read(executed, 4)
+    cleaned.metadata.pop("papermill", None)
+    cleaned.metadata.pop("widgets", None)
+    for cell in cleaned.cells:
+        for noise in ("papermill", "execution", "status"):
+            cell.metadata.pop(noise, None)
+        if not cell.metadata.get("tags", True):
+            del cell.metadata["tags"]
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in map(_cleaned, cell.outputs) if output is not None]
+    text = nbformat.writes(cleaned)
+    notebook.write_text(_RUN_ID.sub("<run id>", text) + "\n", encoding="utf-8")
+
+
+def _cleaned(output: NotebookNode) -> NotebookNode | None:
+    """Drop the frames of a progress bar, which end in carriage returns, from a stream."""
+    if output.output_type == "stream":
+        output.text = re.sub(r"[^\n]*\r", "", output.text)
+        if not output.text.strip():
+            return None
+    return output
+
+
+def timing_report(timings: list[Timing]) -> str:
+    """Write the seconds of each notebook, and the share that is not work, as a table."""
+    parts = ("startup", "imports", "tracking", "work", "total")
+    lines = [f"{'seconds':<16}" + "".join(f"{part:>10}" for part in parts)]
+    for timing in timings:
+        numbers = "".join(f"{getattr(timing, part):>10.1f}" for part in parts)
+        lines.append(f"{timing.notebook:<16}{numbers}")
+    total = sum(timing.total for timing in timings)
+    shares = {part: sum(getattr(t, part) for t in timings) / total for part in parts}
+    lines.append(f"{'share':<16}" + "".join(f"{shares[part]:>10.1%}" for part in parts))
+    return "\n".join(lines)
+
+
+def _execute_one(
+    name: str, parameters: Mapping[str, object], output: Path, *, progress: bool
+) -> Timing:
+    # Imported here so that a refused call does not wait for MLflow.
+    from hvs_lib import tracking
+
+    # papermill only logs what an execution lacks; `plan` and the exceptions below say it better.
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    execution_id = uuid.uuid4().hex
+    os.environ["HVS_EXECUTION_ID"] = execution_id  # the kernel inherits it
+    start = time.perf_counter()
+    tracking.connect()
+    try:
+        pm.execute_notebook(
+            notebooks()[name],
+            output,
+            parameters=dict(parameters),
+            kernel_name="python3",
+            progress_bar=progress,
+            extra_arguments=["--log-level=ERROR"],  # the kernel's own advice
+        )
+    except PapermillExecutionError as error:
+        raise RunError(
+            f"{name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
+            f"The notebook up to there: {output}"
+        ) from error
+    except DeadKernelError as error:
+        raise RunError(f"{name}: its kernel died. The notebook up to there: {output}") from error
+    finally:
+        parent = tracking.parent_of_execution(execution_id)
+        if parent is not None:
+            tracking.log_notebook(parent.info.run_id, output)
+        tracking.close_killed_runs()
+    tracked = parent.data.metrics["seconds_tracking"]
+    return _timing(name, output, total=time.perf_counter() - start, tracked=tracked)
+
+
+def _timing(name: str, executed: Path, *, total: float, tracked: float) -> Timing:
+    cells = [cell for cell in nbformat.read(executed, 4).cells if cell.cell_type == "code"]
+    seconds = {"imports": 0.0, "all": 0.0}
+    for cell in cells:
+        duration = cell.metadata.get("papermill", {}).get("duration") or 0.0
+        seconds["all"] += duration
+        if "imports" in cell.metadata.get("tags", []):
+            seconds["imports"] += duration
+    return Timing(
+        name,
+        total=total,
+        startup=total - seconds["all"],
+        imports=seconds["imports"],
+        tracking=tracked,
+    )
+
+
+def _defaults(notebook: Path) -> dict[str, object]:
+    """Read the names and default values of a notebook's parameters."""
+    inspected = pm.inspect_notebook(str(notebook))
+    return {name: ast.literal_eval(found["default"]) for name, found in inspected.items()}
+
+
+def _profile(name: str) -> dict[str, object]:
+    if name == "default":
+        return {}
+    text = (NOTEBOOKS / "params" / f"{name}.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)
+
+
+def _typed(parameter: str, value: object, default: object) -> object:
+    """Read a value as the type of the parameter's default."""
+    kind = type(default)
+    if isinstance(value, str) and kind is not str:
+        with contextlib.suppress(yaml.YAMLError):
+            value = yaml.safe_load(value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise RunError(
+            f"parameter {parameter!r} must be {kind.__name__}, as its default {default!r} is, "
+            f"got {value!r}."
+        )
+    return value
+
+
+def _nearest(name: str, known) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(sorted(known))}."
+
+
+def _new_folder() -> Path:
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for suffix in ("", *(f"_{k}" for k in range(2, 100))):
+        folder = project_root() / "runs" / f"{stamp}{suffix}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise RunError(f"cannot make a new folder {folder}: remove old ones from runs/.")

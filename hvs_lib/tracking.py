@@ -1,0 +1,593 @@
+"""MLflow: one parent run for a notebook, a child run for each model and each search candidate.
+
+A model is loaded with the types that its own file names as trusted, so load models from your own
+store only.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import sqlite3
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from hvs_lib import __version__, plots
+from hvs_lib import columns as col
+from hvs_lib.data import event_codes, project_root, sha256_of_file
+from hvs_lib.metrics import undefined_metrics
+from hvs_lib.protocol import Assessment, Protocol
+
+import joblib
+import matplotlib.pyplot as plt
+import mlflow
+import numpy as np
+import pandas as pd
+import psutil
+import skops.io
+from filelock import FileLock
+from imblearn.pipeline import Pipeline
+from IPython import get_ipython
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.models import infer_signature
+from sklearn.metrics import classification_report
+
+EXPERIMENTS = {
+    "data": "HVS_Fire_Prediction_Data",
+    "baseline": "HVS_Fire_Prediction_Baseline",
+    "tuning": "HVS_Fire_Prediction_Tuning",
+    "smote": "HVS_Fire_Prediction_SMOTE",
+    "comparison": "HVS_Fire_Prediction_Comparison",
+}
+REGISTERED_MODEL = "hvs-fire-prediction"
+CHAMPION = "champion"
+
+# What a logged model needs to be loaded elsewhere; inferring it costs seconds for each model.
+_MODEL_PACKAGES = (
+    "mlflow",
+    "scikit-learn",
+    "imbalanced-learn",
+    "xgboost",
+    "numpy",
+    "pandas",
+    "skops",
+)
+_TRUSTED_MODULES = ("sklearn.", "imblearn.", "xgboost.", "numpy.", "scipy.")
+
+
+class NotebookRun:
+    """The parent run of one execution of a notebook; `start` makes it.
+
+    It is FAILED while the last cell raised an error, and FINISHED after `finish`.
+    """
+
+    def __init__(self, run: Run, tags: dict[str, str]):
+        self.run_id = run.info.run_id
+        self.experiment_id = run.info.experiment_id
+        self._client = MlflowClient()
+        self._tags = tags
+        self._started = time.perf_counter()
+        self._seconds_tracking = 0.0
+
+    @contextmanager
+    def _clock(self):
+        """Add to the time spent on tracking, which the runner reports as a share."""
+        start = time.perf_counter()
+        yield
+        self._seconds_tracking += time.perf_counter() - start
+
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Log numbers of the notebook as a whole."""
+        with self._clock():
+            self._client.log_batch(self.run_id, metrics=_metrics(metrics))
+
+    def log_figure(self, figure: Figure, name: str) -> None:
+        """Log a figure of the notebook as a PNG artifact."""
+        with self._clock():
+            self._client.log_figure(self.run_id, figure, name)
+
+    def log_table(self, table: pd.DataFrame, name: str) -> None:
+        """Log a table of the notebook as a CSV artifact."""
+        with self._clock():
+            self._client.log_text(self.run_id, table.to_csv(index=False), name)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Tag the parent run."""
+        with self._clock():
+            self._client.log_batch(self.run_id, tags=_tags(tags))
+
+    def log_candidate(self, name: str, params: Mapping, metrics: Mapping[str, float]) -> str:
+        """Log one finished candidate of a search as a child run; callable from any thread.
+
+        Returns
+        -------
+        str, the child's Run ID.
+        """
+        with self._clock():
+            child = self._client.create_run(
+                self.experiment_id,
+                run_name=name,
+                tags=self._child_tags(role="candidate", model_name="xgboost"),
+            )
+            self._client.log_batch(
+                child.info.run_id, metrics=_metrics(metrics), params=_params(params)
+            )
+            self._client.set_terminated(child.info.run_id)
+        return child.info.run_id
+
+    def log_assessment(
+        self,
+        assessment: Assessment,
+        protocol: Protocol,
+        *,
+        model_name: str,
+        imbalance_technique: str = "none",
+        params: Mapping | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> str:
+        """Log one assessed model, or reference, as a child run with all its artifacts.
+
+        Parameters
+        ----------
+        assessment : from ``protocol.assess`` or ``protocol.assess_reference``.
+        protocol : it was assessed with.
+        model_name, imbalance_technique : tags that tell the runs of a stage apart.
+        params : beyond those of the model and the split.
+        tags : beyond those of every run.
+
+        Returns
+        -------
+        str, the child's Run ID.
+        """
+        role = "reference" if assessment.model is None else "model"
+        child_tags = self._child_tags(
+            role=role,
+            model_name=model_name,
+            imbalance_technique=imbalance_technique,
+            split=protocol.split.kind,
+            leaky=str(protocol.split.kind == "row").lower(),
+        ) | dict(tags or {})
+        missing = undefined_metrics(assessment.metrics)
+        missing += undefined_metrics(assessment.metrics, prefix="cv_")
+        if missing:
+            child_tags["undefined_metrics"] = ",".join(missing)
+        logged = _model_params(assessment.model) | _protocol_params(protocol) | dict(params or {})
+        with (
+            self._clock(),
+            mlflow.start_run(
+                experiment_id=self.experiment_id,
+                parent_run_id=self.run_id,
+                nested=True,
+                run_name=f"{model_name}, {imbalance_technique}" if role == "model" else model_name,
+                tags=child_tags,
+            ) as child,
+        ):
+            run_id = child.info.run_id
+            metrics = assessment.metrics | {"seconds": assessment.seconds}
+            self._client.log_batch(run_id, metrics=_metrics(metrics), params=_params(logged))
+            with tempfile.TemporaryDirectory() as folder:
+                _write_artifacts(Path(folder), assessment, protocol, title=model_name)
+                self._client.log_artifacts(run_id, folder)
+            if assessment.model is not None:
+                _log_model(assessment.model, protocol.X.iloc[protocol.split.test[:100]])
+        return run_id
+
+    def finish(self) -> None:
+        """Close the parent run as FINISHED."""
+        metrics = {
+            "seconds": time.perf_counter() - self._started,
+            "seconds_tracking": self._seconds_tracking,
+        }
+        self._client.log_batch(self.run_id, metrics=_metrics(metrics))
+        self._client.set_terminated(self.run_id)
+        _watch(None)
+
+    def _child_tags(self, **tags: str) -> dict[str, str]:
+        return self._tags | {"mlflow.parentRunId": self.run_id} | tags
+
+    def _after_cell(self, result) -> None:
+        """Let the run's status follow the last cell's."""
+        error = result.error_before_exec or result.error_in_exec
+        if error is not None:
+            self._client.set_tag(self.run_id, "error", f"{type(error).__name__}: {error}"[:5000])
+            self._client.set_terminated(self.run_id, "FAILED")
+        elif "error" in self._client.get_run(self.run_id).data.tags:
+            self._client.delete_tag(self.run_id, "error")
+            self._client.update_run(self.run_id, status="RUNNING")
+
+
+def connect() -> None:
+    """Point MLflow at the store, and make it ready if it is new.
+
+    The store is ``MLFLOW_TRACKING_URI`` if set, else SQLite at the project root, whatever the
+    working directory.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlflow.db'}"
+    mlflow.set_tracking_uri(uri)
+    folder = _sqlite_folder(uri)
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    # Several processes that create the tables of a fresh file at once break it.
+    with FileLock(folder / "mlflow.db.lock"):
+        MlflowClient().search_experiments(max_results=1)
+        with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database:
+            database.execute("PRAGMA journal_mode=WAL")  # readers do not wait for a writer
+
+
+def start(
+    notebook: str,
+    *,
+    stage: str,
+    params: Mapping,
+    data_path: str | Path | None = None,
+    data_sha256: str | None = None,
+    split: str = "rack",
+) -> NotebookRun:
+    """Start the parent run of a notebook, after closing the runs of killed processes.
+
+    Parameters
+    ----------
+    notebook : its name, ``01_baseline``.
+    stage : a key of `EXPERIMENTS`.
+    params : all of the notebook's parameters.
+    data_path : the telemetry file, hashed as a whole; or
+    data_sha256 : the digest, where only the runs are read.
+    split : ``rack`` or ``row``.
+    """
+    connect()
+    close_killed_runs()
+    _watch(None)
+    if data_path is not None:
+        data_sha256 = sha256_of_file(data_path)
+    tags = {
+        "stage": stage,
+        "split": split,
+        "data_sha256": data_sha256 or "none",
+        "workbook_version": __version__,
+        "process": _this_process(),
+        "execution_id": os.environ.get("HVS_EXECUTION_ID", "interactive"),
+        "mlflow.source.name": f"notebooks/{notebook}.ipynb",
+        "mlflow.source.type": "NOTEBOOK",
+        **_git_tags(),
+    }
+    client = MlflowClient()
+    run = client.create_run(
+        _experiment_id(EXPERIMENTS[stage]), run_name=notebook, tags=tags | {"role": "parent"}
+    )
+    client.log_batch(run.info.run_id, params=_params(params))
+    notebook_run = NotebookRun(run, tags)
+    _watch(notebook_run)
+    return notebook_run
+
+
+def close_killed_runs() -> list[str]:
+    """Close, as KILLED, the runs that this machine's dead processes left RUNNING.
+
+    Returns
+    -------
+    list of the Run IDs closed.
+    """
+    client = MlflowClient()
+    closed = []
+    for run in _search("attributes.status = 'RUNNING'"):
+        process = run.data.tags.get("process")
+        if process and _is_dead(process):
+            client.set_terminated(run.info.run_id, "KILLED")
+            closed.append(run.info.run_id)
+    return closed
+
+
+def parent_of_execution(execution_id: str) -> Run | None:
+    """Find the parent run that was started with this ``HVS_EXECUTION_ID``, if there is one."""
+    runs = _search(f"tags.execution_id = '{execution_id}' and tags.role = 'parent'")
+    return runs[0] if runs else None
+
+
+def comparable_runs(*, data_sha256: str = "") -> pd.DataFrame:
+    """List the finished model and reference runs that were judged alike: same rows, same alarm.
+
+    Parameters
+    ----------
+    data_sha256 : of the telemetry; empty takes that of the newest run.
+
+    Returns
+    -------
+    DataFrame, one row for each run, with ``name``, ``run_id``, ``stage``, ``model_name``,
+    ``imbalance_technique``, ``role``, ``split``, ``leaky``, ``data_sha256``, ``protocol_digest``,
+    and all metrics. Of runs with the same parameters the newest is listed. Leaky runs have other
+    test rows by their nature and are listed beside.
+
+    Raises
+    ------
+    ValueError
+        Where there is none yet.
+    """
+    found = _search("attributes.status = 'FINISHED' and params.protocol_digest LIKE '_%'")
+    runs = pd.DataFrame([_row_of(run) for run in found])
+    if data_sha256 and len(runs):
+        runs = runs[runs["data_sha256"] == data_sha256]
+    if runs.empty:
+        raise ValueError("there is no run to compare: run 01_baseline, 02_tuning, 03_smote first.")
+    runs = runs.sort_values(["started", "run_id"])
+    newest = runs[runs["leaky"] == "false"].iloc[-1]
+    runs = runs[runs["data_sha256"] == newest["data_sha256"]]
+    runs = runs[(runs["protocol_digest"] == newest["protocol_digest"]) | (runs["leaky"] == "true")]
+    runs = runs.drop_duplicates(
+        ["stage", "model_name", "imbalance_technique", "params"], keep="last"
+    )
+    return _with_names(runs.drop(columns=["params", "started"]).reset_index(drop=True))
+
+
+def _row_of(run: Run) -> dict[str, object]:
+    tags = run.data.tags
+    names = ("stage", "model_name", "imbalance_technique", "role", "split", "leaky", "data_sha256")
+    return {
+        "run_id": run.info.run_id,
+        "started": run.info.start_time,
+        "params": json.dumps(run.data.params, sort_keys=True),
+        "protocol_digest": run.data.params["protocol_digest"],
+        **{name: tags[name] for name in names},
+        **run.data.metrics,
+    }
+
+
+def _with_names(runs: pd.DataFrame) -> pd.DataFrame:
+    """Name each run by its model and treatment; by its stage too where that is not enough."""
+    plain = runs["model_name"].where(
+        runs["role"] == "reference", runs["model_name"] + ", " + runs["imbalance_technique"]
+    )
+    named = plain.where(~plain.duplicated(keep=False), plain + " (" + runs["stage"] + ")")
+    again = named.groupby(named).cumcount() + 1
+    named = named.where(again == 1, named + " #" + again.astype(str))
+    return runs.assign(name=named)
+
+
+def read_scores(run_id: str, name: str = "test_scores.parquet") -> pd.DataFrame:
+    """Read a scores frame, shape (n_samples, ...), that a run has logged."""
+    return pd.read_parquet(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name))
+
+
+def log_notebook(run_id: str, executed: Path) -> None:
+    """Log an executed notebook as an artifact of its parent run."""
+    if executed.exists():
+        MlflowClient().log_artifact(run_id, str(executed))
+
+
+def verdict() -> tuple[pd.DataFrame, dict[str, str]]:
+    """Return what the last finished comparison found.
+
+    Returns
+    -------
+    The leaderboard, and the champion's ``name``, ``run_id`` and registered ``version``.
+    """
+    runs = _search("attributes.status = 'FINISHED' and tags.stage = 'comparison'")
+    tags = runs[0].data.tags
+    path = mlflow.artifacts.download_artifacts(
+        run_id=runs[0].info.run_id, artifact_path="leaderboard.csv"
+    )
+    champion = {name: tags[f"champion_{name}"] for name in ("name", "run_id", "version")}
+    return pd.read_csv(path), champion
+
+
+def register_champion(run_id: str) -> str:
+    """Register the run's model, unless it is registered, and point the alias at it.
+
+    Returns
+    -------
+    str, the version of the registered model.
+    """
+    client = MlflowClient()
+    known = client.search_model_versions(f"name = '{REGISTERED_MODEL}' and run_id = '{run_id}'")
+    version = (known[0] if known else _register(client, run_id)).version
+    client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, version)
+    return str(version)
+
+
+def _register(client: MlflowClient, run_id: str) -> ModelVersion:
+    # `mlflow.register_model` does the same and writes to standard error.
+    if not client.search_registered_models(f"name = '{REGISTERED_MODEL}'"):
+        client.create_registered_model(REGISTERED_MODEL)
+    model_id = client.get_run(run_id).outputs.model_outputs[0].model_id
+    return client.create_model_version(
+        REGISTERED_MODEL, source=f"models:/{model_id}", run_id=run_id, model_id=model_id
+    )
+
+
+def _write_artifacts(
+    folder: Path, assessment: Assessment, protocol: Protocol, *, title: str
+) -> None:
+    test, threshold = assessment.test_scores, assessment.threshold
+    figures = {
+        "confusion_matrix.png": plots.confusion_matrix(test, threshold=threshold, title=title),
+        "pr_curve.png": plots.precision_recall({title: test}, title="Test racks"),
+    }
+    for name, figure in figures.items():
+        figure.savefig(folder / name)
+        plt.close(figure)
+    report = classification_report(
+        test[col.LABEL],
+        test["y_score"] >= threshold,
+        labels=[0, 1],
+        target_names=["normal", "hazard"],
+        digits=4,
+        zero_division=0,
+    )
+    (folder / "classification_report.txt").write_text(report)
+    (folder / "splits.json").write_text(json.dumps(protocol.split.to_dict(), indent=1))
+    test.to_parquet(folder / "test_scores.parquet", index=False)
+    assessment.cv_scores.to_parquet(folder / "cv_scores.parquet", index=False)
+    if assessment.model is not None:
+        joblib.dump(assessment.model.named_steps["scale"], folder / "scaler.joblib")
+        _check_rows(assessment, protocol).to_parquet(folder / "check_rows.parquet")
+
+
+def _check_rows(assessment: Assessment, protocol: Protocol, *, count: int = 200) -> pd.DataFrame:
+    """Keep test rows from quiet to hazardous, with their scores, to check a loaded model by."""
+    scores = assessment.test_scores["y_score"].to_numpy()
+    chosen = np.argsort(scores, kind="stable")[np.linspace(0, len(scores) - 1, count).astype(int)]
+    return protocol.X.iloc[protocol.split.test[chosen]].assign(y_score=scores[chosen])
+
+
+def _log_model(model: Pipeline, example: pd.DataFrame) -> None:
+    mlflow.sklearn.log_model(
+        model,
+        name="model",
+        signature=infer_signature(example, model.predict_proba(example)),
+        input_example=example.head(3),
+        skops_trusted_types=_trusted_types(model),
+        pyfunc_predict_fn="predict_proba",
+        pip_requirements=[f"{name}=={version(name)}" for name in _MODEL_PACKAGES],
+    )
+
+
+def _trusted_types(model: Pipeline) -> list[str]:
+    """Name the types that a model's file holds, all of them from the libraries that we use."""
+    types = skops.io.get_untrusted_types(data=skops.io.dumps(model))
+    strange = [name for name in types if not name.startswith(_TRUSTED_MODULES)]
+    if strange:
+        raise TypeError(
+            f"a logged model may hold types of {', '.join(_TRUSTED_MODULES)} only, got {strange}: "
+            "leave them out of the pipeline."
+        )
+    return types
+
+
+def _protocol_params(protocol: Protocol) -> dict[str, object]:
+    """Describe the rows that a model was fitted and judged on."""
+    split, y = protocol.split, protocol.y
+    events = event_codes(protocol.telemetry)
+    judged_by = [split.to_dict(), protocol.alarm_budget, asdict(protocol.rule)]
+    digest = hashlib.sha256(json.dumps(judged_by, sort_keys=True).encode()).hexdigest()
+    described = {
+        "n_features": protocol.X.shape[1],
+        "normal_stride": protocol.normal_stride,
+        "alarm_budget": protocol.alarm_budget,
+        "alarm_rule": f"{protocol.rule.k} of {protocol.rule.n}",
+        "refractory_min": protocol.rule.refractory_min,
+        "rows_fitted": len(protocol.fitting_rows(split.train)),
+        "protocol_digest": digest[:16],
+    }
+    for name, rows in {"train": split.train, "test": split.test}.items():
+        described[f"rows_{name}"] = len(rows)
+        described[f"hazard_rows_{name}"] = int(y[rows].sum())
+        described[f"events_{name}"] = len(set(events[rows]) - {-1})
+    return described
+
+
+def _model_params(model: Pipeline | None) -> dict[str, object]:
+    """Name every scalar parameter of the pipeline's steps; those left at None say nothing."""
+    if model is None:
+        return {}
+    scalars = (str, int, float, bool, np.number)
+    params = {
+        name: value
+        for name, value in model.get_params().items()
+        if "__" in name
+        and isinstance(value, scalars)
+        and value == value  # NaN: XGBoost's `missing`
+    }
+    # XGBoost trains on the CPU with only a warning where a CUDA device is asked for and absent.
+    if "classify__device" in params:
+        config = json.loads(model.named_steps["classify"].get_booster().save_config())
+        params["classify__device"] = config["learner"]["generic_param"]["device"]
+    return params
+
+
+def _experiment_id(name: str) -> str:
+    """Find or make an experiment, with artifacts beside a SQLite store and not in the cwd."""
+    client = MlflowClient()
+    folder = _sqlite_folder(mlflow.get_tracking_uri())
+    if folder is None:
+        return mlflow.set_experiment(name).experiment_id
+    with FileLock(folder / "mlflow.db.lock"):
+        found = client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        return client.create_experiment(name, artifact_location=(folder / "mlartifacts").as_uri())
+
+
+def _sqlite_folder(uri: str) -> Path | None:
+    """Return the folder of a SQLite store's file; None for another kind of store."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri.removeprefix("sqlite:///")).resolve().parent
+
+
+def _search(filter_string: str) -> list[Run]:
+    """Search the runs of the workbook's experiments, without the client's limit of 1000."""
+    experiments = mlflow.search_experiments(filter_string="name LIKE 'HVS_Fire_Prediction_%'")
+    if not experiments:
+        return []
+    return mlflow.search_runs(
+        [experiment.experiment_id for experiment in experiments],
+        filter_string=filter_string,
+        output_format="list",
+    )
+
+
+def _this_process() -> str:
+    """Name this process so that a later one with the same number is not taken for it."""
+    return f"{platform.node()} {os.getpid()} {psutil.Process().create_time():.0f}"
+
+
+def _is_dead(process: str) -> bool:
+    """Tell whether a process of `_this_process` has ended; of other machines we cannot know."""
+    node, pid, created = process.rsplit(" ", 2)
+    if node != platform.node():
+        return False
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.0f}" != created
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _git_tags() -> dict[str, str]:
+    """Name the commit of the code; in a kernel MLflow does not find it by itself."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(project_root()), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
+    except (OSError, subprocess.CalledProcessError):
+        return {"git_commit": "none", "git_dirty": "unknown"}
+    dirty = str(bool(changes)).lower()
+    return {"git_commit": commit, "mlflow.source.git.commit": commit, "git_dirty": dirty}
+
+
+def _watch(run: NotebookRun | None) -> None:
+    """Watch the cells of this kernel for the given run, and for no other."""
+    shell = get_ipython()
+    if shell is None:
+        return
+    for callback in list(shell.events.callbacks["post_run_cell"]):
+        if isinstance(getattr(callback, "__self__", None), NotebookRun):
+            shell.events.unregister("post_run_cell", callback)
+    if run is not None:
+        shell.events.register("post_run_cell", run._after_cell)
+
+
+def _metrics(values: Mapping[str, float]) -> list[Metric]:
+    """Turn numbers into MLflow's metrics, without those that are not finite."""
+    now = int(time.time() * 1000)
+    return [Metric(k, float(v), now, 0) for k, v in values.items() if math.isfinite(v)]
+
+
+def _params(values: Mapping) -> list[Param]:
+    return [Param(name, str(value)) for name, value in values.items()]
+
+
+def _tags(values: Mapping[str, str]) -> list[RunTag]:
+    return [RunTag(name, str(value)) for name, value in values.items()]

@@ -1,0 +1,86 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+from hvs_lib import columns as col
+
+import numpy as np
+import pandas as pd
+import pytest
+
+TYPICAL = {
+    col.TEMP_AVG: 27.0,
+    col.TEMP_MAX: 28.5,
+    col.VOLTAGE: 52.0,
+    col.CURRENT: -12.0,
+    col.SOC: 60.0,
+    col.CO: 3.0,
+    col.H2: 1.5,
+    col.VOC: 15.0,
+    col.AMBIENT: 23.0,
+}
+
+
+def build_telemetry(
+    *,
+    sites: int = 1,
+    racks: int = 6,
+    modules: int = 2,
+    rows: int = 60,
+    interval_s: float = 10.0,
+    event_racks: tuple[int, ...] = (0, 1, 2, 3),
+    event_rows: int = 12,
+    look_alike_racks: tuple[int, ...] = (),
+    event_ids: bool = True,
+    label: bool = True,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Build a small telemetry table with known racks, modules and events.
+
+    Racks are counted over all sites. An event fills the last `event_rows` rows of the first module
+    of its rack: it warms by 0.5 K a row. A look-alike does the same to the last module, unlabelled.
+    """
+    rng = np.random.default_rng(seed)
+    n = sites * racks * modules * rows
+    module = np.arange(n) // rows
+    rack, site, step = module // modules, module // modules // racks, np.arange(n) % rows
+    start = np.datetime64("2025-06-01T00:00:00", "us")
+    period = np.timedelta64(round(interval_s * 1e6), "us")
+    frame = pd.DataFrame({col.TIMESTAMP: start + step * period})
+    names = [f"Rack{'AB'[i // 4 % 2]}{i % 4 + 1 + 4 * (i // 8)}" for i in range(racks)]
+    frame[col.SITE] = [f"Site{i + 1:02d}" for i in site]
+    frame[col.RACK] = [names[i % racks] for i in rack]
+    frame[col.MODULE] = frame[col.RACK] + [f"_Module{i % modules + 1:02d}" for i in module]
+    for name, level in TYPICAL.items():
+        # rounded, so that a CSV file holds the same float32
+        frame[name] = np.round(level + rng.normal(0.0, 0.2, n), 3).astype(np.float32)
+
+    last = step >= rows - event_rows
+    hazard = last & np.isin(rack, event_racks) & (module % modules == 0)
+    look_alike = last & np.isin(rack, look_alike_racks) & (module % modules == modules - 1)
+    warmer = np.where(hazard | look_alike, step - (rows - event_rows) + 1, 0) * np.float32(0.5)
+    frame[col.TEMP_MAX] += warmer.astype(np.float32)
+    if label:
+        frame[col.LABEL] = hazard.astype(np.int8)
+    if event_ids:
+        ids = np.array([f"E{i:03d}" for i in rack], dtype=object)
+        frame[col.EVENT_ID] = np.where(hazard, ids, np.where(look_alike, "L" + ids, None))
+        frame[col.EVENT_TYPE] = np.where(hazard, "short", np.where(look_alike, "hot_day", None))
+    for name in [col.SITE, col.RACK, col.MODULE, col.EVENT_ID, col.EVENT_TYPE]:
+        if name in frame:
+            frame[name] = frame[name].astype("str").astype("category")
+    frame = frame[[name for name in col.TELEMETRY if name in frame]]
+    return frame.sort_values(col.KEYS, ignore_index=True)
+
+
+@pytest.fixture(scope="session")
+def make_telemetry():
+    """Return the factory of small telemetry tables."""
+    return build_telemetry
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """Give the test a project root of its own to write to."""
+    monkeypatch.setenv("HVS_PROJECT_ROOT", str(tmp_path))
+    return tmp_path

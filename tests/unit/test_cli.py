@@ -1,0 +1,90 @@
+from hvs_lib import columns as col
+from hvs_lib import runner
+from hvs_lib.cli import main
+from hvs_lib.data import load_telemetry
+
+import pytest
+from click.testing import CliRunner
+
+
+@pytest.fixture
+def hvs(project, monkeypatch):
+    """Return a function that calls `hvs` where no kernel may start."""
+
+    def never(*_, **__):
+        raise AssertionError("nothing may be executed")
+
+    monkeypatch.setattr(runner, "execute", never)
+    return lambda *arguments: CliRunner().invoke(main, [str(word) for word in arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "02_tunning"], "Did you mean '02_tuning'?"),
+        (["run", "-p", "n_itter", "5"], "Did you mean 'n_iter'?"),
+        (["run", "-p", "n_iter", "many"], "'n_iter' must be int"),
+        (["run", "--profile", "smoky"], "Did you mean 'smoke'?"),
+        (["run", "-p", "data_path", "nowhere.csv"], "nowhere.csv"),
+        (["run", "--in-place", "-p", "n_iter", "5"], "set no parameter"),
+        (["check", "nowhere.parquet"], "nowhere.parquet"),
+    ],
+)
+def test_bad_input_ends_with_one_message_and_status_1(hvs, project, arguments, message):
+    result = hvs(*arguments)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert result.stderr.startswith("Error: ")
+    assert "Traceback" not in result.output
+    assert list(project.iterdir()) == [], "nothing may be written"
+
+
+def test_bad_telemetry_is_refused_before_a_kernel_starts(hvs, make_telemetry, tmp_path_factory):
+    path = tmp_path_factory.mktemp("own") / "own.csv"
+    make_telemetry().assign(**{col.VOLTAGE: "x"}).drop(columns=col.RACK).to_csv(path, index=False)
+    result = hvs("run", "-p", "data_path", path)
+    assert result.exit_code == 1
+    assert col.RACK in result.stderr
+    assert col.VOLTAGE in result.stderr
+
+
+def test_check_says_what_a_file_holds(hvs, make_telemetry, tmp_path):
+    path = tmp_path / "own.csv"
+    make_telemetry(racks=6, modules=2, event_racks=(0, 1)).to_csv(path, index=False)
+    result = hvs("check", path)
+    assert result.exit_code == 0
+    said = dict(line.split(maxsplit=1) for line in result.output.splitlines() if "  " in line)
+    assert said["modules"] == "12"
+    assert said["events"].startswith("2 in 2 racks")
+
+
+def test_check_accepts_telemetry_without_a_label(hvs, make_telemetry, tmp_path):
+    path = tmp_path / "own.csv"
+    make_telemetry(label=False, event_ids=False).to_csv(path, index=False)
+    assert hvs("check", path).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["fleet.csv", "fleet.parquet"])
+def test_simulate_writes_what_loads_and_never_overwrites(hvs, tmp_path, name):
+    path = tmp_path / name
+    arguments = ["simulate", path, "--sites", 1, "--hours", 0.5, "--seed", 3]
+    result = hvs(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "modules" in result.output
+    telemetry = load_telemetry(path, require_label=False)
+    assert telemetry[col.MODULE].nunique() == 64
+    before = path.read_bytes()
+    again = hvs(*arguments)
+    assert again.exit_code == 1
+    assert "exists" in again.stderr
+    assert path.read_bytes() == before
+
+
+def test_simulate_refuses_bad_numbers(hvs, tmp_path):
+    result = hvs("simulate", tmp_path / "fleet.csv", "--sites", 0)
+    assert result.exit_code == 1
+    assert "sites must be" in result.stderr
+
+
+def test_version(hvs):
+    assert hvs("--version").output.startswith("hvs, version ")

@@ -1,0 +1,930 @@
+"""Metrics, alarms and the scores frame: limits by hand, an independent model, and properties."""
+
+from itertools import pairwise, product
+
+from hvs_lib import columns as col
+from hvs_lib.metrics import (
+    INTERVALS,
+    METRICS,
+    AlarmRule,
+    alarm_curve,
+    alarm_level,
+    bootstrap_average_precision,
+    choose_threshold,
+    clopper_pearson,
+    evaluate,
+    event_table,
+    poisson_interval,
+    raise_alarms,
+    scores_frame,
+    single_feature_average_precision,
+    undefined_metrics,
+)
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+
+START = pd.Timestamp("2025-03-01 12:00:00")
+IDS = [col.SITE, col.RACK, col.MODULE, col.EVENT_ID, col.EVENT_TYPE]
+AT_ONCE = AlarmRule(k=1, n=1, refractory_min=0)
+
+
+def module_rows(score, label=0, *, name="M1", rack="R1", site="S1", event=np.nan, at_s=None):
+    """Rows of one module, every 10 s unless `at_s` [s] gives the times."""
+    at_s = 10.0 * np.arange(len(score)) if at_s is None else np.asarray(at_s, dtype=float)
+    rows = pd.DataFrame({col.TIMESTAMP: START + pd.to_timedelta(at_s, unit="s"), "y_score": score})
+    rows["y_score"] = rows["y_score"].astype(float)
+    rows[col.TIMESTAMP] = rows[col.TIMESTAMP].astype("datetime64[us]")
+    rows[col.LABEL] = np.broadcast_to(np.asarray(label, dtype=np.int8), len(rows))
+    ids = {col.SITE: site, col.RACK: rack, col.MODULE: name}
+    event = np.broadcast_to(np.asarray(event, dtype=object), len(rows))
+    kind = np.where(pd.isna(event), None, "vent")
+    return rows.assign(**ids, **{col.EVENT_ID: event, col.EVENT_TYPE: kind})
+
+
+def frame_of(*modules):
+    """Join modules into one scores frame with categories."""
+    frame = pd.concat(modules, ignore_index=True)
+    return frame.astype({name: "category" for name in IDS})
+
+
+def seconds(times):
+    return ((times - START) / pd.Timedelta(seconds=1)).tolist()
+
+
+# --------------------------------------------------------------------------------------------------
+# The rule and the level
+# --------------------------------------------------------------------------------------------------
+
+
+def test_level_is_the_kth_highest_of_the_last_n():
+    scores = frame_of(module_rows([5, 1, 4, 2, 3, 9, 0]))
+    level = alarm_level(scores, AlarmRule(k=2, n=3))
+    assert level.tolist() == [-np.inf, 1, 4, 2, 3, 3, 3]
+
+
+def test_level_at_or_above_the_threshold_is_k_of_n_at_or_above_it():
+    scores = frame_of(module_rows([0, 1, 0, 1, 1, 0, 0, 0]))
+    holds = alarm_level(scores, AlarmRule(k=3, n=4)) >= 1
+    assert holds.tolist() == [False, False, False, False, True, False, False, False]
+
+
+def test_level_with_one_of_one_is_the_score():
+    assert alarm_level(frame_of(module_rows([3, 1, 2])), AT_ONCE).tolist() == [3, 1, 2]
+
+
+def test_level_never_mixes_modules_racks_or_sites():
+    high, low = [9, 9, 9], [1, 1, 1]
+    scores = frame_of(
+        module_rows(high, name="M1"),
+        module_rows(low, name="M2"),
+        module_rows(low, rack="R2", name="M1"),
+        module_rows(low, site="S2", name="M1"),
+    )
+    level = alarm_level(scores, AlarmRule(k=2, n=3)).reshape(4, 3)
+    assert (level[:, 0] == -np.inf).all()
+    assert (level[0, 1:] == 9).all()
+    assert (level[1:, 1:] == 1).all()
+
+
+@pytest.mark.parametrize(("gap_s", "expected"), [(60, 5), (70, -np.inf)])
+def test_level_restarts_after_a_gap_of_more_than_3n_intervals(gap_s, expected):
+    at_s = [0, 10, 20, 20 + gap_s, 30 + gap_s]
+    scores = frame_of(module_rows([5, 5, 5, 5, 5], at_s=at_s))
+    level = alarm_level(scores, AlarmRule(k=2, n=2))
+    assert level[3] == expected
+    assert level[4] == 5
+
+
+def test_level_follows_the_order_of_its_argument():
+    scores = frame_of(module_rows([1, 2, 3], name="M1"), module_rows([7, 8, 9], name="M2"))
+    shuffled = scores.iloc[[4, 0, 5, 2, 1, 3]]
+    expected = alarm_level(scores, AT_ONCE)[[4, 0, 5, 2, 1, 3]]
+    assert alarm_level(shuffled, AT_ONCE).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, r"k must be a whole number of samples, at least 1, got 0\."),
+        ({"k": 1.5}, r"k must be a whole number .* got 1\.5\."),
+        ({"k": 6, "n": 5}, r"k must be at most n, got k=6, n=5\. Lower k or raise n\."),
+        ({"refractory_min": -1}, r"refractory_min must be a finite number, 0 or more, got -1\."),
+        ({"refractory_min": np.nan}, r"refractory_min must be a finite number, .* got nan\."),
+    ],
+)
+def test_rule_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        AlarmRule(**options)
+
+
+# --------------------------------------------------------------------------------------------------
+# Alarms
+# --------------------------------------------------------------------------------------------------
+
+
+def test_a_standing_alarm_is_raised_again_after_the_refractory_period():
+    scores = frame_of(module_rows([0, 1, 1, 1, 1, 1, 1, 1]))
+    alarms = raise_alarms(scores, threshold=1, rule=AlarmRule(1, 1, refractory_min=0.5))
+    assert seconds(alarms[col.TIMESTAMP]) == [10, 40, 70]
+    assert not alarms["is_true"].any()
+
+
+def test_an_alarm_inside_the_refractory_period_is_not_raised_but_waits_for_no_edge():
+    scores = frame_of(module_rows([1, 0, 1, 0, 0, 1, 1]))
+    alarms = raise_alarms(scores, threshold=1, rule=AlarmRule(1, 1, refractory_min=0.5))
+    assert seconds(alarms[col.TIMESTAMP]) == [0, 50]
+
+
+def test_the_refractory_period_of_one_module_is_not_another_ones():
+    one = [0, 1, 0, 0]
+    scores = frame_of(module_rows(one, name="M1"), module_rows(one, name="M2"))
+    alarms = raise_alarms(scores, threshold=1, rule=AlarmRule(1, 1))
+    assert alarms[col.MODULE].tolist() == ["M1", "M2"]
+    assert alarms["y_score"].tolist() == alarms["level"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("row", [0, 1, 63, 64, 65, 127, 128, 198, 199])
+def test_a_single_high_score_is_found_wherever_it_is(row):
+    scores = frame_of(module_rows(np.arange(200) == row))
+    alarms = raise_alarms(scores, threshold=1, rule=AT_ONCE)
+    assert seconds(alarms[col.TIMESTAMP]) == [10 * row]
+
+
+def test_without_refractory_every_sample_is_an_alarm():
+    alarms = raise_alarms(frame_of(module_rows([1, 1, 0, 1])), threshold=1, rule=AT_ONCE)
+    assert seconds(alarms[col.TIMESTAMP]) == [0, 10, 30]
+
+
+@pytest.mark.parametrize(
+    ("score", "is_true", "caught", "lead_s"),
+    [
+        ([0, 1, 1, 1, 1, 0, 0, 0], [True], True, 50),  # began before the window and still stands
+        ([0, 1, 1, 0, 0, 0, 0, 0], [False], False, None),  # ended before the window
+        ([0, 1, 0, 0, 1, 0, 0, 0], [True], True, 40),  # holds again before the refractory ends
+        ([0, 0, 0, 1, 0, 0, 0, 0], [True], True, 50),  # at the first row of the window
+        ([0, 0, 0, 0, 0, 1, 0, 0], [True], True, 30),  # at the last row of the window
+        ([0, 0, 0, 0, 0, 0, 1, 1], [False], False, None),  # after the window
+        ([0, 0, 0, 0, 0, 0, 0, 0], [], False, None),
+    ],
+)
+def test_alarms_before_in_and_after_the_label_window(score, is_true, caught, lead_s):
+    scores = frame_of(module_rows(score, [0, 0, 0, 1, 1, 1, 0, 0], event="E1"))
+    rule = AlarmRule(1, 1, refractory_min=2)
+    alarms = raise_alarms(scores, threshold=1, rule=rule)
+    assert alarms["is_true"].tolist() == is_true
+    assert alarms[col.EVENT_ID].tolist() == ["E1" if true else None for true in is_true]
+    event = event_table(scores, threshold=1, rule=rule).iloc[0]
+    assert event["caught"] == caught
+    lead = [] if np.isnan(event["lead_time_min"]) else [event["lead_time_min"] * 60]
+    assert lead == pytest.approx([lead_s] if caught else [])
+
+
+def test_an_alarm_is_true_only_until_its_refractory_period_ends():
+    label = [0, 0, 0, 1, 1]
+    scores = frame_of(module_rows([1, 1, 1, 1, 0], label))
+    early = raise_alarms(scores, threshold=1, rule=AlarmRule(1, 1, refractory_min=0.5))
+    assert seconds(early[col.TIMESTAMP]) == [0, 30]  # the window begins as the period ends
+    assert early["is_true"].tolist() == [False, True]
+    late = raise_alarms(scores, threshold=1, rule=AlarmRule(1, 1, refractory_min=31 / 60))
+    assert late["is_true"].tolist() == [True]
+
+
+def test_an_alarm_on_a_sibling_catches_nothing():
+    scores = frame_of(
+        module_rows([0, 0, 0, 0], [0, 1, 1, 0], name="M1"), module_rows([0, 1, 1, 0], name="M2")
+    )
+    assert not event_table(scores, threshold=1, rule=AT_ONCE)["caught"].any()
+    assert not raise_alarms(scores, threshold=1, rule=AT_ONCE)["is_true"].any()
+
+
+def test_alarms_are_raised_without_labels():
+    labelled = frame_of(module_rows([0, 1, 0, 1], [0, 1, 1, 0]))
+    scores = labelled.drop(columns=[col.LABEL, col.EVENT_ID, col.EVENT_TYPE])
+    alarms = raise_alarms(scores, threshold=1, rule=AT_ONCE)
+    expected = raise_alarms(labelled, threshold=1, rule=AT_ONCE)
+    pd.testing.assert_frame_equal(alarms, expected.drop(columns=["is_true", col.EVENT_ID]))
+
+
+# --------------------------------------------------------------------------------------------------
+# Events
+# --------------------------------------------------------------------------------------------------
+
+
+def test_event_table_by_hand():
+    label = [0, 1, 1, 1]
+    scores = frame_of(
+        module_rows([0, 0, 1, 1], label, name="M2", event="E7"),
+        module_rows([1, 0, 0, 0], label, name="M1", event="E9"),
+    )
+    table = event_table(scores, threshold=1, rule=AT_ONCE)
+    assert table[col.MODULE].tolist() == ["M1", "M2"]
+    assert table[col.EVENT_ID].tolist() == ["E9", "E7"]
+    assert table[col.EVENT_TYPE].tolist() == ["vent", "vent"]
+    assert seconds(table["window_start"]) == [10, 10]
+    assert seconds(table["PNR"]) == [60, 60]  # the last label at 30 s, and 30 s more
+    assert table["caught"].tolist() == [False, True]
+    assert table["lead_time_min"].tolist() == pytest.approx([np.nan, 40 / 60], nan_ok=True)
+
+
+def test_events_without_an_id_are_stretches():
+    scores = frame_of(module_rows([0] * 7, [1, 1, 0, 1, 0, 0, 1]))
+    bare = scores.drop(columns=[col.EVENT_ID, col.EVENT_TYPE])
+    for table in (event_table(s, threshold=1, rule=AT_ONCE) for s in (scores, bare)):
+        assert seconds(table["window_start"]) == [0, 30, 60]
+        assert table[col.EVENT_ID].tolist() == ["event 0", "event 1", "event 2"]
+        assert table[col.EVENT_TYPE].isna().all()
+
+
+def test_one_event_id_is_one_event_per_module_even_with_holes():
+    holed = [1, 1, 0, 1]
+    scores = frame_of(
+        module_rows([0, 0, 0, 1], holed, name="M1", event="E1"),
+        module_rows([0, 0, 0, 0], holed, name="M2", event="E1"),
+    )
+    table = event_table(scores, threshold=1, rule=AT_ONCE)
+    assert table[col.MODULE].tolist() == ["M1", "M2"]
+    assert table["caught"].tolist() == [True, False]
+
+
+def test_lead_time_counts_from_the_alarm_condition_not_from_the_first_high_score():
+    scores = frame_of(module_rows([0, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1]))
+    lead = {
+        k: event_table(scores, threshold=1, rule=AlarmRule(k, 5))["lead_time_min"][0]
+        for k in (1, 3, 5)
+    }
+    assert lead == pytest.approx({1: 70 / 60, 3: 50 / 60, 5: 30 / 60})
+
+
+# --------------------------------------------------------------------------------------------------
+# An independent model: plain Python, row by row
+# --------------------------------------------------------------------------------------------------
+
+
+def plain_holds(score, at_s, threshold, rule):
+    step = np.median(np.diff(at_s)) if len(at_s) > 1 else 0
+    holds, window = [], []
+    for i, value in enumerate(score):
+        if i and at_s[i] - at_s[i - 1] > 3 * rule.n * step:
+            window = []
+        window = [*window, value][-rule.n :]
+        holds.append(sum(v >= threshold for v in window) >= rule.k)
+    return holds
+
+
+def plain_module(score, label, at_s, threshold, rule):
+    """Return raise times, whether each is true, and the lead times of the caught events [s]."""
+    holds = plain_holds(score, at_s, threshold, rule)
+    raised, is_true = [], []
+    for i, now in enumerate(at_s):
+        if holds[i] and (not raised or now >= raised[-1] + rule.refractory_min * 60):
+            raised.append(now)
+            span = [j for j in range(i, len(at_s)) if at_s[j] < now + rule.refractory_min * 60]
+            is_true.append(any(holds[j] and label[j] for j in {i, *span}))
+    starts = [i for i in range(len(label)) if label[i] and (i == 0 or not label[i - 1])]
+    leads = []
+    for start in starts:
+        stop = start
+        while stop < len(label) and label[stop]:
+            stop += 1
+        first = [at_s[i] for i in range(start, stop) if holds[i]]
+        leads.append(at_s[stop - 1] + 30 - first[0] if first else None)
+    return raised, is_true, leads
+
+
+@st.composite
+def fleets(draw):
+    """A few modules with coarse scores (many ties), irregular steps and any labels."""
+    modules = []
+    for m in range(draw(st.integers(1, 3))):
+        n = draw(st.integers(1, 25))
+        score = draw(st.lists(st.integers(-2, 4), min_size=n, max_size=n))
+        label = draw(st.lists(st.sampled_from([0, 0, 1]), min_size=n, max_size=n))
+        steps = draw(st.lists(st.sampled_from([10, 10, 10, 20, 400]), min_size=n, max_size=n))
+        modules.append((f"M{m}", score, label, np.cumsum(steps)))
+    return modules
+
+
+rules = st.builds(
+    lambda k, more, refractory: AlarmRule(k, k + more, refractory),
+    st.integers(1, 3),
+    st.integers(0, 3),
+    st.sampled_from([0, 0.25, 0.5, 1, 5]),
+)
+
+
+def frame_of_fleet(modules):
+    return frame_of(*(module_rows(s, y, name=m, at_s=t) for m, s, y, t in modules))
+
+
+@settings(max_examples=150, deadline=None)
+@given(fleets(), rules, st.integers(-3, 5))
+def test_alarms_and_events_agree_with_the_plain_model(modules, rule, threshold):
+    scores = frame_of_fleet(modules)
+    alarms = raise_alarms(scores, threshold=threshold, rule=rule)
+    events = event_table(scores, threshold=threshold, rule=rule)
+    for name, score, label, at_s in modules:
+        raised, is_true, leads = plain_module(score, label, at_s, threshold, rule)
+        ours = alarms[alarms[col.MODULE] == name]
+        assert seconds(ours[col.TIMESTAMP]) == raised
+        assert ours["is_true"].tolist() == is_true
+        lead = events.loc[events[col.MODULE] == name, "lead_time_min"] * 60
+        expected = [np.nan if lead is None else lead for lead in leads]
+        assert lead.tolist() == pytest.approx(expected, nan_ok=True)
+
+
+def plain_totals(modules, threshold, rule):
+    results = [plain_module(s, y, t, threshold, rule) for _, s, y, t in modules]
+    leads = [lead for _, _, all_leads in results for lead in all_leads]
+    n_false = sum(not true for _, is_true, _ in results for true in is_true)
+    return n_false, sum(lead is not None for lead in leads), len(leads)
+
+
+@settings(max_examples=100, deadline=None)
+@given(fleets(), rules, st.sampled_from([0, 200, 1000, 3000, 1e9]))
+def test_chosen_threshold_is_the_best_within_the_budget(modules, rule, budget):
+    scores = frame_of_fleet(modules)
+    if not scores[col.LABEL].any():
+        scores.loc[0, col.LABEL] = modules[0][2][0] = 1
+    days = evaluate(scores, threshold=0, rule=rule, n_bootstrap=0)["module_days"]
+    chosen = choose_threshold(scores, max_false_alarms_per_module_day=budget, rule=rule)
+    # All thresholds that differ: every score, and one above them.
+    options = {t: plain_totals(modules, t, rule) for t in [*range(-2, 5), 99]}
+    allowed = [t for t, (n_false, _, _) in options.items() if n_false <= budget * days + 1e-9]
+    most = max(options[t][1] for t in allowed)
+    fewest = min(options[t][0] for t in allowed if options[t][1] == most)
+    assert plain_totals(modules, chosen, rule)[:2] == (fewest, most)
+
+
+def test_long_modules_with_rare_alarms_agree_with_the_plain_model():
+    rng = np.random.default_rng(11)
+    modules = []
+    for name in ("M1", "M2", "M3"):
+        label = np.repeat([0, 1, 0], [200, 20, 180])
+        modules.append((name, rng.normal(size=400) + 0.5 * label, label, 10 * np.arange(400)))
+    scores = frame_of_fleet(modules)
+    rule = AlarmRule(2, 3, refractory_min=3)
+    curve = alarm_curve(scores, rule=rule)
+    days = evaluate(scores, threshold=0, rule=rule)["module_days"]
+    assert len(curve) > 500
+    for point in curve.iloc[::25].itertuples():
+        n_false, n_caught, _ = plain_totals(modules, point.threshold, rule)
+        assert point.false_alarms_per_module_day == pytest.approx(n_false / days)
+        assert point.event_recall == pytest.approx(n_caught / 3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(fleets(), rules)
+def test_curve_agrees_with_the_single_thresholds(modules, rule):
+    scores = frame_of_fleet(modules)
+    scores.loc[0, col.LABEL] = 1
+    curve = alarm_curve(scores, rule=rule)
+    assert (curve["threshold"].diff().dropna() < 0).all()
+    levels = alarm_level(scores, rule)
+    assert set(curve["threshold"][1:]) == set(levels[np.isfinite(levels)])
+    for point in curve.itertuples():
+        alone = evaluate(scores, threshold=point.threshold, rule=rule, n_bootstrap=0)
+        for name in ("event_recall", "false_alarms_per_module_day", "lead_time_median_min"):
+            found = getattr(point, name)
+            if name == "false_alarms_per_module_day" and alone["module_days"] == 0:
+                continue
+            assert alone.get(name, np.nan) == pytest.approx(found, nan_ok=True)
+
+
+# --------------------------------------------------------------------------------------------------
+# The choice of a threshold
+# --------------------------------------------------------------------------------------------------
+
+
+def test_a_wider_budget_catches_more():
+    # One hour: event levels 9 and 5, false alarms at 7 and 3.
+    score, label = np.zeros(360), np.zeros(360)
+    score[[20, 100, 200, 300]] = [9, 7, 5, 3]
+    label[[20, 200]] = 1
+    scores = frame_of(module_rows(score, label))
+    rule = AlarmRule(1, 1, refractory_min=5)
+    chosen = [
+        choose_threshold(scores, max_false_alarms_per_module_day=b, rule=rule) for b in (0, 24)
+    ]
+    assert chosen == [9, 5]
+
+
+def test_the_middle_of_the_tied_thresholds_is_chosen():
+    # The event rises through 1..5, all of them true and nothing else above 0.
+    scores = frame_of(module_rows([0, 0, 1, 2, 3, 4, 5], [0, 0, 1, 1, 1, 1, 1]))
+    rule = AlarmRule(1, 1, refractory_min=5)
+    assert choose_threshold(scores, max_false_alarms_per_module_day=0, rule=rule) == 3
+
+
+def test_among_equal_recall_the_fewest_false_alarms_win():
+    # At 3 the event is caught; at 2 as well, with a false alarm that the budget allows.
+    scores = frame_of(module_rows([0, 2, 2, 0, 0, 1, 3], [0, 0, 0, 0, 0, 0, 1]))
+    rule = AlarmRule(1, 1, refractory_min=0.5)
+    assert choose_threshold(scores, max_false_alarms_per_module_day=1e6, rule=rule) == 3
+
+
+def test_no_threshold_within_the_budget_means_never_alarm():
+    scores = frame_of(module_rows([1.0, 0, 0, 0.5], [0, 0, 0, 1]))
+    rule = AlarmRule(1, 1, refractory_min=0.1)
+    chosen = choose_threshold(scores, max_false_alarms_per_module_day=0, rule=rule)
+    assert 1 < chosen < 1 + 1e-9
+    assert raise_alarms(scores, threshold=chosen, rule=rule).empty
+
+
+def test_too_short_for_any_alarm_never_alarms():
+    scores = frame_of(module_rows([0.5, 0.7], [0, 1]))
+    chosen = choose_threshold(scores, max_false_alarms_per_module_day=1)
+    assert chosen > 0.7
+    assert alarm_curve(scores)["event_recall"].tolist() == [0]
+
+
+def test_a_lower_threshold_may_turn_a_false_alarm_true():
+    scores = frame_of(module_rows([0, 2, 1, 0], [0, 0, 1, 0]))
+    rule = AlarmRule(1, 1)
+    n_false = [evaluate(scores, threshold=t, rule=rule)["n_false_alarms"] for t in (1, 2)]
+    assert n_false == [0, 1]
+    assert choose_threshold(scores, max_false_alarms_per_module_day=0, rule=rule) == 1
+
+
+def test_many_distinct_levels_keep_every_step_of_event_recall():
+    rng = np.random.default_rng(7)
+    score, label = rng.random(5000), np.zeros(5000)
+    for start in range(100, 5000, 500):
+        label[start : start + 10] = 1
+    scores = frame_of(module_rows(score, label))
+    curve = alarm_curve(scores, rule=AT_ONCE)
+    assert 950 < len(curve) <= 1011
+    events = np.split(score[label == 1], 10)
+    assert {e.max() for e in events} <= set(curve["threshold"])
+    assert curve["event_recall"].tolist() == [
+        np.mean([e.max() >= t for e in events]) for t in curve["threshold"]
+    ]
+
+
+def test_choice_refuses_scores_without_events_and_negative_budgets():
+    scores = frame_of(module_rows([1, 2, 3]))
+    with pytest.raises(ValueError, match=r"at least one event, got no row with Hazard_Label = 1"):
+        choose_threshold(scores, max_false_alarms_per_module_day=1)
+    with pytest.raises(ValueError, match=r"0 or more, got -0\.5\. Try 0\.1"):
+        choose_threshold(scores, max_false_alarms_per_module_day=-0.5)
+    with pytest.raises(ValueError, match="at least one event"):
+        alarm_curve(scores)
+
+
+# --------------------------------------------------------------------------------------------------
+# evaluate
+# --------------------------------------------------------------------------------------------------
+
+
+def two_racks():
+    label = np.repeat([0, 1, 0], [10, 4, 6])
+    return frame_of(
+        module_rows(np.where(label, 0.9, 0.1), label, rack="R1", event="E1"),
+        module_rows(np.where(label, 0.8, 0.2), label, rack="R2", event="E2"),
+    )
+
+
+def test_perfect_scores():
+    result = evaluate(two_racks(), threshold=0.5)
+    names = ["accuracy", "precision_class1", "recall_class1", "f1_class1", "precision_macro"]
+    names += ["recall_macro", "f1_macro", "roc_auc", "pr_auc", "pr_auc_low", "pr_auc_high"]
+    names += ["event_recall", "event_recall_high", "alarm_precision"]
+    assert {name: result[name] for name in names} == dict.fromkeys(names, 1.0)
+    assert [result[name] for name in ("tp", "fn", "fp", "tn")] == [8, 0, 0, 32]
+    assert result["brier"] == pytest.approx((0.01 + 0.04) / 2)
+    assert result["false_alarms_per_module_day"] == 0
+    assert result["module_days"] == pytest.approx(40 * 10 / 86400)
+    # The third of the four label rows, 10 s before the last, and 30 s more.
+    assert result["lead_time_median_min"] == pytest.approx(40 / 60)
+
+
+def test_constant_scores():
+    result = evaluate(two_racks().assign(y_score=0.3), threshold=0.5)
+    assert result["pr_auc"] == pytest.approx(8 / 40)
+    assert result["roc_auc"] == 0.5
+    assert result["recall_class1"] == result["event_recall"] == result["event_recall_low"] == 0
+    assert result["f1_class1"] == 0  # defined: there are positives
+    missing = ["precision_class1", "precision_macro", "alarm_precision"]
+    missing += ["lead_time_median_min", "lead_time_p10_min"]
+    assert undefined_metrics(result) == missing
+
+
+def test_row_and_event_numbers_by_hand():
+    #           false alarm      caught     missed
+    score = [0, 1, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0]
+    label = [0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 1, 1, 0]
+    scores = frame_of(module_rows(score, label))
+    result = evaluate(scores, threshold=1, rule=AlarmRule(1, 1, refractory_min=0.5))
+    assert [result[name] for name in ("tp", "fp", "fn", "tn")] == [2, 1, 3, 7]
+    expected = {
+        "accuracy": 9 / 13,
+        "precision_class1": 2 / 3,
+        "recall_class1": 2 / 5,
+        "f1_class1": 4 / 8,
+        "precision_macro": (2 / 3 + 7 / 10) / 2,
+        "recall_macro": (2 / 5 + 7 / 8) / 2,
+        "f1_macro": (4 / 8 + 14 / 18) / 2,
+        "brier": 4 / 13,
+        "threshold": 1,
+        "n_events": 2,
+        "n_events_caught": 1,
+        "event_recall": 1 / 2,
+        "n_false_alarms": 1,
+        "alarm_precision": 1 / 2,
+        "module_days": 130 / 86400,
+        "false_alarms_per_module_day": 86400 / 130,
+        "lead_time_median_min": 40 / 60,
+    }
+    assert {name: result[name] for name in expected} == pytest.approx(expected)
+
+
+def test_lead_times_are_summarised_over_the_caught_events():
+    label = [0, *[1] * 11]
+    late = [module_rows([0] * (1 + i) + [1] * (11 - i), label, name=f"M{i}") for i in range(11)]
+    missed = module_rows([0] * 12, label, name="M99")
+    result = evaluate(frame_of(*late, missed), threshold=1, rule=AT_ONCE)
+    # Leads of 30, 40 ... 130 s.
+    assert result["lead_time_median_min"] == pytest.approx(80 / 60)
+    assert result["lead_time_p10_min"] == pytest.approx(40 / 60)
+    assert result["event_recall"] == pytest.approx(11 / 12)
+
+
+def test_names_are_exactly_those_promised():
+    result = evaluate(two_racks(), threshold=0.5, prefix="cv_")
+    names = [*METRICS, *(f"{n}_{end}" for n, end in product(INTERVALS, ("low", "high")))]
+    assert sorted(result) == sorted(f"cv_{name}" for name in names)
+    assert all(type(value) is float for value in result.values())
+    assert undefined_metrics(result, prefix="cv_") == []
+    assert undefined_metrics(result) == list(METRICS)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_leaves_metrics_out(label):
+    scores = two_racks().assign(**{col.LABEL: np.int8(label)})
+    result = evaluate(scores, threshold=0.5)
+    assert {"roc_auc", "pr_auc"} <= set(undefined_metrics(result))
+    assert ("event_recall" in result) == ("recall_class1" in result) == (label == 1)
+    assert "pr_auc_low" not in result
+    assert np.isfinite(list(result.values())).all()
+
+
+def test_brier_only_for_scores_between_0_and_1():
+    scores = two_racks()
+    scores["y_score"] *= 2
+    result = evaluate(scores, threshold=1)
+    assert undefined_metrics(result) == ["brier"]
+
+
+def test_a_single_sample_has_no_alarm_rate():
+    result = evaluate(frame_of(module_rows([0.2])), threshold=0.5)
+    assert "false_alarms_per_module_day" in undefined_metrics(result)
+    assert result["module_days"] == 0
+
+
+def test_module_days_take_each_modules_own_sampling_interval():
+    scores = frame_of(
+        module_rows([0] * 4, name="M1", at_s=[0, 10, 20, 500]),  # the gap is not observed
+        module_rows([0] * 3, name="M2", at_s=[0, 30, 60]),
+        module_rows([0], name="M3"),  # as long as the median of the others, 20 s
+    )
+    result = evaluate(scores, threshold=1)
+    assert result["module_days"] == pytest.approx((4 * 10 + 3 * 30 + 20) / 86400)
+
+
+def test_intervals_of_pr_auc_need_two_racks_and_resamples():
+    scores = two_racks()
+    one = scores[scores[col.RACK] == "R1"]  # the category R2 stays, unused
+    assert "pr_auc" in evaluate(one, threshold=0.5)
+    assert "pr_auc_low" not in evaluate(one, threshold=0.5)
+    assert "pr_auc_low" not in evaluate(scores, threshold=0.5, n_bootstrap=0)
+    assert "pr_auc_low" in evaluate(scores, threshold=0.5, n_bootstrap=5)
+
+
+def test_alarms_and_row_counts_share_the_threshold_at_equality():
+    scores = frame_of(module_rows([0.0, 0.7, 0.7, 0.7], [0, 1, 1, 1]))
+    result = evaluate(scores, threshold=0.7)
+    assert (result["tp"], result["event_recall"]) == (3, 1)
+    above = evaluate(scores, threshold=np.nextafter(0.7, 1))
+    assert (above["tp"], above["event_recall"]) == (0, 0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(fleets(), rules, st.integers(-3, 5))
+def test_results_are_finite_and_within_their_limits(modules, rule, threshold):
+    scores = frame_of_fleet(modules)
+    result = evaluate(scores, threshold=threshold, rule=rule, n_bootstrap=20)
+    assert np.isfinite(list(result.values())).all()
+    assert set(METRICS) == set(undefined_metrics(result)) | (set(METRICS) & set(result))
+    for name in INTERVALS[:2]:
+        if name in result:
+            assert result[f"{name}_low"] <= result[name] <= result[f"{name}_high"]
+    n_caught = result["n_events_caught"]
+    assert n_caught <= result["n_events"]
+    if n_caught:  # a caught event always has a true alarm
+        assert result["alarm_precision"] > 0
+
+
+# --------------------------------------------------------------------------------------------------
+# Intervals
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [
+        (0, 10, 0, 1 - 0.025 ** (1 / 10)),
+        (10, 10, 0.025 ** (1 / 10), 1),
+        (0, 1, 0, 0.975),
+        (5, 10, 0.1871, 0.8129),
+        (8, 10, 0.4439, 0.9748),
+    ],
+)
+def test_clopper_pearson(successes, trials, low, high):
+    assert clopper_pearson(successes, trials) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("count", "exposure", "low", "high"),
+    [
+        (0, 16, 0, -np.log(0.025) / 16),
+        (0, 16, 0, 0.2306),
+        (1, 1, 0.0253, 5.5716),
+        (5, 1, 1.6235, 11.6683),
+        (10, 2, 4.7954 / 2, 18.3904 / 2),
+    ],
+)
+def test_poisson_interval(count, exposure, low, high):
+    assert poisson_interval(count, exposure) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_intervals_refuse_impossible_counts():
+    with pytest.raises(ValueError, match=r"between 0 and trials, .* got 3 of 2"):
+        clopper_pearson(3, 2)
+    with pytest.raises(ValueError, match="trials at least 1, got 0 of 0"):
+        clopper_pearson(0, 0)
+    with pytest.raises(ValueError, match="exposure above 0, got 1 in 0"):
+        poisson_interval(1, 0)
+
+
+# --------------------------------------------------------------------------------------------------
+# Bootstrap over racks
+# --------------------------------------------------------------------------------------------------
+
+
+def random_racks(n_racks, *, seed=0, n=60, decimals=1):
+    rng = np.random.default_rng(seed)
+    racks = []
+    for r in range(n_racks):
+        label = (rng.random(n) < 0.2).astype(int)
+        score = np.round(rng.random(n) + 0.3 * label, decimals)
+        racks.append(module_rows(score, label, rack=f"R{r}"))
+    return frame_of(*racks)
+
+
+def weighted_values(scores):
+    """Average precision of every way to draw the racks, by scikit-learn."""
+    racks = sorted(scores[col.RACK].unique())
+    label, y_score = scores[col.LABEL], scores["y_score"]
+    values = {}
+    for counts in product(range(len(racks) + 1), repeat=len(racks)):
+        weight = scores[col.RACK].astype(object).map(dict(zip(racks, counts, strict=True)))
+        if sum(counts) == len(racks) and (weight * label).any():
+            values[counts] = average_precision_score(label, y_score, sample_weight=weight)
+    return values
+
+
+@pytest.mark.parametrize("decimals", [1, 6])
+def test_resamples_are_scikit_learns_weighted_average_precision(decimals):
+    scores = random_racks(3, decimals=decimals)
+    resampled = bootstrap_average_precision(scores, n_bootstrap=400, seed=1)
+    expected = np.array(list(weighted_values(scores).values()))
+    assert len(expected) == 10
+    distance = np.abs(resampled[:, None] - expected)
+    assert distance.min(axis=1).max() < 1e-12  # every resample is one of the ten
+    assert (distance.min(axis=0) < 1e-12).all()  # and all ten occur
+
+
+def test_resamples_are_drawn_with_the_right_frequency():
+    scores = random_racks(2)
+    values = weighted_values(scores)
+    resampled = bootstrap_average_precision(scores, n_bootstrap=4000, seed=3)
+    for counts, chance in {(2, 0): 0.25, (1, 1): 0.5, (0, 2): 0.25}.items():
+        share = np.isclose(resampled, values[counts], atol=1e-12).mean()
+        assert share == pytest.approx(chance, abs=0.03)
+
+
+def test_resamples_without_a_positive_are_drawn_again():
+    scores = random_racks(3)
+    scores.loc[scores[col.RACK] != "R0", col.LABEL] = 0
+    resampled = bootstrap_average_precision(scores, n_bootstrap=300)
+    assert len(resampled) == 300
+    expected = np.array(list(weighted_values(scores).values()))
+    assert np.abs(resampled[:, None] - expected).min(axis=1).max() < 1e-12
+
+
+def test_two_models_on_the_same_rows_are_resampled_alike():
+    scores = random_racks(6)
+    one = bootstrap_average_precision(scores, n_bootstrap=50, seed=5)
+    same_ranks = bootstrap_average_precision(
+        scores.assign(y_score=np.exp(scores["y_score"])), n_bootstrap=50, seed=5
+    )
+    assert one == pytest.approx(same_ranks, abs=1e-15)
+    other_order = scores.sample(frac=1, random_state=0)
+    backwards = other_order[col.RACK].cat.categories[::-1]
+    other_order[col.RACK] = other_order[col.RACK].cat.reorder_categories(backwards)
+    assert one.tolist() == bootstrap_average_precision(other_order, n_bootstrap=50, seed=5).tolist()
+    assert one.tolist() != bootstrap_average_precision(scores, n_bootstrap=50, seed=6).tolist()
+
+
+def test_racks_of_two_sites_with_one_name_are_two_racks():
+    scores = random_racks(2)
+    renamed = scores.assign(**{col.SITE: scores[col.RACK], col.RACK: "R"})
+    one = bootstrap_average_precision(scores, n_bootstrap=50)
+    assert one.tolist() == bootstrap_average_precision(renamed, n_bootstrap=50).tolist()
+    assert len(set(one)) == 3
+
+
+def test_bootstrap_interval_of_evaluate_is_the_percentiles():
+    scores = random_racks(5)
+    result = evaluate(scores, threshold=0.5, n_bootstrap=200, seed=9)
+    resampled = bootstrap_average_precision(scores, n_bootstrap=200, seed=9)
+    assert result["pr_auc_low"] == pytest.approx(np.quantile(resampled, 0.025))
+    assert result["pr_auc_high"] == pytest.approx(np.quantile(resampled, 0.975))
+    assert result["pr_auc_low"] < result["pr_auc"] < result["pr_auc_high"]
+
+
+def test_bootstrap_refuses():
+    scores = two_racks()
+    with pytest.raises(ValueError, match=r"n_bootstrap must be a whole number, at least 1, got 0"):
+        bootstrap_average_precision(scores, n_bootstrap=0)
+    with pytest.raises(ValueError, match=r"needs a row with Hazard_Label = 1, got none of 40"):
+        bootstrap_average_precision(scores.assign(**{col.LABEL: np.int8(0)}))
+    with pytest.raises(ValueError, match=r"at least 0, got -1"):
+        evaluate(scores, threshold=0.5, n_bootstrap=-1)
+
+
+# --------------------------------------------------------------------------------------------------
+# The scores frame
+# --------------------------------------------------------------------------------------------------
+
+
+def telemetry():
+    modules = [
+        module_rows([0, 0, 0], [0, 1, 1], rack=rack, event="E" + rack) for rack in ("R1", "R2")
+    ]
+    return frame_of(*modules).drop(columns="y_score").assign(**{col.TEMP_AVG: np.float32(25)})
+
+
+def test_scores_frame_sorts_and_forgets_unused_categories():
+    table = telemetry()
+    scores = scores_frame(table, np.array([5, 3, 4]), np.array([0.5, 0.3, 0.4]))
+    assert scores["y_score"].tolist() == [0.3, 0.4, 0.5]
+    assert seconds(scores[col.TIMESTAMP]) == [0, 10, 20]
+    assert scores.index.tolist() == [0, 1, 2]
+    assert scores[col.RACK].cat.categories.tolist() == ["R2"]
+    assert scores[col.EVENT_ID].cat.categories.tolist() == ["ER2"]
+    assert col.TEMP_AVG not in scores
+    assert scores[col.LABEL].dtype == np.int8
+
+
+def test_scores_frame_works_without_the_optional_columns():
+    table = telemetry().drop(columns=[col.LABEL, col.EVENT_ID, col.EVENT_TYPE])
+    scores = scores_frame(table, np.arange(6), np.arange(6.0))
+    assert list(scores) == [*[col.TIMESTAMP, col.SITE, col.RACK, col.MODULE], "y_score"]
+
+
+def test_scores_frame_refuses():
+    table = telemetry()
+    with pytest.raises(ValueError, match=r"of one length, got shapes \(2,\) and \(3,\)"):
+        scores_frame(table, np.arange(2), np.arange(3.0))
+    with pytest.raises(ValueError, match=r"second column of predict_proba"):
+        scores_frame(table, np.arange(2), np.zeros((2, 2)))
+    with pytest.raises(ValueError, match=r"one row per timestamp, got two of M1"):
+        scores_frame(table, np.array([1, 1]), np.zeros(2))
+    with pytest.raises(ValueError, match=r"y_score must be finite, got 1 NaN or infinite of 2"):
+        scores_frame(table, np.arange(2), np.array([0, np.nan]))
+
+
+def scores_without(name):
+    return two_racks().drop(columns=name)
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (scores_without("y_score"), r"must have the columns .*, got none of y_score\."),
+        (scores_without(col.LABEL), r"got none of Hazard_Label\. Build it with scores_frame\."),
+        (two_racks().iloc[:0], r"must have rows, got 0\."),
+        (two_racks().assign(y_score=np.inf), r"finite, got 40 NaN or infinite of 40\."),
+        (two_racks().assign(**{col.LABEL: 2}), r"Hazard_Label must be 0 or 1, got 2\."),
+        (two_racks().assign(**{col.LABEL: np.nan}), r"Hazard_Label must be 0 or 1, got nan\."),
+        (two_racks().assign(**{col.RACK: None}), r"Rack_ID must not be missing, got 40 gaps\."),
+        (two_racks().assign(**{col.TIMESTAMP: "noon"}), r"Timestamp must hold times, got "),
+        (pd.concat([two_racks()] * 2), r"one row per timestamp, got two of M1 at 2025-03-01"),
+    ],
+)
+def test_invalid_scores_are_refused(scores, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(scores, threshold=0.5)
+
+
+@pytest.mark.parametrize("threshold", [np.nan, np.inf, "high", None])
+def test_invalid_thresholds_are_refused(threshold):
+    for function in (evaluate, raise_alarms, event_table):
+        with pytest.raises(ValueError, match=r"threshold must be a finite number, got "):
+            function(two_racks(), threshold=threshold)
+
+
+def test_invalid_rules_are_refused():
+    with pytest.raises(ValueError, match=r"rule must be an AlarmRule, got \(3, 5\)"):
+        evaluate(two_racks(), threshold=0.5, rule=(3, 5))
+
+
+def test_results_do_not_depend_on_the_order_or_the_type_of_the_ids():
+    scores = random_racks(4)
+    shuffled = scores.sample(frac=1, random_state=1).astype({name: object for name in IDS})
+    assert evaluate(scores, threshold=0.9) == evaluate(shuffled, threshold=0.9)
+    budget = {"max_false_alarms_per_module_day": 500, "rule": AlarmRule(1, 2, 0.5)}
+    assert choose_threshold(scores, **budget) == choose_threshold(shuffled, **budget)
+    pd.testing.assert_frame_equal(
+        alarm_curve(scores, rule=AT_ONCE), alarm_curve(shuffled, rule=AT_ONCE)
+    )
+
+
+def test_arguments_stay_as_they_are():
+    scores = random_racks(3).sample(frac=1, random_state=2)
+    before = scores.copy(deep=True)
+    evaluate(scores, threshold=0.5, n_bootstrap=5)
+    choose_threshold(scores, max_false_alarms_per_module_day=1)
+    alarm_curve(scores)
+    alarm_level(scores)
+    raise_alarms(scores, threshold=0.5)
+    event_table(scores, threshold=0.5)
+    bootstrap_average_precision(scores, n_bootstrap=5)
+    pd.testing.assert_frame_equal(scores, before)
+    table = telemetry()
+    rows, y_score = np.array([4, 1]), np.array([0.4, 0.1])
+    scores_frame(table, rows, y_score)
+    pd.testing.assert_frame_equal(table, telemetry())
+    assert (rows.tolist(), y_score.tolist()) == ([4, 1], [0.4, 0.1])
+
+
+# --------------------------------------------------------------------------------------------------
+# Leak check
+# --------------------------------------------------------------------------------------------------
+
+
+def test_single_features_by_hand():
+    y = np.array([0, 0, 1, 1])
+    X = pd.DataFrame(
+        {
+            "rising": [1, 2, 3, 4],
+            "falling": [4.0, 3.0, 2.0, 1.0],
+            "constant": [7.0] * 4,
+            "missing": [np.nan] * 4,
+            "known_negatives": [1.0, 2.0, np.nan, np.nan],
+        },
+        dtype=np.float32,
+    )
+    expected = {"rising": 1, "falling": 1, "constant": 0.5, "missing": 0.5, "known_negatives": 0.5}
+    assert single_feature_average_precision(X, y).to_dict() == expected
+
+
+values = st.one_of(st.just(np.nan), st.integers(-3, 3).map(float))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(values, st.sampled_from([0, 1])), min_size=2, max_size=40))
+def test_single_features_agree_with_scikit_learn(rows):
+    x, y = (np.array(part) for part in zip(*rows, strict=True))
+    y[0] = 1
+    both = [np.where(np.isnan(x), -99, direction * x) for direction in (1, -1)]
+    expected = max(average_precision_score(y, score) for score in both)
+    found = single_feature_average_precision(pd.DataFrame({"x": x}), y)["x"]
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_single_features_of_some_rows():
+    X = pd.DataFrame({"x": [1.0, 2.0, 3.0, 0.0]})
+    y = np.array([0, 1, 0, 0])
+    assert single_feature_average_precision(X, y)["x"] == 0.5
+    assert single_feature_average_precision(X, y, rows=np.array([1, 0]))["x"] == 1
+
+
+def test_single_features_refuse():
+    X = pd.DataFrame({"x": [1.0, 2.0]})
+    with pytest.raises(ValueError, match="one length, got 2 and 3"):
+        single_feature_average_precision(X, [0, 1, 1])
+    for y in ([0, 0], [1, 2]):
+        with pytest.raises(ValueError, match=r"y must be 0 or 1 with at least one 1, got \["):
+            single_feature_average_precision(X, y)
+
+
+def test_levels_fall_with_k():
+    scores = random_racks(2)
+    levels = [alarm_level(scores, AlarmRule(k, 5)) for k in range(1, 6)]
+    assert all((a >= b).all() and (a > b).any() for a, b in pairwise(levels))

@@ -1,0 +1,100 @@
+import numpy as np
+import pandas as pd
+import pytest
+from imblearn.over_sampling import SMOTE
+from sklearn.linear_model import LogisticRegression
+from xgboost import XGBClassifier
+
+from hvs_lib import columns as col
+from hvs_lib import models
+
+
+@pytest.fixture
+def rows():
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(rng.normal(size=(3000, 4)), columns=list("abcd")).astype(np.float32)
+    y = (np.arange(3000) % 10 == 0).astype(np.int8)
+    return X.assign(a=X["a"] + 2 * y), y
+
+
+def test_pipeline_samples_after_scaling_and_only_while_fitting(rows):
+    X, y = rows
+    seen = {}
+
+    class Watch(LogisticRegression):
+        def fit(self, X, y, **kwargs):
+            seen["mean"], seen["share"] = X[:3000].mean(axis=0), y.mean()
+            return super().fit(X, y, **kwargs)
+
+    sampler = SMOTE(sampling_strategy=0.5, random_state=0)
+    pipeline = models.make_pipeline(Watch(), sampler=sampler).fit(X, y)
+    assert seen["share"] == pytest.approx(1 / 3, abs=0.01)
+    assert np.abs(seen["mean"]).max() < 1e-6  # scaled before: SMOTE keeps the real rows first
+    assert len(pipeline.predict_proba(X)) == len(X)
+
+
+def test_absent_sensor_stays_a_column(rows):
+    X, y = rows
+    model = models.make_pipeline(LogisticRegression()).fit(X.assign(b=np.nan), y)
+    assert model.named_steps["classify"].n_features_in_ == X.shape[1]
+
+
+def test_negatives_per_positive():
+    assert models.negatives_per_positive(np.array([0, 0, 0, 1])) == 3
+    with pytest.raises(ValueError, match="at least one hazardous row"):
+        models.negatives_per_positive(np.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "weighted"),
+    [
+        (models.make_pipeline(LogisticRegression()), True),
+        (models.make_pipeline(XGBClassifier()), True),
+        (models.make_pipeline(LogisticRegression(class_weight="balanced")), False),
+        (models.make_pipeline(XGBClassifier(scale_pos_weight=9)), False),
+        (models.make_pipeline(XGBClassifier(), sampler=SMOTE()), False),
+    ],
+)
+def test_thinning_is_weighed_back_unless_the_pipeline_sets_the_ratio(pipeline, weighted):
+    weights = models.row_weights(pipeline, np.array([0, 1, 0]), normal_stride=6)
+    if weighted:
+        assert weights.tolist() == [6, 1, 6]
+    else:
+        assert weights is None
+
+
+def test_thinned_and_weighed_back_gives_the_probabilities_of_all_rows(rows):
+    X, y = rows
+    pipeline = models.make_pipeline(LogisticRegression())
+    everything = models.fit(pipeline, X, y, np.arange(3000), normal_stride=1)
+    kept = np.flatnonzero((y == 1) | (np.arange(3000) % 3 == 1))
+    thinned = models.fit(pipeline, X, y, kept, normal_stride=3)
+    unweighed = models.fit(pipeline, X, y, kept, normal_stride=1)
+    mean = [models.hazard_score(m, X).mean() for m in (everything, thinned, unweighed)]
+    assert mean[1] == pytest.approx(mean[0], rel=0.1)
+    assert mean[2] > 2 * mean[0]
+
+
+def test_fit_leaves_the_pipeline_unfitted(rows):
+    X, y = rows
+    pipeline = models.make_pipeline(LogisticRegression())
+    models.fit(pipeline, X, y, np.arange(3000), normal_stride=1)
+    assert not hasattr(pipeline.named_steps["scale"], "mean_")
+
+
+def test_fixed_threshold_scores_one_at_a_limit():
+    quiet = dict.fromkeys(models.FIXED_LIMITS, 0.0)
+    X = pd.DataFrame([quiet] * 4).astype(np.float32)
+    X.loc[1, col.TEMP_MAX] = 60.0
+    X.loc[2, col.CO] = 300.0
+    X.loc[3, list(quiet)] = np.nan
+    assert models.fixed_threshold_score(X).tolist() == [0, 1, 2, 0]
+
+
+def test_usable_k_neighbors():
+    assert models.usable_k_neighbors(5, n_minority=100) == 5
+    assert models.usable_k_neighbors(5, n_minority=4) == 3
+    with pytest.raises(ValueError, match="at least 2 hazardous rows"):
+        models.usable_k_neighbors(5, n_minority=1)
+    with pytest.raises(ValueError, match="smote_k_neighbors must be at least 1, got 0"):
+        models.usable_k_neighbors(0, n_minority=9)

@@ -1,0 +1,75 @@
+"""What the project's own files promise to each other."""
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+REQUIRED = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+
+# The order of the flow: a module imports only from those before it.
+FLOW = [
+    ["columns"], ["simulator"], ["data"], ["features"], ["splits"], ["models"], ["scores"],
+    ["alarms"], ["metrics"], ["protocol"], ["search"], ["champion"], ["report"], ["plots"],
+    ["tracking"], ["runner"], ["cli"],
+]  # fmt: skip
+
+
+def test_environment_yml_asks_for_the_same_as_pyproject():
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    named = [entry for entry in conda if isinstance(entry, str)]
+    assert named[0] == "python=3.11"
+    assert sorted(set(named) - {"python=3.11", "pip"}) == sorted(REQUIRED)
+
+
+def test_lock_pins_every_requirement_and_names_no_index():
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert "://" not in text
+    assert "--" not in text
+    pinned = {}
+    for line in text.splitlines():
+        found = Requirement(line)
+        if found.marker is None or found.marker.evaluate({"python_version": "3.11"}):
+            pinned[found.name] = next(iter(found.specifier)).version
+    for requirement in map(Requirement, REQUIRED):
+        assert requirement.specifier.contains(pinned[requirement.name]), requirement
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "hvs_lib").rglob("*.py")), ids=lambda p: p.stem)
+def test_data_only_moves_down_the_flow(path):
+    order = {name: place for place, names in enumerate(FLOW) for name in names}
+    top = path.relative_to(ROOT / "hvs_lib").parts[0].removesuffix(".py")
+    if top == "__init__":
+        return
+    for imported in _imports_of_the_library(path):
+        if imported != top:
+            assert order[imported] < order[top], f"{top} imports {imported}"
+
+
+def test_readme_commands_are_make_targets():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
+    named = set(re.findall(r"\bmake ([a-z-]+)", readme))
+    assert {"run", "test"} <= named <= targets
+
+
+def test_ci_runs_the_readmes_test_command():
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert ".ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+
+
+def _imports_of_the_library(path: Path) -> set[str]:
+    """Name the modules of hvs_lib that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("hvs_lib"):
+            parts = node.module.split(".")
+            names = [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+            found.update(name for name in names if name != "__version__")
+    return found

@@ -1,0 +1,92 @@
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from hvs_lib import columns as col
+from hvs_lib.features import build_features
+from hvs_lib.models import make_pipeline
+from hvs_lib.protocol import Protocol
+from hvs_lib.splits import split_by_rack
+
+
+@pytest.fixture
+def telemetry(make_telemetry):
+    return make_telemetry(racks=8, rows=120, event_racks=(0, 1, 2, 3, 4))
+
+
+@pytest.fixture
+def protocol(telemetry):
+    X = build_features(telemetry)
+    split = split_by_rack(telemetry, test_size=0.25, n_folds=2, seed=1)
+    return Protocol(telemetry, X, split, normal_stride=4, alarm_budget=50.0)
+
+
+@pytest.fixture
+def pipeline():
+    return make_pipeline(LogisticRegression(C=0.01))
+
+
+def rack_of(scores):
+    return set(scores[[col.SITE, col.RACK]].astype(str).agg("/".join, axis=1))
+
+
+def test_every_row_is_judged_and_no_rack_twice(protocol, pipeline, telemetry):
+    found = protocol.assess(pipeline)
+    assert len(found.cv_scores) + len(found.test_scores) == len(telemetry)
+    assert not rack_of(found.cv_scores) & rack_of(found.test_scores)
+    assert found.metrics["cv_tp"] + found.metrics["cv_fn"] == found.cv_scores[col.LABEL].sum()
+    assert found.metrics["threshold"] == found.metrics["cv_threshold"] == found.threshold
+
+
+def test_out_of_fold_scores_come_from_models_that_have_not_seen_the_rack(protocol, pipeline):
+    """Poisoned labels in one fold's racks change the scores of the others only."""
+    fit_rows, valid_rows = protocol.split.folds[0]
+    poisoned = protocol.telemetry.copy()
+    label = poisoned[col.LABEL].to_numpy().copy()
+    label[valid_rows] = 1 - label[valid_rows]
+    poisoned[col.LABEL] = label
+    other = Protocol(poisoned, protocol.X, protocol.split, normal_stride=4)
+    before, after = protocol.out_of_fold_scores(pipeline), other.out_of_fold_scores(pipeline)
+    held_out = np.isin(protocol.split.train, valid_rows)
+    np.testing.assert_array_equal(before[held_out], after[held_out])
+    assert not np.array_equal(before[~held_out], after[~held_out])
+
+
+def test_test_racks_touch_neither_threshold_nor_model(protocol, pipeline):
+    """Nothing that happens in the test racks changes what was chosen."""
+    X = protocol.X.copy()
+    X.iloc[protocol.split.test] += 100.0
+    other = Protocol(protocol.telemetry, X, protocol.split, normal_stride=4, alarm_budget=50.0)
+    one, two = protocol.assess(pipeline), other.assess(pipeline)
+    assert one.threshold == two.threshold
+    pd.testing.assert_frame_equal(one.cv_scores, two.cv_scores)
+
+
+def test_threshold_keeps_the_alarm_budget(protocol, pipeline, telemetry):
+    strict = Protocol(telemetry, protocol.X, protocol.split, alarm_budget=1.0)
+    assert strict.assess(pipeline).metrics["cv_false_alarms_per_module_day"] <= 1.0
+
+
+def test_same_seed_same_metrics(protocol, pipeline):
+    assert protocol.assess(pipeline).metrics == protocol.assess(pipeline).metrics
+
+
+def test_reference_keeps_its_own_threshold(protocol):
+    temperature = protocol.X[col.TEMP_MAX].to_numpy(np.float64)
+    found = protocol.assess_reference(lambda rows: temperature[rows], threshold=31.0)
+    assert found.threshold == 31.0
+    assert found.model is None
+    assert found.metrics["event_recall"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"normal_stride": 0}, "normal_stride must be at least 1, got 0"),
+        ({"alarm_budget": 0}, "alarm_budget must be above 0, got 0"),
+    ],
+)
+def test_refusals(protocol, option, message):
+    with pytest.raises(ValueError, match=message):
+        Protocol(protocol.telemetry, protocol.X, protocol.split, **option)

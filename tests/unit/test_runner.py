@@ -1,0 +1,129 @@
+from hvs_lib import runner, tracking
+from hvs_lib.runner import RunError, plan
+
+import nbformat
+import pytest
+from mlflow import MlflowClient
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+GOOD = "run = tracking.start('05_tiny', stage='data', params={'word': word})"
+
+
+@pytest.fixture
+def tiny(project, monkeypatch):
+    """Make a workbook of one small notebook, and return a function that executes it."""
+    folder = project / "notebooks"
+    folder.mkdir()
+    monkeypatch.setattr(runner, "NOTEBOOKS", folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def execute(*sources, parameters=None):
+        cells = [new_code_cell("word = 'a'  # any", metadata={"tags": ["parameters"]})]
+        imports = "from hvs_lib import tracking"
+        cells += [new_code_cell(imports, metadata={"tags": ["imports"]})]
+        cells += [new_code_cell(source) for source in sources]
+        notebook = new_notebook(cells=cells)
+        notebook.metadata["kernelspec"] = {
+            "name": "python3",
+            "display_name": "Python 3",
+            "language": "python",
+        }
+        nbformat.write(notebook, folder / "05_tiny.ipynb")
+        said = []
+        planned = plan([], parameters=parameters)
+        return runner.execute(planned, say=said.append, progress=False), said
+
+    return execute
+
+
+def test_all_notebooks_in_order():
+    assert list(plan([])) == [
+        "00_data", "01_baseline", "02_tuning", "03_smote", "04_comparison",
+    ]  # fmt: skip
+    assert list(plan(["04_comparison", "01_baseline"])) == ["01_baseline", "04_comparison"]
+
+
+def test_each_notebook_gets_the_parameters_that_it_has():
+    planned = plan([], profile="smoke", parameters={"n_iter": "7", "seed": 3})
+    assert planned["02_tuning"]["n_iter"] == 7
+    assert "n_iter" not in planned["01_baseline"]
+    assert planned["01_baseline"]["sites"] == 2
+    assert {parameters["seed"] for parameters in planned.values()} == {3}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"names": ["02_tunning"]}, "no notebook '02_tunning'. Did you mean '02_tuning'?"),
+        ({"parameters": {"n_itter": 5}}, "no parameter 'n_itter'. Did you mean 'n_iter'?"),
+        ({"profile": "smok"}, "no profile 'smok'. Did you mean 'smoke'?"),
+        ({"parameters": {"n_iter": "many"}}, "'n_iter' must be int, as its default 20 is, got"),
+        ({"parameters": {"n_iter": "2.5"}}, "'n_iter' must be int"),
+        ({"parameters": {"n_iter": "true"}}, "'n_iter' must be int"),
+        ({"parameters": {"test_size": "a: b: c"}}, "'test_size' must be float"),
+        ({"names": ["00_data"], "parameters": {"n_iter": 5}}, "00_data has no parameter 'n_iter'"),
+    ],
+)
+def test_refusals(arguments, message):
+    with pytest.raises(RunError) as refused:
+        plan(**({"names": []} | arguments))
+    assert message in str(refused.value)
+
+
+def test_whole_number_is_a_fraction_too():
+    assert plan(["01_baseline"], parameters={"alarm_budget": "1"}) == {
+        "01_baseline": {"alarm_budget": 1.0}
+    }
+
+
+def test_executed_notebook_is_kept_and_logged_with_its_run(tiny, project):
+    (timing,), _ = tiny(GOOD, "run.finish()", parameters={"word": "b"})
+    (executed,) = project.glob("runs/*/05_tiny.ipynb")
+    (parent,) = tracking._search("tags.role = 'parent'")
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params == {"word": "b"}
+    artifacts = MlflowClient().list_artifacts(parent.info.run_id)
+    assert [artifact.path for artifact in artifacts] == [executed.name]
+    parts = (timing.startup, timing.imports, timing.tracking, timing.work)
+    assert min(parts) >= 0
+    assert sum(parts) == pytest.approx(timing.total)
+    assert "share" in runner.timing_report([timing])
+
+
+def test_failure_names_the_cell_the_error_and_the_partial_notebook(tiny, project):
+    with pytest.raises(RunError) as failed:
+        tiny(GOOD, "raise ValueError('too hot')")
+    (partial,) = project.glob("runs/*/05_tiny.ipynb")
+    assert "05_tiny failed in cell 4: ValueError: too hot" in str(failed.value)
+    assert str(partial) in str(failed.value)
+    (parent,) = tracking._search("tags.role = 'parent'")
+    assert parent.info.status == "FAILED"
+    assert parent.data.tags["error"] == "ValueError: too hot"
+
+
+def test_killed_kernel_is_told_and_its_run_closed(tiny):
+    with pytest.raises(RunError, match="kernel died"):
+        tiny(GOOD, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    (parent,) = tracking._search("tags.role = 'parent'")
+    assert parent.info.status == "KILLED"
+
+
+def test_failure_before_the_run_starts_leaves_no_run(tiny):
+    with pytest.raises(RunError, match="ValueError: no such telemetry"):
+        tiny("raise ValueError('no such telemetry')", GOOD)
+    assert tracking._search("attributes.status != 'FINISHED'") == []
+
+
+def test_outputs_are_kept_without_what_differs_from_run_to_run(project):
+    printed = new_output("stream", name="stdout", text="\r 1/2\r 2/2\r   \rRun ID " + "a1" * 16)
+    bar = new_output("stream", name="stdout", text="\r 1/2\r    \r")
+    cell = new_code_cell("1", execution_count=1, outputs=[printed, bar])
+    cell.metadata["papermill"] = {"duration": 1.5}
+    notebook = new_notebook(cells=[cell], metadata={"papermill": {}, "a": 1})
+    executed, kept = project / "executed.ipynb", project / "kept.ipynb"
+    nbformat.write(notebook, executed)
+    runner.keep_outputs(executed, kept)
+    found = nbformat.read(kept, 4)
+    assert found.metadata == {"a": 1}
+    assert found.cells[0].metadata == {}
+    assert [output.text for output in found.cells[0].outputs] == ["Run ID <run id>"]

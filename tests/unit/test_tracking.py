@@ -1,0 +1,260 @@
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+
+from hvs_lib import tracking
+from hvs_lib.features import build_features
+from hvs_lib.models import make_pipeline
+from hvs_lib.protocol import Protocol
+from hvs_lib.splits import split_by_rack
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from imblearn.over_sampling import SMOTE
+from IPython.core.interactiveshell import InteractiveShell
+from mlflow import MlflowClient
+from sklearn.linear_model import LogisticRegression
+from xgboost import XGBClassifier
+
+
+@pytest.fixture(scope="session")
+def fresh_database(tmp_path_factory):
+    """Make the tables once; each test gets a copy."""
+    folder = tmp_path_factory.mktemp("store")
+    os.environ["HVS_PROJECT_ROOT"] = str(folder)
+    tracking.connect()
+    del os.environ["HVS_PROJECT_ROOT"]
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def store(project, fresh_database, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(fresh_database, project / "mlflow.db")
+    tracking.connect()
+    return project
+
+
+@pytest.fixture
+def data_file(tmp_path):
+    path = tmp_path / "telemetry.csv"
+    path.write_text("some telemetry")
+    return path
+
+
+@pytest.fixture
+def run(store, data_file):
+    return tracking.start(
+        "01_baseline", stage="baseline", params={"seed": 7, "split": "rack"}, data_path=data_file
+    )
+
+
+@pytest.fixture
+def protocol(make_telemetry):
+    telemetry = make_telemetry(racks=8, rows=90, event_racks=(0, 1, 2, 3, 4))
+    split = split_by_rack(telemetry, test_size=0.25, n_folds=2, seed=1)
+    return Protocol(telemetry, build_features(telemetry), split, normal_stride=3)
+
+
+def log(run, protocol, classifier=None, *, sampler=None, **tags):
+    classifier = classifier or LogisticRegression(C=0.01)
+    found = protocol.assess(make_pipeline(classifier, sampler=sampler))
+    return run.log_assessment(found, protocol, **({"model_name": "a model"} | tags)), found
+
+
+def test_store_is_at_the_project_root_whatever_the_working_directory(run, store, tmp_path_factory):
+    assert mlflow.get_tracking_uri() == f"sqlite:///{store / 'mlflow.db'}"
+    experiment = mlflow.get_experiment_by_name("HVS_Fire_Prediction_Baseline")
+    assert experiment.artifact_location == (store / "mlartifacts").as_uri()
+    with sqlite3.connect(store / "mlflow.db") as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_tracking_uri_of_the_environment_wins(project, tmp_path, monkeypatch, fresh_database):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(fresh_database, elsewhere / "own.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{elsewhere / 'own.db'}")
+    tracking.connect()
+    run = tracking.start("01_baseline", stage="baseline", params={})
+    assert MlflowClient().get_run(run.run_id).info.artifact_uri.startswith(elsewhere.as_uri())
+
+
+def test_parent_run_says_where_it_comes_from(run, data_file):
+    found = MlflowClient().get_run(run.run_id)
+    assert found.data.params == {"seed": "7", "split": "rack"}
+    tags = found.data.tags
+    assert (tags["stage"], tags["split"], tags["role"]) == ("baseline", "rack", "parent")
+    assert tags["data_sha256"] == tracking.sha256_of_file(data_file)
+    assert tags["mlflow.source.name"] == "notebooks/01_baseline.ipynb"
+    assert tags["git_dirty"] in ("true", "false", "unknown")
+    assert {"git_commit", "workbook_version"} <= set(tags)
+
+
+def test_finish_closes_the_run_and_says_how_long_tracking_took(run):
+    run.finish()
+    found = MlflowClient().get_run(run.run_id)
+    assert found.info.status == "FINISHED"
+    assert 0 <= found.data.metrics["seconds_tracking"] <= found.data.metrics["seconds"]
+
+
+def test_model_run_is_complete(run, protocol):
+    run_id, found = log(run, protocol, model_name="LR", imbalance_technique="none")
+    child = MlflowClient().get_run(run_id)
+    assert child.info.status == "FINISHED"
+    assert child.data.tags["mlflow.parentRunId"] == run.run_id
+    assert (child.data.tags["model_name"], child.data.tags["leaky"]) == ("LR", "false")
+    assert child.data.params["classify__C"] == "0.01"
+    assert child.data.params["n_features"] == str(protocol.X.shape[1])
+    split = protocol.split
+    events = [int(child.data.params[f"events_{part}"]) for part in ("train", "test")]
+    assert sum(events) == 5
+    assert child.data.params["rows_test"] == str(len(split.test))
+    logged = {k: v for k, v in child.data.metrics.items() if k != "seconds"}
+    assert logged == pytest.approx(found.metrics)
+    names = {artifact.path for artifact in MlflowClient().list_artifacts(run_id)}
+    assert names == {
+        "check_rows.parquet", "classification_report.txt", "confusion_matrix.png",
+        "cv_scores.parquet", "pr_curve.png", "scaler.joblib", "splits.json", "test_scores.parquet",
+    }  # fmt: skip
+    scores = tracking.read_scores(run_id)
+    pd.testing.assert_frame_equal(scores, found.test_scores)
+
+
+@pytest.mark.parametrize("classifier", [LogisticRegression(), XGBClassifier(n_estimators=5)])
+def test_logged_model_scores_alike_and_says_what_it_needs(run, protocol, classifier):
+    sampler = SMOTE(k_neighbors=2, sampling_strategy=0.5, random_state=0)
+    run_id, _ = log(run, protocol, classifier, sampler=sampler)
+    loaded = mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
+    kept = tracking.read_scores(run_id, "check_rows.parquet")
+    again = loaded.predict(kept.drop(columns="y_score"))[:, 1]
+    np.testing.assert_allclose(again, kept["y_score"], rtol=0, atol=1e-6)  # float32 sums
+    assert loaded.metadata.signature.inputs.input_names() == list(protocol.X.columns)
+    assert len(loaded.input_example) == 3
+    path = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/model/requirements.txt")
+    with open(path) as file:
+        assert all("==" in line for line in file.read().split())
+
+
+def test_foreign_types_are_not_logged(run, protocol):
+    class Foreign(LogisticRegression):
+        pass
+
+    with pytest.raises(TypeError, match="a logged model may hold types of"):
+        log(run, protocol, Foreign())
+
+
+def test_undefined_metrics_are_named_and_left_out(run, protocol):
+    silent = protocol.assess_reference(lambda rows: np.zeros(len(rows)), threshold=1.0)
+    run_id = run.log_assessment(silent, protocol, model_name="silent")
+    child = MlflowClient().get_run(run_id)
+    assert child.data.tags["role"] == "reference"
+    assert "alarm_precision" in child.data.tags["undefined_metrics"].split(",")
+    assert "alarm_precision" not in child.data.metrics
+    assert np.isfinite(list(child.data.metrics.values())).all()
+
+
+def test_candidates_are_children(run):
+    run_id = run.log_candidate("candidate 01", {"classify__C": 0.1}, {"cv_f1": 0.5})
+    child = MlflowClient().get_run(run_id)
+    assert child.info.status == "FINISHED"
+    assert child.data.tags["mlflow.parentRunId"] == run.run_id
+    assert child.data.tags["role"] == "candidate"
+    assert child.data.params == {"classify__C": "0.1"}
+
+
+def test_runs_of_killed_processes_are_closed_at_the_next_start(store):
+    script = "import os, sys\nfrom hvs_lib import tracking\n"
+    script += "print(tracking.start('01_baseline', stage='baseline', params={}).run_id, flush=True)"
+    script += "\nos.kill(os.getpid(), 9)"
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert killed.returncode == -9
+    left = killed.stdout.strip()
+    assert MlflowClient().get_run(left).info.status == "RUNNING"
+    alive = tracking.start("02_tuning", stage="tuning", params={})
+    assert MlflowClient().get_run(left).info.status == "KILLED"
+    tracking.close_killed_runs()
+    assert MlflowClient().get_run(alive.run_id).info.status == "RUNNING"
+
+
+def test_status_follows_the_last_cell(store, monkeypatch):
+    shell = InteractiveShell.instance()
+    monkeypatch.setattr(tracking, "get_ipython", lambda: shell)
+    run = tracking.start("01_baseline", stage="baseline", params={})
+
+    def status():
+        found = MlflowClient().get_run(run.run_id)
+        return found.info.status, found.data.tags.get("error")
+
+    shell.run_cell("1 / 0")
+    assert status() == ("FAILED", "ZeroDivisionError: division by zero")
+    shell.run_cell("1 + 1")
+    assert status() == ("RUNNING", None)
+    run.finish()
+    shell.run_cell("1 / 0")
+    assert status() == ("FINISHED", None)
+
+
+def test_comparable_runs(run, protocol, data_file):
+    first, _ = log(run, protocol)
+    second, _ = log(run, protocol)
+    other, _ = log(run, protocol, LogisticRegression(C=9.0), imbalance_technique="class weight")
+    rows = split_by_rack(protocol.telemetry, test_size=0.25, n_folds=2, seed=1, split="row")
+    leaky, _ = log(run, Protocol(protocol.telemetry, protocol.X, rows), model_name="on rows")
+    found = tracking.comparable_runs().set_index("run_id")
+    assert first not in found.index, "the newest of equal runs counts"
+    assert found["name"].to_dict() == {
+        second: "a model, none",
+        other: "a model, class weight",
+        leaky: "on rows, none",
+    }
+    assert found["leaky"].to_dict() == {second: "false", other: "false", leaky: "true"}
+    assert tracking.comparable_runs(data_sha256=tracking.sha256_of_file(data_file)).shape[0] == 3
+
+
+def test_runs_judged_otherwise_are_not_comparable(run, protocol):
+    log(run, protocol)
+    split = split_by_rack(protocol.telemetry, test_size=0.25, n_folds=2, seed=5)
+    newest, _ = log(run, Protocol(protocol.telemetry, protocol.X, split), model_name="newest")
+    assert tracking.comparable_runs()["run_id"].tolist() == [newest]
+
+
+def test_nothing_to_compare(store):
+    with pytest.raises(ValueError, match="no run to compare: run 01_baseline"):
+        tracking.comparable_runs()
+
+
+def test_champion_is_registered_once(run, protocol):
+    first, _ = log(run, protocol)
+    second, _ = log(run, protocol)
+    assert tracking.register_champion(first) == "1"
+    assert tracking.register_champion(second) == "2"
+    assert tracking.register_champion(first) == "1"
+    version = MlflowClient().get_model_version_by_alias("hvs-fire-prediction", "champion")
+    assert version.run_id == first
+    loaded = mlflow.pyfunc.load_model("models:/hvs-fire-prediction@champion")
+    assert loaded.predict(loaded.input_example).shape == (3, 2)
+
+
+def test_splits_artifact_names_the_racks(run, protocol):
+    run_id, _ = log(run, protocol)
+    path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="splits.json")
+    with open(path) as file:
+        assert json.load(file) == json.loads(json.dumps(protocol.split.to_dict()))
+
+
+def test_several_processes_meet_on_a_fresh_store(project):
+    """Creating the tables of one SQLite file at once breaks it, unless it is done under a lock."""
+    script = "from hvs_lib import tracking\nfor i in range(3):\n"
+    script += " tracking.connect(); tracking.start('x', stage='baseline', params={}).finish()\n"
+    command = [sys.executable, "-c", script]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
+    assert [process.communicate()[1] for process in running] == [b""] * 3
+    tracking.connect()
+    assert len(tracking._search("attributes.status = 'FINISHED'")) == 9
+
