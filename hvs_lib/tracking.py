@@ -305,8 +305,8 @@ def comparable_runs(*, data_sha256: str = "") -> pd.DataFrame:
     -------
     DataFrame, one row for each run, with ``name``, ``run_id``, ``stage``, ``model_name``,
     ``imbalance_technique``, ``role``, ``split``, ``leaky``, ``data_sha256``, ``protocol_digest``,
-    and all metrics. Of runs with the same parameters the newest is listed. Leaky runs have other
-    test rows by their nature and are listed beside.
+    and all metrics. Of runs with the same name and parameters the newest is listed. Leaky runs
+    have other test rows by their nature and are listed beside.
 
     Raises
     ------

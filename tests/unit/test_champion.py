@@ -1,7 +1,7 @@
+from hvs_lib.champion import choose_champion
+
 import pandas as pd
 import pytest
-
-from hvs_lib.champion import choose_champion
 
 RUNS = pd.DataFrame(
     [

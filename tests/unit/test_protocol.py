@@ -1,13 +1,13 @@
-import numpy as np
-import pandas as pd
-import pytest
-from sklearn.linear_model import LogisticRegression
-
 from hvs_lib import columns as col
 from hvs_lib.features import build_features
 from hvs_lib.models import make_pipeline
 from hvs_lib.protocol import Protocol
 from hvs_lib.splits import split_by_rack
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression
 
 
 @pytest.fixture

@@ -1,3 +1,6 @@
+from hvs_lib.models import make_pipeline
+from hvs_lib.search import CandidateScorer, progress_bar
+
 import joblib
 import numpy as np
 import pandas as pd
@@ -5,9 +8,6 @@ import pytest
 from scipy.stats import loguniform
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import RandomizedSearchCV, StratifiedKFold
-
-from hvs_lib.models import make_pipeline
-from hvs_lib.search import CandidateScorer, progress_bar
 
 SPACE = {"classify__C": loguniform(1e-3, 1e2)}
 

@@ -257,4 +257,3 @@ def test_several_processes_meet_on_a_fresh_store(project):
     assert [process.communicate()[1] for process in running] == [b""] * 3
     tracking.connect()
     assert len(tracking._search("attributes.status = 'FINISHED'")) == 9
-

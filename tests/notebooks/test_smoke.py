@@ -1,0 +1,178 @@
+"""The notebooks run headless, small, in order, into one store; then the store is looked at."""
+
+import ast
+import json
+
+from hvs_lib import columns as col
+from hvs_lib import runner
+from hvs_lib.metrics import METRICS
+
+import mlflow
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+
+pytestmark = pytest.mark.slow
+
+EXPERIMENTS = ["Data", "Baseline", "Tuning", "SMOTE", "Comparison"]
+MODEL_ARTIFACTS = {
+    "check_rows.parquet", "classification_report.txt", "confusion_matrix.png",
+    "cv_scores.parquet", "pr_curve.png", "scaler.joblib", "splits.json", "test_scores.parquet",
+}  # fmt: skip
+
+
+def runs_of(experiment, role):
+    name = f"HVS_Fire_Prediction_{experiment}"
+    filter_string = f"tags.role = '{role}'"
+    return mlflow.search_runs(
+        experiment_names=[name], filter_string=filter_string, output_format="list"
+    )
+
+
+def parent_of(experiment):
+    return runs_of(experiment, "parent")[-1]  # the first one: later tests add to the store
+
+
+def children_of(experiment, role):
+    parent = parent_of(experiment).info.run_id
+    return [
+        run for run in runs_of(experiment, role) if run.data.tags["mlflow.parentRunId"] == parent
+    ]
+
+
+def artifacts_of(run):
+    return {artifact.path for artifact in MlflowClient().list_artifacts(run.info.run_id)}
+
+
+@pytest.mark.parametrize(("number", "experiment"), enumerate(EXPERIMENTS))
+def test_each_notebook_is_one_finished_parent_run(smoke, number, experiment):
+    parent = parent_of(experiment)
+    assert parent.info.status == "FINISHED"
+    (notebook,) = (path for name, path in runner.notebooks().items() if name[1] == str(number))
+    cells = nbformat.read(notebook, 4).cells
+    names = [node.targets[0].id for node in ast.parse(cells[1].source).body]
+    assert set(parent.data.params) == set(names)
+    assert notebook.name in artifacts_of(parent)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "models", "references", "candidates"),
+    [("Baseline", 7, 4, 0), ("Tuning", 1, 0, 3), ("SMOTE", 3, 0, 0), ("Comparison", 0, 0, 0)],
+)
+def test_children(smoke, experiment, models, references, candidates):
+    found = {role: children_of(experiment, role) for role in ("model", "reference", "candidate")}
+    assert {role: len(runs) for role, runs in found.items()} == {
+        "model": models,
+        "reference": references,
+        "candidate": candidates,
+    }
+    assert {run.info.status for runs in found.values() for run in runs} <= {"FINISHED"}
+
+
+@pytest.mark.parametrize("experiment", ["Baseline", "Tuning", "SMOTE"])
+def test_model_runs_hold_every_metric_and_artifact(smoke, experiment):
+    for run in children_of(experiment, "model"):
+        undefined = set(run.data.tags.get("undefined_metrics", "").split(","))
+        expected = {prefix + name for prefix in ("", "cv_") for name in METRICS} - undefined
+        assert expected <= set(run.data.metrics)
+        assert np.isfinite(list(run.data.metrics.values())).all()
+        assert artifacts_of(run) == MODEL_ARTIFACTS
+        tags = {"stage", "model_name", "imbalance_technique", "split", "data_sha256"}
+        assert tags | {"git_commit", "git_dirty", "workbook_version"} <= set(run.data.tags)
+
+
+def test_class_weight_and_smote_say_what_they_did(smoke):
+    by_technique = {
+        run.data.tags["imbalance_technique"]: run for run in children_of("SMOTE", "model")
+    }
+    assert set(by_technique) == {"none", "class weight", "SMOTE"}
+    assert float(by_technique["class weight"].data.params["classify__scale_pos_weight"]) > 1
+    assert "classify__scale_pos_weight" not in by_technique["SMOTE"].data.params
+    assert by_technique["SMOTE"].data.params["sample__k_neighbors"] == "5"
+
+
+def test_row_split_is_marked_leaky_and_looks_too_good(smoke):
+    runs = children_of("Baseline", "model")
+    (leaky,) = [run for run in runs if run.data.tags["leaky"] == "true"]
+    honest = [run.data.metrics["cv_pr_auc"] for run in runs if run is not leaky]
+    assert leaky.data.tags["split"] == "row"
+    assert leaky.data.metrics["cv_pr_auc"] > max(honest)
+
+
+def test_champion_is_registered_and_scores_alike(smoke):
+    version = MlflowClient().get_model_version_by_alias("hvs-fire-prediction", "champion")
+    assert version.run_id in smoke.stdout
+    assert parent_of("Comparison").data.tags["champion_run_id"] == version.run_id
+    loaded = mlflow.pyfunc.load_model("models:/hvs-fire-prediction@champion")
+    path = mlflow.artifacts.download_artifacts(
+        run_id=version.run_id, artifact_path="check_rows.parquet"
+    )
+    kept = pd.read_parquet(path)
+    again = loaded.predict(kept.drop(columns="y_score"))[:, 1]
+    np.testing.assert_allclose(again, kept["y_score"], rtol=0, atol=1e-6)
+
+
+def test_last_lines_are_the_leaderboard_the_champion_and_the_shares(smoke):
+    said = smoke.stdout
+    assert said.index("average precision") < said.index("Champion:") < said.index("share")
+    assert "make ui" in said
+
+
+def test_plain_papermill_writes_to_the_same_store_with_equal_metrics(
+    smoke, workplace, tmp_path_factory
+):
+    """From another working directory, the same parameters give the same numbers."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    before = {run.info.run_id for run in runs_of("SMOTE", "model")}
+    first = {run.data.tags["imbalance_technique"]: run for run in children_of("SMOTE", "model")}
+    params = runner.NOTEBOOKS / "params" / "smoke.yaml"
+    notebook = runner.notebooks()["03_smote"]
+    result = workplace("papermill", notebook, "out.ipynb", "-f", params, cwd=elsewhere)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in elsewhere.iterdir()} == {"out.ipynb"}
+    again = [run for run in runs_of("SMOTE", "model") if run.info.run_id not in before]
+    assert len(again) == 3
+    for run in again:
+        twin = first[run.data.tags["imbalance_technique"]].data.metrics
+        assert {k: v for k, v in run.data.metrics.items() if k != "seconds"} == {
+            k: v for k, v in twin.items() if k != "seconds"
+        }
+
+
+@pytest.fixture(scope="session")
+def one_event_file(smoke, workplace):
+    """Keep one site and one event, in the 13 columns of the original project's file."""
+    (fleet,) = (workplace.root / "data" / "raw").glob("*.parquet")
+    telemetry = pd.read_parquet(fleet)
+    site = telemetry[telemetry[col.SITE] == "Site01"]
+    event = site.loc[site[col.LABEL] == 1, col.EVENT_ID].iloc[0]
+    others = (site[col.LABEL] == 1) & (site[col.EVENT_ID] != event)
+    path = workplace.root / "one_event.csv"
+    kept = [col.TIMESTAMP, col.RACK, col.MODULE, *col.SENSORS, col.LABEL]
+    site[~others][kept].to_csv(path, index=False)
+    return path
+
+
+def test_one_event_stops_the_baseline_with_the_reason_and_the_way_out(workplace, one_event_file):
+    before = len(runs_of("Baseline", "parent"))
+    result = workplace("hvs", "run", "01_baseline", "-p", "data_path", one_event_file)
+    assert result.returncode == 1
+    assert 'split="row"' in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(runs_of("Baseline", "parent")) == before, "no run is left behind"
+
+
+def test_one_event_can_be_looked_at_on_a_row_split(workplace, one_event_file):
+    arguments = ["-p", "split", "row", "-p", "normal_stride", "60"]
+    result = workplace("hvs", "run", "01_baseline", "-p", "data_path", one_event_file, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert runs_of("Baseline", "parent")[0].data.tags["split"] == "row"
+
+
+def test_executed_notebooks_say_what_the_run_found(smoke, workplace):
+    (executed,) = workplace.root.glob("runs/*/04_comparison.ipynb")
+    text = json.dumps(nbformat.read(executed, 4))
+    version = MlflowClient().get_model_version_by_alias("hvs-fire-prediction", "champion")
+    assert version.run_id in text

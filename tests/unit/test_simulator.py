@@ -1,0 +1,379 @@
+"""The simulator: its physics against closed sums and another solver, its fleets against their rules."""
+
+from hvs_lib import columns as col
+from hvs_lib.simulator import physics as ph
+from hvs_lib.simulator import simulate_fleet, simulate_rack
+from hvs_lib.simulator.events import CAUSES, HAZARDS, LOOK_ALIKES, make_event
+from hvs_lib.simulator.fleet import simulate_site, to_frames
+from hvs_lib.simulator.site import draw_dispatch, draw_room, plan_rack
+
+import numpy as np
+import pandas as pd
+import pytest
+from numba import njit
+from scipy.integrate import solve_ivp
+
+# --- the reactions, in the oven test of an 18650 cell ---------------------------------------------
+
+VOLUME_M3 = np.pi * 0.009**2 * 0.065
+AREA_M2 = 2 * np.pi * 0.009 * 0.065 + 2 * np.pi * 0.009**2
+OVEN_J_K = 2580.0 * 830.0 * VOLUME_M3
+OVEN_W_K = 7.17 * AREA_M2  # convection alone
+OVEN_KG = tuple(density * VOLUME_M3 for density in (610.0, 1220.0, 407.0))  # graphite, cathode, ...
+OVEN_START_C = 28.0
+# Oven [degC]: time to 140 degC [s], time to the steepest rise [s], peak [degC]
+OVEN_CASES = {155.0: (1839, 2649, 581.9), 150.0: (2015, 2998, 574.0), 145.0: (2245, 3525, 562.2)}
+
+
+@njit
+def heat_in_oven(oven_C, share, until_s):
+    """Heat a cell with the scheme of the simulator; return times, temperatures and its state."""
+    x = np.zeros(ph.N_STATES)
+    x[ph.SEI], x[ph.ANODE], x[ph.THICK], x[ph.CATHODE], x[ph.ELYTE] = 0.15, 1.0, 0.033, 0.04, 1.0
+    temp, now, step, released, gained = OVEN_START_C, 0.0, 1.0, 0.0, 0.0
+    times, temps = [now], [temp]
+    while now < until_s:
+        step = min(2.0 * step, ph.DT_S)
+        while True:
+            half = ph.reaction_heat(ph.reaction_extents(x, temp, 1.0, 0.5 * step), 1.0, *OVEN_KG)
+            rise = (OVEN_W_K * (oven_C - temp) * step + 2.0 * half) / OVEN_J_K
+            limit = share * ph.R_GAS * (temp + ph.KELVIN) ** 2 / ph.E_SEI
+            if abs(rise) <= limit or step <= 1e-3:
+                break
+            step = max(0.9 * step * limit / abs(rise), 1e-3)
+        middle = temp + 0.5 * OVEN_W_K * (oven_C - temp) * step / OVEN_J_K + half / OVEN_J_K
+        extents = ph.reaction_extents(x, middle, 1.0, step)
+        heat = ph.reaction_heat(extents, 1.0, *OVEN_KG)
+        x[ph.SEI] -= extents[0]
+        x[ph.ANODE] -= extents[1] / ph.LITHIUM_0
+        x[ph.THICK] += extents[1]
+        x[ph.CATHODE] += extents[2]
+        x[ph.ELYTE] -= extents[3]
+        outside = OVEN_W_K * (oven_C - middle) * step
+        temp += (outside + heat) / OVEN_J_K
+        now += step
+        released += heat
+        gained += outside
+        times.append(now)
+        temps.append(temp)
+    return np.array(times), np.array(temps), x, released, gained
+
+
+def figures(times, temps):
+    """Return time to 140 degC, time to the steepest rise, peak."""
+    i = np.argmax(temps >= 140.0)
+    to_140 = np.interp(140.0, temps[i - 1 : i + 1], times[i - 1 : i + 1])
+    k = np.argmax(np.diff(temps) / np.diff(times))
+    return to_140, 0.5 * (times[k] + times[k + 1]), temps.max()
+
+
+@pytest.mark.parametrize("oven_C", OVEN_CASES)
+def test_oven_reaches_the_published_figures(oven_C):
+    to_140, to_steepest, peak = figures(*heat_in_oven(oven_C, ph.MAX_CHANGE, 4500.0)[:2])
+    expected = OVEN_CASES[oven_C]
+    assert to_140 == pytest.approx(expected[0], rel=0.015)
+    assert to_steepest == pytest.approx(expected[1], rel=0.002)
+    assert peak == pytest.approx(expected[2], abs=1.0)
+
+
+def reactions(_, y, oven_C):
+    """Return the plain differential equations of the oven, without the simulator's functions."""
+    temp, sei, lithium, thick, alpha, elyte = y
+    rt = 8.314 * (temp + 273.15)
+    d_sei = 1.667e15 * np.exp(-1.3508e5 / rt) * sei
+    d_an = 2.5e13 * np.exp(-1.3508e5 / rt) * lithium * np.exp(-thick / 0.033)
+    d_cat = 6.667e13 * np.exp(-1.396e5 / rt) * alpha * (1.0 - alpha)
+    d_el = 5.14e25 * np.exp(-2.74e5 / rt) * elyte
+    heat = OVEN_KG[0] * (257e3 * d_sei + 1714e3 * d_an)
+    heat += OVEN_KG[1] * 314e3 * d_cat + OVEN_KG[2] * 155e3 * d_el
+    return [(heat + OVEN_W_K * (oven_C - temp)) / OVEN_J_K, -d_sei, -d_an, d_an, d_cat, -d_el]
+
+
+def test_oven_agrees_with_an_implicit_solver():
+    start = [OVEN_START_C, 0.15, 0.75, 0.033, 0.04, 1.0]
+    settings = {"method": "Radau", "rtol": 1e-8, "atol": 1e-10, "args": (150.0,)}
+    solved = solve_ivp(reactions, (0.0, 3300.0), start, **settings)
+    expected = figures(solved.t, solved.y[0])
+    fine = figures(*heat_in_oven(150.0, 0.02, 3300.0)[:2])
+    coarse = figures(*heat_in_oven(150.0, ph.MAX_CHANGE, 3300.0)[:2])
+    assert fine[0] == pytest.approx(expected[0], rel=1e-4)
+    assert fine[2] == pytest.approx(expected[2], abs=0.2)
+    assert coarse[1] == pytest.approx(fine[1], rel=1e-3)
+    assert coarse[2] == pytest.approx(expected[2], abs=0.5)
+
+
+def test_oven_heat_is_the_enthalpy_of_what_reacted():
+    _, temps, x, released, gained = heat_in_oven(155.0, ph.MAX_CHANGE, 3500.0)
+    graphite, cathode, elyte = OVEN_KG
+    used = graphite * (257e3 * (0.15 - x[ph.SEI]) + 1714e3 * 0.75 * (1.0 - x[ph.ANODE]))
+    used += cathode * 314e3 * (x[ph.CATHODE] - 0.04) + elyte * 155e3 * (1.0 - x[ph.ELYTE])
+    assert released == pytest.approx(used, rel=1e-12)
+    assert OVEN_J_K * (temps[-1] - temps[0]) == pytest.approx(released + gained, rel=1e-12)
+
+
+# --- a rack ---------------------------------------------------------------------------------------
+
+
+def planned_rack(cause, *, n_steps=1800, onset=180, seed=3, **params):
+    """Return what drives a rack with one forced event on its fourth module."""
+    rng = np.random.default_rng(seed)
+    events = [make_event(cause, onset, rng, module=3, **params)]
+    dispatch, room_C = draw_dispatch(n_steps, rng), draw_room(n_steps, rng)
+    return plan_rack(0, dispatch, room_C, events, rng)
+
+
+@pytest.mark.parametrize("cause", HAZARDS)
+def test_energy_balance_of_a_burning_rack_closes(cause):
+    plan = planned_rack(cause)
+    plan.traits["core_delay_s"] = 100.0
+    truth = ph.simulate(plan.drive, plan.around, plan.traits)
+    ledger = truth.ledger_J
+    gains = ledger[ph.FROM_REACTIONS] + ledger[ph.FROM_OUTSIDE]
+    losses = ledger[ph.TO_SOLVENT] + ledger[ph.TO_ROOM]
+    turnover = np.abs(ledger).sum()
+    assert truth.temp_C[0].max() > 250.0
+    assert np.diff(truth.stored_J)[0] == pytest.approx(gains - losses, abs=1e-11 * turnover)
+
+
+def test_heat_of_a_burning_rack_is_the_enthalpy_of_what_reacted():
+    plan = planned_rack("external_heat", heat_W=2000.0, cell_share=0.2)
+    plan.around["current_A"] = 0.0  # the enthalpies depend on the state of charge: keep it
+    plan.traits["core_delay_s"] = 100.0
+    truth = ph.simulate(plan.drive, plan.around, plan.traits)
+    x, soc = truth.cells, plan.traits["soc"][:, None]
+    heat = ph.GRAPHITE_KG * ph.H_SEI * (ph.SEI_0 - x[..., ph.SEI])
+    heat += ph.GRAPHITE_KG * ph.H_ANODE * ph.LITHIUM_0 * soc * (1.0 - x[..., ph.ANODE])
+    share = 0.3 + 0.7 * soc
+    heat += ph.CATHODE_KG * ph.H_CATHODE * share * (x[..., ph.CATHODE] - ph.ALPHA_0)
+    heat += ph.ELYTE_KG * ph.H_ELYTE * (1.0 - x[..., ph.ELYTE])
+    heat += ph.SHORTED_J * soc * (1.0 - x[..., ph.CHARGE])
+    total = (heat * ph.CELLS_OF).sum()
+    assert total > 5e6
+    assert truth.ledger_J[ph.FROM_REACTIONS] == pytest.approx(total, rel=1e-9)
+
+
+def test_resting_rack_settles_at_the_room_temperature():
+    plan = planned_rack("stuck", n_steps=6000)
+    plan.around["current_A"] = 0.0
+    plan.around["room_C"] = 23.0
+    truth = ph.simulate(plan.drive, plan.around, plan.traits)
+    assert np.abs(truth.temp_C[..., -1] - 23.0).max() < 0.01
+    assert np.ptp(truth.soc, axis=1).max() == 0.0
+
+
+def forced_events(cause, n_racks=16, **params):
+    """Return the events table of racks that each go through one event of a cause."""
+    tables = []
+    for site in range(n_racks // 8):
+        rng = np.random.default_rng([11, site])
+        modules = rng.integers(8, size=8)
+        events = [
+            make_event(cause, 360, rng, rack=rack, module=int(module), **params)
+            for rack, module in enumerate(modules)
+        ]
+        table = to_frames([simulate_site(site, 6.0, 5, events=events)])[1]
+        tables.append(table[table[col.EVENT_TYPE] == cause])
+    return pd.concat(tables)
+
+
+@pytest.mark.parametrize("cause", HAZARDS)
+def test_hazards_reach_their_point_of_no_return(cause):
+    stays = {"opens_C": np.inf} if "opens_C" in CAUSES[cause].ranges else {}
+    events = forced_events(cause, n_racks=24, **stays)
+    assert events["Hazard"].mean() >= 0.85
+    assert (events.loc[events["Hazard"], "PNR"] > events.loc[events["Hazard"], "Onset"]).all()
+    assert events.loc[events["Hazard"], "Labelled"].mean() >= 0.9
+
+
+@pytest.mark.parametrize("cause", LOOK_ALIKES)
+def test_look_alikes_stay_harmless_and_unlabelled(cause):
+    events = forced_events(cause)
+    assert len(events) == 16
+    assert not events["Hazard"].any()
+    assert not events["Labelled"].any()
+    assert events["PNR"].isna().all()
+
+
+def test_burning_short_that_opens_is_no_hazard():
+    _, events = simulate_rack("slow_short", opens_C=50.0)
+    assert not events["Hazard"].any()
+
+
+def test_look_alike_that_reaches_its_point_of_no_return_is_a_hazard():
+    telemetry, events = simulate_rack("soft_short", final_ohm=0.03, opens_C=np.inf)
+    soft = events[events[col.EVENT_TYPE] == "soft_short"].iloc[0]
+    assert soft["Hazard"] and soft["Labelled"]
+    labelled = telemetry[telemetry[col.LABEL] == 1]
+    assert set(labelled[col.EVENT_ID]) == {soft[col.EVENT_ID]}
+
+
+def test_fire_spreads_to_the_neighbour():
+    for seed in range(8):
+        _, events = simulate_rack("slow_short", hours=6.0, seed=seed, opens_C=np.inf)
+        spread = events[events[col.EVENT_TYPE] == "propagation"]
+        if len(spread):
+            break
+    else:
+        pytest.fail("no rack in eight burnt through")
+    first = events["PNR"].min()
+    assert (spread["PNR"] > first).all()
+    assert spread["Hazard"].all()
+
+
+# --- a fleet --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fleet():
+    return simulate_fleet(8, 6.0, 42)
+
+
+def test_columns_types_and_order(fleet):
+    telemetry, events = fleet
+    assert list(telemetry.columns) == col.TELEMETRY
+    assert isinstance(telemetry.index, pd.RangeIndex)
+    assert telemetry[col.TIMESTAMP].dtype == "datetime64[us]"
+    assert all(telemetry[name].dtype == np.float32 for name in col.SENSORS)
+    assert telemetry[col.LABEL].dtype == np.int8
+    for name in (col.SITE, col.RACK, col.MODULE, col.EVENT_ID, col.EVENT_TYPE):
+        assert isinstance(telemetry[name].dtype, pd.CategoricalDtype)
+    order = telemetry[col.KEYS].sort_values(col.KEYS, kind="stable").index
+    assert (order == telemetry.index).all()
+    assert not telemetry[col.KEYS].duplicated().any()
+    assert events[col.EVENT_ID].is_unique
+    assert set(telemetry[col.EVENT_ID].dropna()) <= set(events[col.EVENT_ID])
+
+
+def test_class_balance(fleet):
+    telemetry, events = fleet
+    look_alikes = events[col.EVENT_TYPE].isin(LOOK_ALIKES)
+    assert 36 <= events["Labelled"].sum() <= 45
+    assert 60 <= look_alikes.sum() <= 100  # Poisson, 80 expected
+    assert 0.0053 <= telemetry[col.LABEL].mean() <= 0.0068
+    assert 0.28 <= 1.0 - len(telemetry) / (8 * 64 * 2160) <= 0.37
+    assert events.loc[events["Labelled"], col.EVENT_TYPE].nunique() >= 4
+
+
+def expected_labels(telemetry, event):
+    """Return the label of an event's module, worked out from the events table alone."""
+    last = event["PNR"] - pd.Timedelta(seconds=30)
+    first = max(event["Onset"], event["PNR"] - pd.Timedelta(minutes=20.5))
+    return telemetry[col.TIMESTAMP].between(first, last).astype(np.int8)
+
+
+def test_label_window_is_exact_to_the_sample(fleet):
+    telemetry, events = fleet
+    labelled = events[events["Labelled"]]
+    rows = 0
+    for _, event in labelled.iterrows():
+        here = telemetry[
+            (telemetry[col.SITE] == event[col.SITE]) & (telemetry[col.MODULE] == event[col.MODULE])
+        ]
+        assert (here[col.LABEL] == expected_labels(here, event)).all()
+        assert (here.loc[here[col.LABEL] == 1, col.EVENT_ID] == event[col.EVENT_ID]).all()
+        rows += here[col.LABEL].sum()
+    assert rows == telemetry[col.LABEL].sum()
+
+
+def test_lost_racks_end_thirty_seconds_before_their_first_pnr(fleet):
+    telemetry, events = fleet
+    last = telemetry.groupby([col.SITE, col.RACK], observed=True)[col.TIMESTAMP].max()
+    first_pnr = events.groupby([col.SITE, col.RACK])["PNR"].min().dropna()
+    kept = first_pnr.index.intersection(last.index)
+    end = last.max()
+    limit = (first_pnr[kept] - pd.Timedelta(seconds=30)).clip(upper=end)
+    assert (first_pnr[kept] < end).sum() > 10
+    assert (limit - last[kept] < pd.Timedelta(seconds=10)).all()
+    assert (limit >= last[kept]).all()
+
+
+def test_kept_racks_hold_the_same_rows():
+    short, _ = simulate_fleet(1, 6.0, 3)
+    whole, events = simulate_fleet(1, 6.0, 3, drop_lost_racks=False)
+    assert len(short) < len(whole) == 64 * 2160
+    assert events["Hazard"].any()
+    common = whole.merge(short[col.KEYS], on=col.KEYS)
+    pd.testing.assert_frame_equal(common[col.SENSORS], short[col.SENSORS])
+    pd.testing.assert_series_equal(common[col.LABEL], short[col.LABEL])
+
+
+def test_event_rows_begin_at_the_onset(fleet):
+    telemetry, events = fleet
+    first = telemetry.dropna(subset=[col.EVENT_ID]).groupby(col.EVENT_ID, observed=True)
+    first = first[col.TIMESTAMP].min()
+    onset = events.set_index(col.EVENT_ID)["Onset"]
+    assert (first >= onset[first.index]).all()
+    assert (first == onset[first.index]).mean() > 0.9
+
+
+def test_missing_values_are_those_injected(fleet):
+    telemetry, _ = fleet
+    lost = telemetry[col.EVENT_TYPE] == "dropout"
+    share = telemetry.loc[~lost, col.SENSORS].isna().to_numpy().mean()
+    assert 0.0004 < share < 0.0006
+    assert telemetry.loc[lost, col.SENSORS].isna().all(axis=1).mean() > 0.1
+    assert telemetry.drop(columns=[*col.SENSORS, col.EVENT_ID, col.EVENT_TYPE]).notna().all(None)
+    assert np.isfinite(telemetry[col.SENSORS].to_numpy()[~telemetry[col.SENSORS].isna()]).all()
+
+
+def test_no_raw_sensor_gives_the_answer(fleet):
+    from sklearn.metrics import average_precision_score
+
+    telemetry, _ = fleet
+    for name in col.SENSORS:
+        values = telemetry[name].fillna(telemetry[name].median())
+        assert average_precision_score(telemetry[col.LABEL], values) < 0.8
+        assert average_precision_score(telemetry[col.LABEL], -values) < 0.8
+
+
+def test_same_telemetry_for_any_number_of_threads_and_sites():
+    one, events_one = simulate_fleet(3, 1.0, 7)
+    two, events_two = simulate_fleet(3, 1.0, 7, n_jobs=2)
+    pd.testing.assert_frame_equal(one, two, check_exact=True)
+    pd.testing.assert_frame_equal(events_one, events_two)
+    alone, _ = to_frames([simulate_site(1, 1.0, 7)])
+    beside = one[one[col.SITE] == "Site02"].reset_index(drop=True)
+    assert (alone[col.MODULE].astype(str) == beside[col.MODULE].astype(str)).all()
+    pd.testing.assert_frame_equal(alone[col.SENSORS], beside[col.SENSORS], check_exact=True)
+    assert (alone[col.EVENT_ID].astype(object) == beside[col.EVENT_ID].astype(object))[
+        alone[col.EVENT_ID].notna()
+    ].all()
+
+
+def test_other_seed_and_other_site_give_other_telemetry():
+    first, _ = simulate_fleet(2, 0.5, 1)
+    second, _ = simulate_fleet(1, 0.5, 2)
+    values = first[col.TEMP_AVG].to_numpy()
+    n = min(len(second), len(values) // 2)
+    assert not np.array_equal(values[:n], second[col.TEMP_AVG].to_numpy()[:n])
+    sites = [group[col.TEMP_AVG].to_numpy() for _, group in first.groupby(col.SITE, observed=True)]
+    assert not np.array_equal(sites[0], sites[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 6.0, 1), "sites must be at least 1, got 0"),
+        ((1, 0.0, 1), "hours must be .* got 0.0"),
+        ((1, -1.0, 1), "hours must be .* got -1.0"),
+        ((1, float("nan"), 1), "hours must be .* got nan"),
+        ((1, 6.0, -1), "seed must be 0 or greater, got -1"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        simulate_fleet(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("cause", "options", "message"),
+    [
+        ("slow_shorts", {}, "cause must be one of .*slow_short.* got 'slow_shorts'"),
+        ("slow_short", {"ohm": 1.0}, r"no parameter \['ohm'\]: it takes .*final_ohm"),
+        ("slow_short", {"module": 9}, "module must be between 1 and 8, got 9"),
+        ("slow_short", {"onset_min": 500.0}, "onset_min must lie within .* got 500.0"),
+    ],
+)
+def test_forced_events_out_of_range_are_refused(cause, options, message):
+    with pytest.raises(ValueError, match=message):
+        simulate_rack(cause, **options)
