@@ -323,9 +323,8 @@ def comparable_runs(*, data_sha256: str = "") -> pd.DataFrame:
     newest = runs[runs["leaky"] == "false"].iloc[-1]
     runs = runs[runs["data_sha256"] == newest["data_sha256"]]
     runs = runs[(runs["protocol_digest"] == newest["protocol_digest"]) | (runs["leaky"] == "true")]
-    runs = runs.drop_duplicates(
-        ["stage", "model_name", "imbalance_technique", "params"], keep="last"
-    )
+    same = ["model_name", "imbalance_technique", "params"]  # one entry, whichever notebook ran it
+    runs = runs.drop_duplicates(same, keep="last")
     return _with_names(runs.drop(columns=["params", "started"]).reset_index(drop=True))
 
 
