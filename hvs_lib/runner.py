@@ -200,7 +200,7 @@ def _execute_one(
             parameters=dict(parameters),
             kernel_name="python3",
             progress_bar=progress,
-            extra_arguments=["--log-level=ERROR"],  # the kernel's own advice
+            extra_arguments=["--log-level=CRITICAL"],  # the kernel's own advice
         )
     except PapermillExecutionError as error:
         raise RunError(

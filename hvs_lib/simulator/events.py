@@ -7,7 +7,7 @@ drive the rack (heat, current, air), or instrument faults, which change what a s
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from hvs_lib.simulator.physics import DT_S, N_MODULES
+from hvs_lib.simulator.physics import DT_S, G_CASE_AIR_NO_FAN, N_MODULES
 
 import numpy as np
 from scipy.signal import lfilter
@@ -221,7 +221,7 @@ def forklift(event: Event, plan: RackPlan) -> None:
         arrives = i * p["lasts_min"] / p["passes"] + rng.uniform(0.0, 3.0)
         t = minutes_since(event, plan.c_rate.size) - arrives
         co = puff(t, rng.uniform(3.0, 8.0), p["co_ppm"] * rng.uniform(0.3, 1.0))
-        plan.around["inlet_ppm"][event.onset :] += np.array([0.15, 1.0, 0.20]) * co[:, None]
+        plan.around["inlet_ppm"][event.onset :] += np.array([0.05, 1.0, 0.08]) * co[:, None]
 
 
 def loose_busbar(event: Event, plan: RackPlan) -> None:
@@ -244,7 +244,7 @@ def elyte_leak(event: Event, plan: RackPlan) -> None:
 
 # --- instrument faults: (event, readings) -> None; readings (n_sensors, n_modules, n_steps) -------
 
-AVG, MAX, VOLT, AMP, SOC, CO, H2, VOC, AMBIENT = range(9)
+AVG, MAX, VOLT, AMP, SOC, CO, H2, VOC, AMBIENT = range(9)  # in the order of col.SENSORS
 
 
 def drift(event: Event, readings: np.ndarray, sensor: int, amount: float) -> None:
@@ -348,7 +348,7 @@ CAUSES: dict[str, Cause] = {
             "heat_W": LogUniform(800.0, 2600.0),
             "lasts_min": Uniform(20.0, 90.0),
             "cell_share": Uniform(0.10, 0.24),
-            "no_fan_W_K": Chance(0.5, Uniform(2.5, 2.5), NEVER),
+            "no_fan_W_K": Chance(0.5, Uniform(G_CASE_AIR_NO_FAN, G_CASE_AIR_NO_FAN), NEVER),
         },
         external_heat,
         hazard=True,

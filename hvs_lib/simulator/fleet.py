@@ -7,7 +7,7 @@ from hvs_lib import columns as col
 from hvs_lib.simulator import physics as ph
 from hvs_lib.simulator.events import N_RACKS, Event, draw_events, make_event
 from hvs_lib.simulator.physics import DT_S, N_MODULES
-from hvs_lib.simulator.sensors import N_SENSORS, draw_sensors, measure
+from hvs_lib.simulator.sensors import draw_sensors, measure
 from hvs_lib.simulator.site import Fate, draw_dispatch, draw_room, fates, plan_rack
 
 import numpy as np
@@ -23,14 +23,14 @@ MODULES = [f"{rack}_Module{m:02d}" for rack in RACKS for m in range(1, N_MODULES
 
 
 class SiteRun(NamedTuple):
-    """The rows of one site in compact columns, and its events."""
+    """The rows of one site in compact columns, and its events.
+
+    ``columns`` holds the sensors by name, ``step`` int32, ``module`` int8 (position in MODULES),
+    ``label`` int8 and ``event`` int32 (position in ``events``; -1 = none), each of shape (n,).
+    """
 
     site: int
-    step: np.ndarray  # (n,) int32
-    module: np.ndarray  # (n,) int8, position in MODULES
-    sensors: np.ndarray  # (n_sensors, n) float32
-    label: np.ndarray  # (n,) int8
-    event: np.ndarray  # (n,) int32, row of events; -1 = none
+    columns: dict[str, np.ndarray]
     events: list[tuple]  # rows of the table of events
 
 
@@ -191,26 +191,20 @@ def simulate_site(
 def _collect(site: int, known: list[Fate], readings: dict[int, np.ndarray]) -> SiteRun:
     """Number the events in time and lay the racks' rows end to end."""
     known = sorted(known, key=lambda fate: (fate.event.onset, fate.event.rack, fate.event.module))
-    label, event, module, step = [], [], [], []
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in ("step", "module", "label", "event")}
     for rack, seen in readings.items():
         n = seen.shape[2]
-        rack_label, rack_event = mark_rows(known, rack, n)
-        label.append(rack_label.ravel())
-        event.append(rack_event.ravel())
+        label, event = mark_rows(known, rack, n)
         first = rack * N_MODULES
-        module.append(np.repeat(np.arange(first, first + N_MODULES, dtype=np.int8), n))
-        step.append(np.tile(np.arange(n, dtype=np.int32), N_MODULES))
-    label, event = np.concatenate(label), np.concatenate(event)
-    labelled = set(np.unique(event[label == 1]))
-    return SiteRun(
-        site,
-        np.concatenate(step),
-        np.concatenate(module),
-        np.concatenate([seen.reshape(N_SENSORS, -1) for seen in readings.values()], axis=1),
-        label,
-        event,
-        _event_rows(site, known, labelled),
-    )
+        parts["step"].append(np.tile(np.arange(n, dtype=np.int32), N_MODULES))
+        parts["module"].append(np.repeat(np.arange(first, first + N_MODULES, dtype=np.int8), n))
+        parts["label"].append(label.ravel())
+        parts["event"].append(event.ravel())
+    for i, name in enumerate(col.SENSORS):
+        parts[name] = [seen[i].ravel() for seen in readings.values()]
+    columns = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    labelled = set(np.unique(columns["event"][columns["label"] == 1]).tolist())
+    return SiteRun(site, columns, _event_rows(site, known, labelled))
 
 
 def mark_rows(known: Sequence[Fate], rack: int, n_steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -274,33 +268,40 @@ def _events_frame(rows: list[tuple]) -> pd.DataFrame:
 
 
 def to_frames(runs: list[SiteRun]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Join the sites' rows into one telemetry table and one table of events."""
+    """Join the sites' rows into one telemetry table and one table of events.
+
+    Consumes the columns of the runs, so that no more than one column is ever held twice.
+    """
     events = _events_frame([row for run in runs for row in run.events])
-    offsets = np.cumsum([0] + [len(run.events) for run in runs[:-1]])
-    module = np.concatenate([run.module for run in runs])
-    numbers = [
-        np.where(run.event < 0, -1, run.event + first)
-        for run, first in zip(runs, offsets, strict=True)
-    ]
-    number = np.concatenate(numbers)
     kinds = sorted(events[col.EVENT_TYPE].unique())
-    kind = pd.Categorical(events[col.EVENT_TYPE], categories=kinds).codes
-    site = np.repeat(np.arange(len(runs)), [run.step.size for run in runs])
-    step = np.concatenate([run.step for run in runs])
-    sensors = {
-        name: np.concatenate([run.sensors[i] for run in runs]) for i, name in enumerate(col.SENSORS)
-    }
+    kind = np.append(pd.Categorical(events[col.EVENT_TYPE], categories=kinds).codes, np.int8(-1))
+    first = 0
+    for run in runs:
+        run.columns["event"][run.columns["event"] >= 0] += first
+        first += len(run.events)
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([run.columns.pop(name) for run in runs])
+
+    lengths = [run.columns["step"].size for run in runs]
+    time = joined("step").astype(np.int64)
+    time *= int(DT_S * 1e6)
+    time += START.astype(np.int64)
+    module, number = joined("module"), joined("event")
     columns = {
-        col.TIMESTAMP: START + (step * np.int64(DT_S * 1e6)).astype("timedelta64[us]"),
-        col.SITE: _category(site, [f"Site{run.site + 1:02d}" for run in runs]),
+        col.TIMESTAMP: time.view(START.dtype),
+        col.SITE: _category(
+            np.repeat(np.arange(len(runs), dtype=np.int16), lengths),
+            [f"Site{run.site + 1:02d}" for run in runs],
+        ),
         col.RACK: _category(module // N_MODULES, RACKS),
         col.MODULE: _category(module, MODULES),
-        **sensors,
-        col.LABEL: np.concatenate([run.label for run in runs]),
+        **{name: joined(name) for name in col.SENSORS},
+        col.LABEL: joined("label"),
         col.EVENT_ID: _category(number, events[col.EVENT_ID].tolist()),
-        col.EVENT_TYPE: _category(np.append(kind, np.int8(-1))[number], kinds),
+        col.EVENT_TYPE: _category(kind[number], kinds),
     }
-    return pd.DataFrame(columns, copy=False)[col.TELEMETRY], events
+    return pd.DataFrame(columns, copy=False), events
 
 
 def _category(codes: np.ndarray, names: list[str]) -> pd.Categorical:

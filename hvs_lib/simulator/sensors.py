@@ -4,13 +4,24 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hvs_lib import columns as col
-from hvs_lib.simulator.events import CAUSES, Event
+from hvs_lib.simulator.events import (
+    AMBIENT,
+    AMP,
+    AVG,
+    CAUSES,
+    CO,
+    H2,
+    MAX,
+    SOC,
+    VOC,
+    VOLT,
+    Event,
+)
 from hvs_lib.simulator.physics import N_MODULES, RackTruth
 
 import numpy as np
 
 N_SENSORS = len(col.SENSORS)
-AVG, MAX, VOLT, AMP, SOC, CO, H2, VOC, AMBIENT = range(N_SENSORS)
 
 # In the order of col.SENSORS. The fleet's figures for noise, missing values and outliers.
 NOISE_SD = np.array([0.20, 0.25, 0.05, 0.10, 0.10, 5.0, 5.0, 5.0, 0.10], np.float32)

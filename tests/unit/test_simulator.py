@@ -1,17 +1,18 @@
-"""The simulator: its physics against closed sums and another solver, its fleets against their rules."""
+"""The simulator: physics against closed sums and another solver, fleets against their rules."""
 
 from hvs_lib import columns as col
 from hvs_lib.simulator import physics as ph
 from hvs_lib.simulator import simulate_fleet, simulate_rack
 from hvs_lib.simulator.events import CAUSES, HAZARDS, LOOK_ALIKES, make_event
 from hvs_lib.simulator.fleet import simulate_site, to_frames
-from hvs_lib.simulator.site import draw_dispatch, draw_room, plan_rack
+from hvs_lib.simulator.site import draw_dispatch, draw_room, fates, plan_rack
 
 import numpy as np
 import pandas as pd
 import pytest
 from numba import njit
 from scipy.integrate import solve_ivp
+from sklearn.metrics import average_precision_score
 
 # --- the reactions, in the oven test of an 18650 cell ---------------------------------------------
 
@@ -99,7 +100,7 @@ def test_oven_agrees_with_an_implicit_solver():
     assert fine[0] == pytest.approx(expected[0], rel=1e-4)
     assert fine[2] == pytest.approx(expected[2], abs=0.2)
     assert coarse[1] == pytest.approx(fine[1], rel=1e-3)
-    assert coarse[2] == pytest.approx(expected[2], abs=0.5)
+    assert coarse[2] == pytest.approx(expected[2], abs=0.8)
 
 
 def test_oven_heat_is_the_enthalpy_of_what_reacted():
@@ -125,13 +126,15 @@ def planned_rack(cause, *, n_steps=1800, onset=180, seed=3, **params):
 @pytest.mark.parametrize("cause", HAZARDS)
 def test_energy_balance_of_a_burning_rack_closes(cause):
     plan = planned_rack(cause)
+    plan.traits["short_opens_C"] = np.inf
     plan.traits["core_delay_s"] = 100.0
     truth = ph.simulate(plan.drive, plan.around, plan.traits)
     ledger = truth.ledger_J
     gains = ledger[ph.FROM_REACTIONS] + ledger[ph.FROM_OUTSIDE]
     losses = ledger[ph.TO_SOLVENT] + ledger[ph.TO_ROOM]
     turnover = np.abs(ledger).sum()
-    assert truth.temp_C[0].max() > 250.0
+    assert np.isfinite(truth.pnr_s).any()
+    assert truth.ledger_J[ph.FROM_REACTIONS] > 1e4
     assert np.diff(truth.stored_J)[0] == pytest.approx(gains - losses, abs=1e-11 * turnover)
 
 
@@ -147,6 +150,8 @@ def test_heat_of_a_burning_rack_is_the_enthalpy_of_what_reacted():
     heat += ph.CATHODE_KG * ph.H_CATHODE * share * (x[..., ph.CATHODE] - ph.ALPHA_0)
     heat += ph.ELYTE_KG * ph.H_ELYTE * (1.0 - x[..., ph.ELYTE])
     heat += ph.SHORTED_J * soc * (1.0 - x[..., ph.CHARGE])
+    used = ph.LITHIUM_0 * soc * (1.0 - x[..., ph.ANODE])
+    np.testing.assert_allclose(x[..., ph.THICK], ph.THICK_0 + used, rtol=1e-9)
     total = (heat * ph.CELLS_OF).sum()
     assert total > 5e6
     assert truth.ledger_J[ph.FROM_REACTIONS] == pytest.approx(total, rel=1e-9)
@@ -208,16 +213,31 @@ def test_look_alike_that_reaches_its_point_of_no_return_is_a_hazard():
 
 
 def test_fire_spreads_to_the_neighbour():
-    for seed in range(8):
-        _, events = simulate_rack("slow_short", hours=6.0, seed=seed, opens_C=np.inf)
-        spread = events[events[col.EVENT_TYPE] == "propagation"]
-        if len(spread):
-            break
-    else:
-        pytest.fail("no rack in eight burnt through")
-    first = events["PNR"].min()
-    assert (spread["PNR"] > first).all()
-    assert spread["Hazard"].all()
+    # A hot fire: a full string, and a core that burns at once
+    plan = planned_rack("sudden_short", n_steps=2400, final_ohm=0.03, opens_C=np.inf)
+    plan.around["current_A"] = 0.0
+    plan.traits["soc"] = 0.95
+    plan.traits["core_delay_s"], plan.traits["core_tau_s"] = 90.0, 600.0
+    plan.drive["case_air_W_K"] = ph.G_CASE_AIR_NO_FAN
+    truth = ph.simulate(plan.drive, plan.around, plan.traits)
+    spread = np.flatnonzero(np.isfinite(truth.pnr_s))
+    assert {2, 3} <= set(spread) or {3, 4} <= set(spread)
+    assert np.argmin(truth.pnr_s) == 3
+    plan.traits["core_delay_s"] = np.inf
+    truth = ph.simulate(plan.drive, plan.around, plan.traits)
+    assert np.flatnonzero(np.isfinite(truth.pnr_s)).tolist() == [3]
+
+
+def test_propagation_is_a_hazard_of_its_own():
+    quiet = np.full(8, np.inf)
+    pnr_s = quiet.copy()
+    pnr_s[[3, 4]] = 5000.0, 7000.0
+    event = make_event("slow_short", 100, np.random.default_rng(0), module=3)
+    truth = ph.RackTruth(*[None] * 5, quiet, pnr_s, None, None, None)
+    own, spread = fates(0, [event], truth)
+    assert own.event is event and own.pnr_s == 5000.0
+    assert spread.event.cause == "propagation"
+    assert (spread.event.module, spread.event.onset, spread.pnr_s) == (4, 500, 7000.0)
 
 
 # --- a fleet --------------------------------------------------------------------------------------
@@ -312,13 +332,13 @@ def test_missing_values_are_those_injected(fleet):
     share = telemetry.loc[~lost, col.SENSORS].isna().to_numpy().mean()
     assert 0.0004 < share < 0.0006
     assert telemetry.loc[lost, col.SENSORS].isna().all(axis=1).mean() > 0.1
-    assert telemetry.drop(columns=[*col.SENSORS, col.EVENT_ID, col.EVENT_TYPE]).notna().all(None)
+    assert (
+        telemetry.drop(columns=[*col.SENSORS, col.EVENT_ID, col.EVENT_TYPE]).notna().all(axis=None)
+    )
     assert np.isfinite(telemetry[col.SENSORS].to_numpy()[~telemetry[col.SENSORS].isna()]).all()
 
 
 def test_no_raw_sensor_gives_the_answer(fleet):
-    from sklearn.metrics import average_precision_score
-
     telemetry, _ = fleet
     for name in col.SENSORS:
         values = telemetry[name].fillna(telemetry[name].median())
