@@ -5,6 +5,7 @@ from hvs_lib import columns as col
 import numpy as np
 import pandas as pd
 from imblearn.base import BaseSampler
+from imblearn.over_sampling import SMOTE
 from imblearn.pipeline import Pipeline
 from scipy.stats import loguniform, randint, uniform
 from sklearn.base import BaseEstimator, clone
@@ -148,24 +149,40 @@ def fixed_threshold_score(X: pd.DataFrame) -> np.ndarray:
     return np.nan_to_num(np.fmax.reduce(ratios), nan=0.0)
 
 
-def usable_k_neighbors(k_neighbors: int, *, n_minority: int) -> int:
-    """Shrink SMOTE's neighbours to what the smallest fold can offer.
+def make_smote(
+    y_by_fold: list[np.ndarray], *, k_neighbors: int, sampling_strategy: float, seed: int
+) -> SMOTE:
+    """Make a SMOTE that works on every fold, with fewer neighbours where a fold has few rows.
 
     Parameters
     ----------
-    k_neighbors : asked for.
-    n_minority : hazardous rows of the smallest fold that is fitted on.
+    y_by_fold : arrays of labels, each of the rows that one fold is fitted on.
+    k_neighbors : neighbours to draw between; the sampler's own may be fewer.
+    sampling_strategy : minority/majority after resampling.
+    seed : of the draws.
 
     Raises
     ------
     ValueError
-        Where there are not two hazardous rows to draw between, or none is asked for.
+        Where a fold has less than two hazardous rows to draw between, or more than asked for.
     """
     if k_neighbors < 1:
         raise ValueError(f"smote_k_neighbors must be at least 1, got {k_neighbors}.")
-    if n_minority < 2:
+    fewest = min(int(np.sum(y)) for y in y_by_fold)
+    if fewest < 2:
         raise ValueError(
-            f"SMOTE needs at least 2 hazardous rows in each fold, got {n_minority}: "
+            f"SMOTE needs at least 2 hazardous rows in each fold, got {fewest}: "
             "use more telemetry or fewer folds."
         )
-    return min(k_neighbors, int(n_minority) - 1)
+    present = max(1 / negatives_per_positive(y) for y in y_by_fold)
+    if not present < sampling_strategy <= 1:
+        raise ValueError(
+            f"sampling_strategy must be above {present:.3f}, the ratio of hazardous to normal rows "
+            f"that the folds have after thinning, and at most 1, got {sampling_strategy}: raise "
+            "it, or lower normal_stride."
+        )
+    return SMOTE(
+        k_neighbors=min(k_neighbors, fewest - 1),
+        sampling_strategy=sampling_strategy,
+        random_state=seed,
+    )

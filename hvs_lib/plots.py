@@ -148,7 +148,7 @@ def alarm_timeline(
         ax.axvline(0, color="0.2", linestyle="--")
     below.set(ylabel="score / alarm threshold", xlabel="minutes to the point of no return")
     below.set_yscale("log")
-    below.legend(loc="upper left", fontsize="small")
+    below.legend(loc="lower right", fontsize="small")
     return fig
 
 

@@ -154,18 +154,23 @@ def keep_outputs(executed: Path, notebook: Path) -> None:
         if not cell.metadata.get("tags", True):
             del cell.metadata["tags"]
         if cell.cell_type == "code":
-            cell.outputs = [output for output in map(_cleaned, cell.outputs) if output is not None]
+            cell.outputs = _without_progress(cell.outputs)
     text = nbformat.writes(cleaned)
     notebook.write_text(_RUN_ID.sub("<run id>", text) + "\n", encoding="utf-8")
 
 
-def _cleaned(output: NotebookNode) -> NotebookNode | None:
-    """Drop the frames of a progress bar, which end in carriage returns, from a stream."""
-    if output.output_type == "stream":
-        output.text = re.sub(r"[^\n]*\r", "", output.text)
-        if not output.text.strip():
-            return None
-    return output
+def _without_progress(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Show streams as a terminal would: a carriage return takes back what stands before it."""
+    kept: list[NotebookNode] = []
+    for output in outputs:
+        if kept and output.output_type == "stream" and output.name == kept[-1].get("name"):
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    for output in kept:
+        if output.output_type == "stream":
+            output.text = re.sub(r"[^\n]*\r", "", output.text)
+    return [output for output in kept if output.get("text") != ""]
 
 
 def timing_report(timings: list[Timing]) -> str:

@@ -46,7 +46,7 @@ def artifacts_of(run):
     return {artifact.path for artifact in MlflowClient().list_artifacts(run.info.run_id)}
 
 
-@pytest.mark.parametrize(("number", "experiment"), enumerate(EXPERIMENTS))
+@pytest.mark.parametrize(("number", "experiment"), list(enumerate(EXPERIMENTS)))
 def test_each_notebook_is_one_finished_parent_run(smoke, number, experiment):
     parent = parent_of(experiment)
     assert parent.info.status == "FINISHED"

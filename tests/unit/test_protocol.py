@@ -41,7 +41,7 @@ def test_every_row_is_judged_and_no_rack_twice(protocol, pipeline, telemetry):
 
 def test_out_of_fold_scores_come_from_models_that_have_not_seen_the_rack(protocol, pipeline):
     """Poisoned labels in one fold's racks change the scores of the others only."""
-    fit_rows, valid_rows = protocol.split.folds[0]
+    _, valid_rows = protocol.split.folds[0]
     poisoned = protocol.telemetry.copy()
     label = poisoned[col.LABEL].to_numpy().copy()
     label[valid_rows] = 1 - label[valid_rows]

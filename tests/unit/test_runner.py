@@ -115,9 +115,9 @@ def test_failure_before_the_run_starts_leaves_no_run(tiny):
 
 
 def test_outputs_are_kept_without_what_differs_from_run_to_run(project):
-    printed = new_output("stream", name="stdout", text="\r 1/2\r 2/2\r   \rRun ID " + "a1" * 16)
-    bar = new_output("stream", name="stdout", text="\r 1/2\r    \r")
-    cell = new_code_cell("1", execution_count=1, outputs=[printed, bar])
+    frames = ["\r 1/2", "\r 2/2", "\r    \r", "Run ID " + "a1" * 16]
+    printed = [new_output("stream", name="stdout", text=frame) for frame in frames]
+    cell = new_code_cell("1", execution_count=1, outputs=printed)
     cell.metadata["papermill"] = {"duration": 1.5}
     notebook = new_notebook(cells=[cell], metadata={"papermill": {}, "a": 1})
     executed, kept = project / "executed.ipynb", project / "kept.ipynb"
