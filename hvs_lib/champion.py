@@ -1,4 +1,4 @@
-"""Choose the champion among comparable runs, by a stated rule."""
+"""Rank comparable runs by a stated rule; the first is the champion."""
 
 import pandas as pd
 
@@ -10,10 +10,10 @@ POLICIES = {
 }
 
 
-def choose_champion(
+def rank_models(
     runs: pd.DataFrame, *, policy: str = "event_recall", min_precision: float = 0.5
-) -> pd.Series:
-    """Choose the best model by its out-of-fold metrics; references and leaky runs cannot win.
+) -> pd.DataFrame:
+    """Rank the models by their out-of-fold metrics; references and leaky runs cannot win.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def choose_champion(
 
     Returns
     -------
-    Series, the champion's row.
+    DataFrame, the rows of the models that qualify, best first.
 
     Raises
     ------
@@ -45,9 +45,5 @@ def choose_champion(
             f"no model qualifies for the policy {policy!r} with min_precision {min_precision}: "
             "run 01_baseline, 02_tuning or 03_smote first, or ask for less."
         )
-    metric = {
-        "event_recall": "cv_event_recall",
-        "pr_auc": "cv_pr_auc",
-        "recall": "cv_recall_class1",
-    }
-    return able.sort_values([metric[policy], "cv_pr_auc"], kind="stable").iloc[-1]
+    order = [POLICIES[policy], "cv_pr_auc"]
+    return able.sort_values(order, ascending=False, kind="stable").reset_index(drop=True)

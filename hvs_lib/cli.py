@@ -93,7 +93,8 @@ def _show_verdict() -> None:
     from hvs_lib import tracking
 
     leaderboard, champion = tracking.verdict()
-    click.echo("\n" + leaderboard.to_string(index=False))
+    click.echo("\nThe test racks, with 95 % intervals; AP is average precision:\n")
+    click.echo(leaderboard.to_string(index=False))
     click.echo(
         f"\nChampion: {champion['name']}, Run ID {champion['run_id']}, registered as "
         f"{tracking.REGISTERED_MODEL} version {champion['version']}, alias {tracking.CHAMPION}"

@@ -37,8 +37,10 @@ from sklearn.metrics import (
 )
 
 __all__ = [
+    "EVENT_METRICS",
     "INTERVALS",
     "METRICS",
+    "ROW_METRICS",
     "AlarmRule",
     "alarm_curve",
     "alarm_level",
@@ -54,7 +56,7 @@ __all__ = [
     "undefined_metrics",
 ]
 
-METRICS = (
+ROW_METRICS = (
     "accuracy",
     "precision_class1",
     "recall_class1",
@@ -70,6 +72,8 @@ METRICS = (
     "fp",
     "fn",
     "threshold",
+)
+EVENT_METRICS = (
     "event_recall",
     "alarm_precision",
     "lead_time_median_min",
@@ -80,6 +84,7 @@ METRICS = (
     "n_false_alarms",
     "module_days",
 )
+METRICS = ROW_METRICS + EVENT_METRICS
 INTERVALS = ("event_recall", "false_alarms_per_module_day", "pr_auc")  # also with _low and _high
 CONFIDENCE = 0.95
 

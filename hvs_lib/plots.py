@@ -1,7 +1,7 @@
 """Figures that more than one notebook, or every run, shows. Each function returns its figure."""
 
 from hvs_lib import columns as col
-from hvs_lib.alarms import raise_alarms
+from hvs_lib.alarms import event_table
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -123,7 +123,7 @@ def alarm_timeline(
     Returns
     -------
     Figure of two panels: surface temperature [degC] and gas [ppm]; scores over their thresholds,
-    with a marker where the alarm was raised.
+    with a marker at the lead time.
     """
     module = event[[col.SITE, col.RACK, col.MODULE]]
     own = _before(telemetry, event["PNR"], minutes, **module)
@@ -138,11 +138,11 @@ def alarm_timeline(
     above.legend(lines, [line.get_label() for line in lines], loc="upper left", fontsize="small")
     for number, (name, (scores, threshold)) in enumerate(alarms.items()):
         rows = _before(scores, event["PNR"], minutes, **module)
-        raised = _before(raise_alarms(scores, threshold=threshold), event["PNR"], minutes, **module)
-        said = f"alarm {-raised['minute'].iloc[0]:.0f} min before" if len(raised) else "no alarm"
+        lead = _lead_time(scores, threshold, event)
+        said = "no alarm" if np.isnan(lead) else f"alarm {lead:.0f} min before"
         ratio = (rows["y_score"] / threshold).clip(lower=1e-2)
         below.plot(rows["minute"], ratio, color=f"C{number}", label=f"{name}: {said}")
-        below.plot(raised["minute"], np.ones(len(raised)), "v", color=f"C{number}", markersize=11)
+        below.plot(-lead, 1, "v", color=f"C{number}", markersize=11)
     below.axhline(1, color="0.3", linestyle=":")
     for ax in (above, below):
         ax.axvline(0, color="0.2", linestyle="--")
@@ -150,6 +150,15 @@ def alarm_timeline(
     below.set_yscale("log")
     below.legend(loc="lower right", fontsize="small")
     return fig
+
+
+def _lead_time(scores: pd.DataFrame, threshold: float, event: pd.Series) -> float:
+    """Look up the lead time of the event [min]; NaN where the alarm misses it."""
+    events = event_table(scores, threshold=threshold)
+    same = (events[[*col.KEYS[:3], "PNR"]].astype(object) == event[[*col.KEYS[:3], "PNR"]]).all(
+        axis=1
+    )
+    return float(events.loc[same, "lead_time_min"].iloc[0])
 
 
 def _title(event: pd.Series) -> str:

@@ -6,7 +6,7 @@ from time import perf_counter
 
 from hvs_lib import columns as col
 from hvs_lib import models
-from hvs_lib.metrics import AlarmRule, choose_threshold, evaluate, scores_frame
+from hvs_lib.metrics import EVENT_METRICS, AlarmRule, choose_threshold, evaluate, scores_frame
 from hvs_lib.splits import Split, thin_normal_rows
 
 import numpy as np
@@ -126,4 +126,11 @@ class Protocol:
             )
         options = {"threshold": threshold, "rule": self.rule, "seed": self.seed}
         metrics = evaluate(test, **options) | evaluate(cv, prefix="cv_", **options)
+        if self.split.kind == "row":
+            # An alarm needs consecutive samples, and random rows are none.
+            metrics = {k: v for k, v in metrics.items() if not _is_of_events(k)}
         return Assessment(model, threshold, metrics, cv, test, seconds)
+
+
+def _is_of_events(name: str) -> bool:
+    return name.removeprefix("cv_").removesuffix("_low").removesuffix("_high") in EVENT_METRICS

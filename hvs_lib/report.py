@@ -4,13 +4,14 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-# Heading, metric, digits. Out of fold first: it is what choices are made on.
+# Heading, metric, digits. AP is average precision; "cv" is out of fold, which choices are made on.
 HEADLINES = (
-    ("average precision, out of fold", "cv_pr_auc", 2),
-    ("average precision", "pr_auc", 2),
+    ("cv AP", "cv_pr_auc", 2),
+    ("cv event recall", "cv_event_recall", 2),
+    ("AP", "pr_auc", 2),
     ("event recall", "event_recall", 2),
-    ("false alarms per module-day", "false_alarms_per_module_day", 2),
-    ("median lead time [min]", "lead_time_median_min", 1),
+    ("false alarms / module-day", "false_alarms_per_module_day", 2),
+    ("median lead [min]", "lead_time_median_min", 1),
 )
 
 
@@ -23,8 +24,8 @@ def results_table(metrics: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame of text, shape (n_models, 5): ``value [low, high]`` with the 95 % interval where there
-    is one, and a dash where the metric is undefined. All but the first column are of the test
+    DataFrame of text, shape (n_models, 6): ``value [low, high]`` with the 95 % interval where there
+    is one, and a dash where the metric is undefined. Columns without "cv" are of the test
     racks.
     """
     return pd.DataFrame(

@@ -198,6 +198,7 @@ def _execute_one(
     os.environ["HVS_EXECUTION_ID"] = execution_id  # the kernel inherits it
     start = time.perf_counter()
     tracking.connect()
+    failure = None
     try:
         pm.execute_notebook(
             notebooks()[name],
@@ -208,18 +209,16 @@ def _execute_one(
             extra_arguments=["--log-level=CRITICAL"],  # the kernel's own advice
         )
     except PapermillExecutionError as error:
-        raise RunError(
-            f"{name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
-            f"The notebook up to there: {output}"
-        ) from error
-    except DeadKernelError as error:
-        raise RunError(f"{name}: its kernel died. The notebook up to there: {output}") from error
-    finally:
-        parent = tracking.parent_of_execution(execution_id)
-        if parent is not None:
-            tracking.log_notebook(parent.info.run_id, output)
-        tracking.close_killed_runs()
-    tracked = parent.data.metrics["seconds_tracking"]
+        failure = f"failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
+    except DeadKernelError:
+        failure = "failed: its kernel died"
+    parent = tracking.parent_of_execution(execution_id)
+    if parent is not None:
+        tracking.log_notebook(parent.info.run_id, output)
+    tracking.close_killed_runs()
+    if failure is not None:
+        raise RunError(f"{name} {failure}\nThe notebook up to there: {output}")
+    tracked = parent.data.metrics.get("seconds_tracking", 0.0) if parent else 0.0
     return _timing(name, output, total=time.perf_counter() - start, tracked=tracked)
 
 

@@ -2,11 +2,12 @@
 
 import sys
 from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from threading import Lock
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.metrics import check_scoring
+from sklearn.metrics import check_scoring, get_scorer_names
 from tqdm import tqdm
 
 
@@ -62,3 +63,19 @@ def progress_bar(total: int, unit: str) -> tqdm:
     enough for a headless log.
     """
     return tqdm(total=total, unit=f" {unit}", file=sys.stdout, leave=False, mininterval=1, ncols=80)
+
+
+def check_search(scoring: str, n_iter: int) -> None:
+    """Refuse what scikit-learn would refuse only after the first fits.
+
+    Raises
+    ------
+    ValueError
+        For an unknown scorer, with the nearest name, or less than one candidate.
+    """
+    if scoring not in get_scorer_names():
+        near = get_close_matches(scoring, get_scorer_names(), n=1, cutoff=0.3)
+        hint = f"did you mean {near[0]!r}?" if near else "f1 and average_precision are two."
+        raise ValueError(f"scoring must be a scikit-learn scorer, got {scoring!r}: {hint}")
+    if n_iter < 1:
+        raise ValueError(f"n_iter must be at least 1, got {n_iter}.")

@@ -71,13 +71,13 @@ class NotebookRun:
     It is FAILED while the last cell raised an error, and FINISHED after `finish`.
     """
 
-    def __init__(self, run: Run, tags: dict[str, str]):
+    def __init__(self, run: Run, tags: dict[str, str], *, started: float):
         self.run_id = run.info.run_id
         self.experiment_id = run.info.experiment_id
         self._client = MlflowClient()
         self._tags = tags
-        self._started = time.perf_counter()
-        self._seconds_tracking = 0.0
+        self._started = started
+        self._seconds_tracking = time.perf_counter() - started
 
     @contextmanager
     def _clock(self):
@@ -106,22 +106,35 @@ class NotebookRun:
         with self._clock():
             self._client.log_batch(self.run_id, tags=_tags(tags))
 
-    def log_candidate(self, name: str, params: Mapping, metrics: Mapping[str, float]) -> str:
+    def log_candidate(
+        self,
+        name: str,
+        candidate: Pipeline,
+        metrics: Mapping[str, float],
+        *,
+        model_name: str,
+        imbalance_technique: str = "none",
+    ) -> str:
         """Log one finished candidate of a search as a child run; callable from any thread.
+
+        Parameters
+        ----------
+        name : of the run.
+        candidate : the pipeline, unfitted, with all its parameters.
+        metrics : its scores.
+        model_name, imbalance_technique : tags, as for `log_assessment`.
 
         Returns
         -------
         str, the child's Run ID.
         """
+        tags = self._child_tags(
+            role="candidate", model_name=model_name, imbalance_technique=imbalance_technique
+        )
         with self._clock():
-            child = self._client.create_run(
-                self.experiment_id,
-                run_name=name,
-                tags=self._child_tags(role="candidate", model_name="xgboost"),
-            )
-            self._client.log_batch(
-                child.info.run_id, metrics=_metrics(metrics), params=_params(params)
-            )
+            child = self._client.create_run(self.experiment_id, run_name=name, tags=tags)
+            params = _params(_model_params(candidate))
+            self._client.log_batch(child.info.run_id, metrics=_metrics(metrics), params=params)
             self._client.set_terminated(child.info.run_id)
         return child.info.run_id
 
@@ -245,6 +258,7 @@ def start(
     data_sha256 : the digest, where only the runs are read.
     split : ``rack`` or ``row``.
     """
+    started = time.perf_counter()
     connect()
     close_killed_runs()
     _watch(None)
@@ -266,7 +280,7 @@ def start(
         _experiment_id(EXPERIMENTS[stage]), run_name=notebook, tags=tags | {"role": "parent"}
     )
     client.log_batch(run.info.run_id, params=_params(params))
-    notebook_run = NotebookRun(run, tags)
+    notebook_run = NotebookRun(run, tags, started=started)
     _watch(notebook_run)
     return notebook_run
 
@@ -320,8 +334,14 @@ def comparable_runs(*, data_sha256: str = "") -> pd.DataFrame:
     if runs.empty:
         raise ValueError("there is no run to compare: run 01_baseline, 02_tuning, 03_smote first.")
     runs = runs.sort_values(["started", "run_id"])
-    newest = runs[runs["leaky"] == "false"].iloc[-1]
-    runs = runs[runs["data_sha256"] == newest["data_sha256"]]
+    runs = runs[runs["data_sha256"] == runs["data_sha256"].iloc[-1]]
+    honest = runs[runs["leaky"] == "false"]
+    if honest.empty:
+        raise ValueError(
+            "the runs on this telemetry are all on a random row split, which leaks, so none can be "
+            'chosen: run 01_baseline with split="rack", on telemetry with more events.'
+        )
+    newest = honest.iloc[-1]
     runs = runs[(runs["protocol_digest"] == newest["protocol_digest"]) | (runs["leaky"] == "true")]
     same = ["model_name", "imbalance_technique", "params"]  # one entry, whichever notebook ran it
     runs = runs.drop_duplicates(same, keep="last")

@@ -4,8 +4,8 @@ import ast
 import json
 
 from hvs_lib import columns as col
-from hvs_lib import runner
-from hvs_lib.metrics import METRICS
+from hvs_lib import runner, tracking
+from hvs_lib.metrics import EVENT_METRICS, METRICS, ROW_METRICS
 
 import mlflow
 import nbformat
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from sklearn.metrics import f1_score
 
 pytestmark = pytest.mark.slow
 
@@ -21,6 +22,9 @@ MODEL_ARTIFACTS = {
     "check_rows.parquet", "classification_report.txt", "confusion_matrix.png",
     "cv_scores.parquet", "pr_curve.png", "scaler.joblib", "splits.json", "test_scores.parquet",
 }  # fmt: skip
+
+
+NEED_AN_ALARM = {"alarm_precision", "lead_time_median_min", "lead_time_p10_min"}
 
 
 def runs_of(experiment, role):
@@ -74,9 +78,13 @@ def test_children(smoke, experiment, models, references, candidates):
 @pytest.mark.parametrize("experiment", ["Baseline", "Tuning", "SMOTE"])
 def test_model_runs_hold_every_metric_and_artifact(smoke, experiment):
     for run in children_of(experiment, "model"):
-        undefined = set(run.data.tags.get("undefined_metrics", "").split(","))
-        expected = {prefix + name for prefix in ("", "cv_") for name in METRICS} - undefined
-        assert expected <= set(run.data.metrics)
+        leaky = run.data.tags["leaky"] == "true"
+        names = ROW_METRICS if leaky else METRICS
+        expected = {prefix + name for prefix in ("", "cv_") for name in names}
+        undefined = expected - set(run.data.metrics)
+        # A model that raises no alarm has no alarm precision, and one that is early never no lead.
+        assert {name.removeprefix("cv_") for name in undefined} <= NEED_AN_ALARM
+        assert not (leaky and set(run.data.metrics) & set(EVENT_METRICS))
         assert np.isfinite(list(run.data.metrics.values())).all()
         assert artifacts_of(run) == MODEL_ARTIFACTS
         tags = {"stage", "model_name", "imbalance_technique", "split", "data_sha256"}
@@ -116,7 +124,7 @@ def test_champion_is_registered_and_scores_alike(smoke):
 
 def test_last_lines_are_the_leaderboard_the_champion_and_the_shares(smoke):
     said = smoke.stdout
-    assert said.index("average precision") < said.index("Champion:") < said.index("share")
+    assert said.index("cv AP") < said.index("Champion:") < said.index("share")
     assert "make ui" in said
 
 
@@ -171,8 +179,45 @@ def test_one_event_can_be_looked_at_on_a_row_split(workplace, one_event_file):
     assert runs_of("Baseline", "parent")[0].data.tags["split"] == "row"
 
 
+def test_the_refitted_model_is_the_candidate_that_won(smoke):
+    """The search's own score comes out again from the out-of-fold scores of the refitted model."""
+    (tuned,) = children_of("Tuning", "model")
+    scores = tracking.read_scores(tuned.info.run_id, "cv_scores.parquet")
+    path = mlflow.artifacts.download_artifacts(
+        run_id=tuned.info.run_id, artifact_path="splits.json"
+    )
+    with open(path) as file:
+        parts = json.load(file)["parts"]
+    rack = scores[col.SITE].astype(str) + "/" + scores[col.RACK].astype(str)
+    of_folds = [
+        f1_score(fold[col.LABEL], fold["y_score"] >= 0.5)
+        for name, part in parts.items()
+        if name.startswith("fold")
+        for fold in [scores[rack.isin(part["racks"])]]
+    ]
+    candidates = [run.data.metrics["cv_f1"] for run in children_of("Tuning", "candidate")]
+    assert np.mean(of_folds) == pytest.approx(max(candidates), abs=2e-3)
+
+
+def test_candidates_can_be_made_again_from_their_runs(smoke):
+    for run in children_of("Tuning", "candidate"):
+        assert run.data.tags["imbalance_technique"] == "none"
+        assert {"classify__min_child_weight", "classify__random_state"} <= set(run.data.params)
+
+
+def test_telemetry_without_event_ids_runs_from_end_to_end(workplace, smoke):
+    """Event_ID and Event_Type are optional, so every notebook must do without."""
+    (fleet,) = (workplace.root / "data" / "raw").glob("*.parquet")
+    path = workplace.root / "own.parquet"
+    pd.read_parquet(fleet).drop(columns=[col.EVENT_ID, col.EVENT_TYPE]).to_parquet(path)
+    arguments = ["--profile", "smoke", "-p", "n_iter", "1", "-p", "data_path", path]
+    result = workplace("hvs", "run", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "Champion:" in result.stdout
+
+
 def test_executed_notebooks_say_what_the_run_found(smoke, workplace):
-    (executed,) = workplace.root.glob("runs/*/04_comparison.ipynb")
+    executed = min(workplace.root.glob("runs/*/04_comparison.ipynb"))  # of the first run
     text = json.dumps(nbformat.read(executed, 4))
     version = MlflowClient().get_model_version_by_alias("hvs-fire-prediction", "champion")
     assert version.run_id in text

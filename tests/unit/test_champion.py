@@ -1,4 +1,4 @@
-from hvs_lib.champion import choose_champion
+from hvs_lib.champion import rank_models
 
 import pandas as pd
 import pytest
@@ -29,18 +29,20 @@ RUNS = pd.DataFrame(
     ],
 )
 def test_each_policy_has_its_winner(policy, min_precision, winner):
-    found = choose_champion(RUNS, policy=policy, min_precision=min_precision)
-    assert found["name"] == winner
+    ranked = rank_models(RUNS, policy=policy, min_precision=min_precision)
+    assert ranked["name"].iloc[0] == winner
+    assert not {"leaky", "reference"} & set(ranked["name"])
 
 
 def test_the_order_of_the_runs_does_not_matter():
-    assert choose_champion(RUNS[::-1])["name"] == choose_champion(RUNS)["name"] == "early"
+    forwards, backwards = rank_models(RUNS), rank_models(RUNS[::-1])
+    assert forwards["name"].tolist() == backwards["name"].tolist() == ["early", "tied", "sharp"]
 
 
 def test_refusals():
     with pytest.raises(ValueError, match=r"policy must be one of .*, got 'best'"):
-        choose_champion(RUNS, policy="best")
+        rank_models(RUNS, policy="best")
     with pytest.raises(ValueError, match=r"min_precision must be between 0 and 1, got 2"):
-        choose_champion(RUNS, min_precision=2)
+        rank_models(RUNS, min_precision=2)
     with pytest.raises(ValueError, match="no model qualifies"):
-        choose_champion(RUNS, policy="recall", min_precision=0.99)
+        rank_models(RUNS, policy="recall", min_precision=0.99)

@@ -55,8 +55,9 @@ def test_data_only_moves_down_the_flow(path):
 def test_readme_commands_are_make_targets():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
-    named = set(re.findall(r"\bmake ([a-z-]+)", readme))
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", readme, re.M))
     assert {"run", "test"} <= named <= targets
+    assert "{{" not in readme, "a figure is missing"
 
 
 def test_ci_runs_the_readmes_test_command():

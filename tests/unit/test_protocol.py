@@ -65,7 +65,16 @@ def test_test_racks_touch_neither_threshold_nor_model(protocol, pipeline):
 
 def test_threshold_keeps_the_alarm_budget(protocol, pipeline, telemetry):
     strict = Protocol(telemetry, protocol.X, protocol.split, alarm_budget=1.0)
-    assert strict.assess(pipeline).metrics["cv_false_alarms_per_module_day"] <= 1.0
+    found = strict.assess(pipeline).metrics
+    assert found["cv_false_alarms_per_module_day"] <= 1.0
+    assert found["cv_event_recall"] > 0
+
+
+def test_random_rows_have_no_alarms(telemetry, protocol, pipeline):
+    rows = split_by_rack(telemetry, test_size=0.25, n_folds=2, seed=1, split="row")
+    found = Protocol(telemetry, protocol.X, rows, normal_stride=4).assess(pipeline).metrics
+    assert "cv_pr_auc_low" in found
+    assert not [name for name in found if "alarm" in name or "event" in name or "lead" in name]
 
 
 def test_same_seed_same_metrics(protocol, pipeline):

@@ -76,6 +76,7 @@ def test_whole_number_is_a_fraction_too():
     }
 
 
+@pytest.mark.slow
 def test_executed_notebook_is_kept_and_logged_with_its_run(tiny, project):
     (timing,), _ = tiny(GOOD, "run.finish()", parameters={"word": "b"})
     (executed,) = project.glob("runs/*/05_tiny.ipynb")
@@ -90,6 +91,7 @@ def test_executed_notebook_is_kept_and_logged_with_its_run(tiny, project):
     assert "share" in runner.timing_report([timing])
 
 
+@pytest.mark.slow
 def test_failure_names_the_cell_the_error_and_the_partial_notebook(tiny, project):
     with pytest.raises(RunError) as failed:
         tiny(GOOD, "raise ValueError('too hot')")
@@ -101,13 +103,21 @@ def test_failure_names_the_cell_the_error_and_the_partial_notebook(tiny, project
     assert parent.data.tags["error"] == "ValueError: too hot"
 
 
+@pytest.mark.slow
 def test_killed_kernel_is_told_and_its_run_closed(tiny):
-    with pytest.raises(RunError, match="kernel died"):
+    with pytest.raises(RunError, match="its kernel died"):
         tiny(GOOD, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     (parent,) = tracking._search("tags.role = 'parent'")
     assert parent.info.status == "KILLED"
 
 
+@pytest.mark.slow
+def test_notebook_that_logs_nothing_runs_too(tiny):
+    (timing,), _ = tiny("1 + 1")
+    assert timing.tracking == 0
+
+
+@pytest.mark.slow
 def test_failure_before_the_run_starts_leaves_no_run(tiny):
     with pytest.raises(RunError, match="ValueError: no such telemetry"):
         tiny("raise ValueError('no such telemetry')", GOOD)

@@ -1,5 +1,5 @@
 from hvs_lib.models import make_pipeline
-from hvs_lib.search import CandidateScorer, progress_bar
+from hvs_lib.search import CandidateScorer, check_search, progress_bar
 
 import joblib
 import numpy as np
@@ -60,3 +60,11 @@ def test_progress_goes_to_standard_output(capsys):
     captured = capsys.readouterr()
     assert "candidates" in captured.out
     assert captured.err == ""
+
+
+def test_bad_search_is_refused_before_it_starts():
+    check_search("f1", 1)
+    with pytest.raises(ValueError, match="'averge_precision': did you mean 'average_precision'"):
+        check_search("averge_precision", 1)
+    with pytest.raises(ValueError, match="n_iter must be at least 1, got 0"):
+        check_search("f1", 0)

@@ -160,12 +160,14 @@ def test_undefined_metrics_are_named_and_left_out(run, protocol):
 
 
 def test_candidates_are_children(run):
-    run_id = run.log_candidate("candidate 01", {"classify__C": 0.1}, {"cv_f1": 0.5})
+    candidate = make_pipeline(LogisticRegression(C=0.1, tol=0.5))
+    run_id = run.log_candidate("candidate 01", candidate, {"cv_f1": 0.5}, model_name="LR")
     child = MlflowClient().get_run(run_id)
     assert child.info.status == "FINISHED"
     assert child.data.tags["mlflow.parentRunId"] == run.run_id
     assert child.data.tags["role"] == "candidate"
-    assert child.data.params == {"classify__C": "0.1"}
+    assert (child.data.params["classify__C"], child.data.params["classify__tol"]) == ("0.1", "0.5")
+    assert child.data.metrics == {"cv_f1": 0.5}
 
 
 def test_runs_of_killed_processes_are_closed_at_the_next_start(store):
@@ -224,6 +226,18 @@ def test_runs_judged_otherwise_are_not_comparable(run, protocol):
     assert tracking.comparable_runs()["run_id"].tolist() == [newest]
 
 
+def test_row_split_alone_is_no_comparison(run, protocol, store, tmp_path):
+    """Not even where an older honest run on other telemetry is there."""
+    log(run, protocol)
+    other = tmp_path / "other.csv"
+    other.write_text("other telemetry")
+    newer = tracking.start("01_baseline", stage="baseline", params={}, data_path=other)
+    rows = split_by_rack(protocol.telemetry, test_size=0.25, n_folds=2, seed=1, split="row")
+    log(newer, Protocol(protocol.telemetry, protocol.X, rows))
+    with pytest.raises(ValueError, match="all on a random row split"):
+        tracking.comparable_runs()
+
+
 def test_nothing_to_compare(store):
     with pytest.raises(ValueError, match="no run to compare: run 01_baseline"):
         tracking.comparable_runs()
@@ -248,6 +262,7 @@ def test_splits_artifact_names_the_racks(run, protocol):
         assert json.load(file) == json.loads(json.dumps(protocol.split.to_dict()))
 
 
+@pytest.mark.slow
 def test_several_processes_meet_on_a_fresh_store(project):
     """Creating the tables of one SQLite file at once breaks it, unless it is done under a lock."""
     script = "from hvs_lib import tracking\nfor i in range(3):\n"
