@@ -82,16 +82,17 @@ def module_timeline(telemetry: pd.DataFrame, rows: np.ndarray, *, minutes: float
     end = event[col.TIMESTAMP].max() + pd.Timedelta(seconds=col.LABEL_UNTIL_S * hazard)
     rack = _before(telemetry, end, minutes, **first[[col.SITE, col.RACK]])
     own = rack[rack[col.MODULE] == first[col.MODULE]]
-    fig, axes = plt.subplots(3, 1, figsize=(8, 7), sharex=True)
+    siblings = rack[rack[col.MODULE] != first[col.MODULE]].groupby("minute")
+    fig, axes = plt.subplots(3, 1, figsize=(7.5, 6), sharex=True)
     for ax, name in ((axes[0], col.TEMP_MAX), (axes[2], col.VOLTAGE)):
-        for module, sibling in rack.groupby(col.MODULE, observed=True):
-            if module != first[col.MODULE]:
-                ax.plot(sibling["minute"], sibling[name], color="0.75", linewidth=0.8)
-        ax.plot(own["minute"], own[name], linewidth=1.4, label="this module (grey: its siblings)")
+        band = siblings[name].agg(["min", "max"])
+        ax.fill_between(band.index, band["min"], band["max"], color="0.8", label="its siblings")
+        ax.plot(own["minute"], own[name], linewidth=1.4, label="this module")
     for name, gas in ((col.VOC, "VOC"), (col.CO, "CO"), (col.H2, "H2")):
         axes[1].plot(own["minute"], own[name], linewidth=1.2, label=gas)
     axes[0].set(ylabel="max. surface [°C]", title=_title(first))
     axes[1].set_ylabel("off-gas [ppm]")
+    axes[1].set_ylim(top=max(300, axes[1].get_ylim()[1]))  # or noise fills the panel
     axes[2].set_ylabel("voltage [V]")
     axes[2].set_xlabel(f"minutes to {'the point of no return' if hazard else 'its end'}")
     for ax in axes:
@@ -99,8 +100,8 @@ def module_timeline(telemetry: pd.DataFrame, rows: np.ndarray, *, minutes: float
             window = own.loc[own[col.LABEL] == 1, "minute"]
             ax.axvspan(window.min(), window.max(), color="C1", alpha=0.15, label="label 1")
             ax.axvline(0, color="C3", linestyle="--", label="point of no return")
-    axes[0].legend(loc="upper left", fontsize="small")
-    axes[1].legend(loc="upper left", fontsize="small")
+    axes[0].legend(loc="best", fontsize="small")
+    axes[1].legend(loc="upper left", fontsize="small", ncols=2)
     return fig
 
 
