@@ -88,6 +88,8 @@ def module_timeline(telemetry: pd.DataFrame, rows: np.ndarray, *, minutes: float
         band = siblings[name].agg(["min", "max"])
         ax.fill_between(band.index, band["min"], band["max"], color="0.8", label="its siblings")
         ax.plot(own["minute"], own[name], linewidth=1.4, label="this module")
+    voc = siblings[col.VOC].max()
+    axes[1].fill_between(voc.index, 0, voc, color="0.8", label="VOC, siblings")
     for name, gas in ((col.VOC, "VOC"), (col.CO, "CO"), (col.H2, "H2")):
         axes[1].plot(own["minute"], own[name], linewidth=1.2, label=gas)
     axes[0].set(ylabel="max. surface [°C]", title=_title(first))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from hvs_lib import columns as col
 
 import numpy as np
@@ -84,3 +86,11 @@ def project(tmp_path, monkeypatch):
     """Give the test a project root of its own to write to."""
     monkeypatch.setenv("HVS_PROJECT_ROOT", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def own_tracking_uri():
+    """Keep each test's store to itself: MLflow hands its URI on through the environment."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)

@@ -15,7 +15,6 @@ def tiny(project, monkeypatch):
     folder = project / "notebooks"
     folder.mkdir()
     monkeypatch.setattr(runner, "NOTEBOOKS", folder)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def execute(*sources, parameters=None):
         cells = [new_code_cell("word = 'a'  # any", metadata={"tags": ["parameters"]})]

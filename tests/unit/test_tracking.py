@@ -1,5 +1,4 @@
 import json
-import os
 import shutil
 import sqlite3
 import subprocess
@@ -26,15 +25,15 @@ from xgboost import XGBClassifier
 def fresh_database(tmp_path_factory):
     """Make the tables once; each test gets a copy."""
     folder = tmp_path_factory.mktemp("store")
-    os.environ["HVS_PROJECT_ROOT"] = str(folder)
-    tracking.connect()
-    del os.environ["HVS_PROJECT_ROOT"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HVS_PROJECT_ROOT", str(folder))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        tracking.connect()
     return folder / "mlflow.db"
 
 
 @pytest.fixture
-def store(project, fresh_database, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def store(project, fresh_database):
     shutil.copy(fresh_database, project / "mlflow.db")
     tracking.connect()
     return project
