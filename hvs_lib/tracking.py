@@ -146,7 +146,6 @@ class NotebookRun:
         model_name: str,
         imbalance_technique: str = "none",
         params: Mapping | None = None,
-        tags: Mapping[str, str] | None = None,
     ) -> str:
         """Log one assessed model, or reference, as a child run with all its artifacts.
 
@@ -156,7 +155,6 @@ class NotebookRun:
         protocol : it was assessed with.
         model_name, imbalance_technique : tags that tell the runs of a stage apart.
         params : beyond those of the model and the split.
-        tags : beyond those of every run.
 
         Returns
         -------
@@ -169,7 +167,7 @@ class NotebookRun:
             imbalance_technique=imbalance_technique,
             split=protocol.split.kind,
             leaky=str(protocol.split.kind == "row").lower(),
-        ) | dict(tags or {})
+        )
         missing = undefined_metrics(assessment.metrics)
         missing += undefined_metrics(assessment.metrics, prefix="cv_")
         if missing:
