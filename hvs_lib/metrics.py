@@ -7,6 +7,7 @@ that it needs are passed on.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from hvs_lib import columns as col
 from hvs_lib.alarms import (
@@ -42,6 +43,7 @@ __all__ = [
     "METRICS",
     "ROW_METRICS",
     "AlarmRule",
+    "PairedDifference",
     "alarm_curve",
     "alarm_level",
     "bootstrap_average_precision",
@@ -49,6 +51,7 @@ __all__ = [
     "clopper_pearson",
     "evaluate",
     "event_table",
+    "paired_difference",
     "poisson_interval",
     "raise_alarms",
     "scores_frame",
@@ -310,6 +313,69 @@ def bootstrap_average_precision(
             "Use racks that have events."
         )
     return _bootstrap_average_precision(rows, n_bootstrap, seed)
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """A difference in average precision with its 95 % interval.
+
+    Attributes
+    ----------
+    median, low, high : float
+        Over the resampled racks.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """Say "better" or "worse" where the interval leaves zero out, else "cannot tell"."""
+        if self.low <= 0 <= self.high:
+            return "cannot tell"
+        return "better" if self.low > 0 else "worse"
+
+    def __str__(self) -> str:
+        return f"{self.median:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
+
+def paired_difference(
+    scores: pd.DataFrame, reference: pd.DataFrame, *, n_bootstrap: int = 1000, seed: int = 42
+) -> PairedDifference:
+    """Compare the average precision of two models on the same draws of racks.
+
+    Overlapping intervals of two models do not settle which is better, because the racks behind
+    them are the same ones; the interval of the difference does.
+
+    Parameters
+    ----------
+    scores, reference : DataFrame (n_rows, ...)
+        Scores frames over the same rows.
+    n_bootstrap : int
+    seed : int
+
+    Returns
+    -------
+    PairedDifference
+        Of `scores` minus `reference`.
+
+    Raises
+    ------
+    ValueError
+        If the frames do not cover the same rows.
+    """
+    keys = [*col.KEYS, col.LABEL]
+    if not all(np.array_equal(scores[key].to_numpy(), reference[key].to_numpy()) for key in keys):
+        raise ValueError(
+            f"both scores frames must cover the same rows, got {len(scores)} and "
+            f"{len(reference)} that differ: compare models on the same split."
+        )
+    options = {"n_bootstrap": n_bootstrap, "seed": seed}
+    difference = bootstrap_average_precision(scores, **options)
+    difference -= bootstrap_average_precision(reference, **options)
+    low, median, high = np.quantile(difference, [_tails()[0], 0.5, _tails()[1]])
+    return PairedDifference(float(median), float(low), float(high))
 
 
 def _check_n_bootstrap(n_bootstrap: int, *, least: int) -> None:

@@ -14,6 +14,7 @@ from hvs_lib.metrics import (
     clopper_pearson,
     evaluate,
     event_table,
+    paired_difference,
     poisson_interval,
     raise_alarms,
     scores_frame,
@@ -928,3 +929,36 @@ def test_levels_fall_with_k():
     scores = random_racks(2)
     levels = [alarm_level(scores, AlarmRule(k, 5)) for k in range(1, 6)]
     assert all((a >= b).all() and (a > b).any() for a, b in pairwise(levels))
+
+
+def test_paired_difference_tells_what_separate_intervals_cannot():
+    """A little better on every rack: the intervals overlap, the difference leaves zero out."""
+    rng = np.random.default_rng(0)
+    label = np.repeat([0, 1], [30, 10])
+    noise = [rng.normal(size=40) * scale for scale in rng.uniform(0.2, 2.5, 20)]
+
+    def model(signal):
+        return frame_of(
+            *(
+                module_rows(signal * label + values, label, rack=f"R{number:02d}")
+                for number, values in enumerate(noise)
+            )
+        )
+
+    weak, strong = model(1.0), model(1.2)
+    assert paired_difference(strong, weak, seed=1).verdict == "better"
+    assert paired_difference(weak, strong, seed=1).verdict == "worse"
+    same = paired_difference(weak, weak, seed=1)
+    assert (same.verdict, str(same)) == ("cannot tell", "+0.00 [+0.00, +0.00]")
+    separate = [
+        np.quantile(bootstrap_average_precision(frame, seed=1), [0.025, 0.975])
+        for frame in (weak, strong)
+    ]
+    assert separate[0][1] > separate[1][0], "the separate intervals overlap"
+
+
+@pytest.mark.parametrize("other", [([0.1, 0.9], [1, 0]), ([0.1, 0.9, 0.5], [0, 1, 0])])
+def test_paired_difference_needs_the_same_rows(other):
+    one = frame_of(module_rows([0.1, 0.9], [0, 1]))
+    with pytest.raises(ValueError, match="must cover the same rows"):
+        paired_difference(one, frame_of(module_rows(*other)))
