@@ -10,6 +10,9 @@ from pathlib import Path
 from hvs_lib import columns as col
 from hvs_lib import data
 from hvs_lib.data import DataError, event_codes, load_telemetry, save_telemetry, summarize
+from hvs_lib.data.loading import DEFAULT_SITE
+from hvs_lib.data.reading import MISSING
+from hvs_lib.data.schema import PLAUSIBLE
 from hvs_lib.simulator import simulate_fleet
 
 import numpy as np
@@ -82,7 +85,7 @@ def test_original_thirteen_columns_load(make_telemetry, path):
     original = make_telemetry(racks=8, modules=8, event_racks=(2,), event_ids=False)[ORIGINAL]
     loaded = load_telemetry(write(original, path))
     assert len(original.columns) == 13
-    assert (loaded[col.SITE] == data.DEFAULT_SITE).all()
+    assert (loaded[col.SITE] == DEFAULT_SITE).all()
     assert summarize(loaded)["modules"] == 64
     assert summarize(loaded)["events"] == 1
     assert_frame_equal(loaded[ORIGINAL], original)
@@ -90,7 +93,7 @@ def test_original_thirteen_columns_load(make_telemetry, path):
 
 def test_empty_site_column_counts_as_one_site(make_telemetry, path):
     loaded = load_telemetry(write(make_telemetry().assign(**{col.SITE: None}), path))
-    assert (loaded[col.SITE] == data.DEFAULT_SITE).all()
+    assert (loaded[col.SITE] == DEFAULT_SITE).all()
 
 
 def test_rows_are_sorted(make_telemetry, path):
@@ -437,7 +440,7 @@ def test_infinite_readings_are_refused(make_telemetry, path, value):
 
 @pytest.mark.parametrize("name", col.SENSORS)
 def test_readings_no_sensor_can_give_are_refused(make_telemetry, tmp_path, name):
-    low, high, unit = data.PLAUSIBLE[name]
+    low, high, unit = PLAUSIBLE[name]
     telemetry = make_telemetry().astype({name: "float64"})
     telemetry.loc[[1, 2], name] = [low, high]
     path = write(telemetry, tmp_path / "t.csv")
@@ -550,7 +553,7 @@ def test_data_error_survives_a_worker_process():
 
 readings = st.floats(width=32, min_value=-16, max_value=128) | st.just(float("nan"))
 words = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1).filter(
-    lambda word: word.strip() and word not in data._MISSING
+    lambda word: word.strip() and word not in MISSING
 )
 
 
@@ -684,7 +687,7 @@ def test_sha256_of_file(tmp_path):
 def test_project_root(project, monkeypatch):
     assert data.project_root() == project
     monkeypatch.delenv("HVS_PROJECT_ROOT")
-    assert (data.project_root() / "hvs_lib" / "data.py").is_file()
+    assert (data.project_root() / "hvs_lib" / "data" / "files.py").is_file()
 
 
 def test_simulated_fleet_is_written_once_and_again_when_stale(project, monkeypatch):
@@ -700,7 +703,7 @@ def test_simulated_fleet_is_written_once_and_again_when_stale(project, monkeypat
     first = path.stat().st_mtime_ns
 
     assert data.simulated_fleet_path(1, 42).stat().st_mtime_ns == first
-    monkeypatch.setattr(data, "simulator_fingerprint", lambda: "another simulator")
+    monkeypatch.setattr(data.simulated, "simulator_fingerprint", lambda: "another simulator")
     assert data.simulated_fleet_path(1, 42).stat().st_mtime_ns > first
     path.write_bytes(b"damaged")
     assert summarize(load_telemetry(data.simulated_fleet_path(1, 42))) == summary
@@ -729,6 +732,6 @@ def test_data_dictionary_states_the_columns_and_limits_of_the_code():
     rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
     stated = {row[1].strip("`"): (row[3], row[4]) for row in rows if row[1:2] and "`" in row[1]}
     assert list(stated) == col.TELEMETRY
-    for name, (low, high, unit) in data.PLAUSIBLE.items():
+    for name, (low, high, unit) in PLAUSIBLE.items():
         assert stated[name] == (unit, f"{low:.0f} to {high:.0f}")
-    assert list(data.PLAUSIBLE) == col.SENSORS
+    assert list(PLAUSIBLE) == col.SENSORS

@@ -1,0 +1,26 @@
+"""Telemetry files: read, validate and summarise them; simulate the fleet when there is none.
+
+Every function that returns telemetry returns the same table: sorted by site, rack, module and
+time, ids as categories, sensors as float32, the label as int8, time in UTC without a zone.
+"""
+
+from hvs_lib.data.codes import event_codes, module_codes, rack_codes
+from hvs_lib.data.files import DataError, project_root, sha256_of_file
+from hvs_lib.data.loading import load_telemetry
+from hvs_lib.data.saving import save_telemetry
+from hvs_lib.data.simulated import simulated_fleet_path
+from hvs_lib.data.summary import format_summary, summarize
+
+__all__ = [
+    "DataError",
+    "event_codes",
+    "format_summary",
+    "load_telemetry",
+    "module_codes",
+    "project_root",
+    "rack_codes",
+    "save_telemetry",
+    "sha256_of_file",
+    "simulated_fleet_path",
+    "summarize",
+]

@@ -1,0 +1,81 @@
+"""Numbers for the racks, the modules and the events of a table."""
+
+from hvs_lib import columns as col
+
+import numpy as np
+import pandas as pd
+
+
+def rack_codes(telemetry: pd.DataFrame) -> np.ndarray:
+    """Number the racks, a rack being a Rack_ID of a site.
+
+    Parameters
+    ----------
+    telemetry : DataFrame of shape (n_samples, n_columns)
+
+    Returns
+    -------
+    ndarray of shape (n_samples,), int32
+        0 to n_racks - 1 in the order of the ids, -1 where an id is missing.
+    """
+    return _numbered(telemetry, [col.SITE, col.RACK])
+
+
+def module_codes(telemetry: pd.DataFrame) -> np.ndarray:
+    """Number the modules, a module being a Module_ID of a rack of a site, as `rack_codes` does."""
+    return _numbered(telemetry, [col.SITE, col.RACK, col.MODULE])
+
+
+def _numbered(telemetry: pd.DataFrame, keys: list[str]) -> np.ndarray:
+    combined = np.zeros(len(telemetry), dtype=np.int64)
+    missing = np.zeros(len(telemetry), dtype=bool)
+    for key in [key for key in keys if key in telemetry]:
+        codes, n_codes = _category_codes(telemetry[key])
+        missing |= codes < 0
+        combined = combined * n_codes + codes
+    combined[missing] = -1
+    codes, _ = pd.factorize(combined, sort=True, use_na_sentinel=False)
+    return codes.astype(np.int32) - np.int32(missing.any())
+
+
+def _category_codes(values: pd.Series) -> tuple[np.ndarray, int]:
+    if not isinstance(values.dtype, pd.CategoricalDtype):
+        values = values.astype("category")
+    return values.cat.codes.to_numpy(), max(len(values.cat.categories), 1)
+
+
+def event_codes(telemetry: pd.DataFrame) -> np.ndarray:
+    """Number the events.
+
+    An event is the rows of one module with label 1 and the same Event_ID or, where there is no
+    Event_ID, one unbroken stretch of label 1.
+
+    Parameters
+    ----------
+    telemetry : DataFrame of shape (n_samples, n_columns)
+        Sorted by module and time, with the label.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,), int32
+        0 to n_events - 1 on the rows with label 1, in the order of the rows; -1 elsewhere.
+    """
+    codes = np.full(len(telemetry), -1, dtype=np.int32)
+    rows = np.flatnonzero(telemetry[col.LABEL].to_numpy() == 1)
+    modules = module_codes(telemetry)[rows]
+    broken = (np.diff(rows, prepend=-2) > 1) | (np.diff(modules, prepend=-1) != 0)
+    name = np.cumsum(broken)
+    if col.EVENT_ID in telemetry:
+        event_id = _category_codes(telemetry[col.EVENT_ID])[0][rows].astype(np.int64)
+        name = np.where(event_id >= 0, -1 - event_id, name)  # below zero: never a stretch's number
+    pairs = pd.MultiIndex.from_arrays([modules, name])
+    codes[rows] = pd.factorize(pairs)[0]
+    return codes
+
+
+def order_of(modules: np.ndarray, times: np.ndarray) -> np.ndarray | None:
+    """Return the rows in the order of module and time, None if they are so already."""
+    step, later = np.diff(modules), times[1:] >= times[:-1]
+    if np.all((step > 0) | ((step == 0) & later)):
+        return None
+    return np.lexsort((times, modules))

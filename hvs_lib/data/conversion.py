@@ -1,0 +1,124 @@
+"""From columns as written to columns with types.
+
+A column that converts as a whole gets its type here. One that does not stays text, and the schema
+refuses it with the cells that are wrong.
+"""
+
+from hvs_lib import columns as col
+from hvs_lib.data.reading import MISSING, MISSING_NUMBERS, RawFile
+
+import numpy as np
+import pandas as pd
+import pyarrow as arrow
+
+_TEXTS = [col.SITE, col.RACK, col.MODULE, col.EVENT_ID, col.EVENT_TYPE]
+_DATE = r"^\s*\d{4}-?\d{2}-?\d{2}"  # pandas alone would also accept "now" and "2025"
+_ZONE = r"\d[Tt ]\d{2}[\d:.]*\s*(?:[Zz]|[+-]\d{2}(?::?\d{2})?)\s*$"
+
+
+def to_frame(raw: RawFile) -> pd.DataFrame:
+    """Return the columns of a file as a table, which empties `raw.columns`."""
+    columns = {}
+    for name in list(raw.columns):
+        array = raw.columns.pop(name)  # so that the file's copy of the column is freed at once
+        if name == col.TIMESTAMP:
+            columns[name] = _to_times(array)
+        elif name in _TEXTS:
+            columns[name] = _to_category(array)
+        else:
+            columns[name] = _to_numbers(array)
+    arrow.default_memory_pool().release_unused()  # else a second copy of the file stays behind
+    return pd.DataFrame(columns, copy=False)
+
+
+def _encoded(array: arrow.ChunkedArray) -> arrow.DictionaryArray:
+    """Return a text column as one dictionary-encoded array."""
+    if not arrow.types.is_dictionary(array.type):
+        array = _text(array).dictionary_encode()
+    array = array.unify_dictionaries().combine_chunks()
+    return array.chunk(0) if isinstance(array, arrow.ChunkedArray) else array
+
+
+def _text(array: arrow.ChunkedArray) -> arrow.ChunkedArray:
+    try:
+        return array.cast(arrow.string())
+    except (arrow.ArrowInvalid, arrow.ArrowNotImplementedError):  # lists, structs, blobs
+        return arrow.chunked_array([[None if v is None else str(v) for v in array.to_pylist()]])
+
+
+def _codes_and_words(array: arrow.ChunkedArray) -> tuple[np.ndarray, pd.Series]:
+    """Return int codes (-1 = missing) and the words, trimmed, of a text column."""
+    encoded = _encoded(array)
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    words = pd.Series(encoded.dictionary.to_pylist(), dtype="str").str.strip()
+    used = np.zeros(len(words), dtype=bool)  # a category may be without rows
+    used[codes[codes >= 0]] = True
+    return codes, words.where(used & ~words.isin(MISSING))
+
+
+def _to_category(array: arrow.ChunkedArray) -> pd.Categorical:
+    codes, words = _codes_and_words(array)
+    sorted_words = pd.Index(sorted(words.dropna().unique()), dtype="str")
+    # one more entry, so that code -1 (missing) maps to itself
+    renamed = np.append(sorted_words.get_indexer(words), -1).astype(np.int32)
+    return pd.Categorical.from_codes(renamed[codes], categories=sorted_words)
+
+
+def _to_times(array: arrow.ChunkedArray) -> pd.Series:
+    if arrow.types.is_timestamp(array.type) or arrow.types.is_date(array.type):
+        # a zoned Arrow timestamp counts from the epoch in UTC already
+        zone = getattr(array.type, "tz", None)
+        return pd.Series(array.cast(arrow.timestamp("us", tz=zone), safe=False).to_numpy())
+    codes, words = _codes_and_words(array)
+    if is_time(words).all() and one_zone_style(words).all():
+        return pd.Series(np.append(as_times(words).to_numpy(), np.datetime64("NaT"))[codes])
+    return pd.Series(np.append(words.to_numpy(object), None)[codes], dtype="str")
+
+
+def as_times(values: pd.Series) -> pd.Series:
+    """Return the values as UTC times, NaT where they are text that is not ISO 8601."""
+    if pd.api.types.is_datetime64_any_dtype(values):
+        return values
+    iso = values.where(values.str.contains(_DATE, na=False))
+    parsed = pd.to_datetime(iso, format="ISO8601", errors="coerce", utc=True)
+    return parsed.dt.tz_localize(None).astype("datetime64[us]")
+
+
+def _to_numbers(array: arrow.ChunkedArray) -> np.ndarray | pd.Series:
+    kind = array.type
+    if arrow.types.is_integer(kind) or arrow.types.is_floating(kind):
+        return array.to_numpy().astype(np.float32, copy=False)
+    if arrow.types.is_decimal(kind) or arrow.types.is_null(kind):
+        return array.cast(arrow.float64()).to_numpy().astype(np.float32)
+    codes, words = _codes_and_words(array)
+    words = words.mask(words.isin(MISSING_NUMBERS))
+    if is_number(words).all():
+        return np.append(as_numbers(words).to_numpy(np.float32), np.float32("nan"))[codes]
+    return pd.Series(np.append(words.to_numpy(object), None)[codes], dtype="str")
+
+
+def as_numbers(values: pd.Series) -> pd.Series:
+    """Return the values as numbers, NaN where they are text."""
+    if pd.api.types.is_numeric_dtype(values):
+        return values
+    return pd.to_numeric(values.astype(object), errors="coerce").astype("float64")
+
+
+def is_number(values: pd.Series) -> pd.Series:
+    """Accept numbers and what is missing."""
+    return as_numbers(values).notna() | values.isna()
+
+
+def is_time(values: pd.Series) -> pd.Series:
+    """Accept times and what is missing."""
+    return as_times(values).notna() | values.isna()
+
+
+def one_zone_style(values: pd.Series) -> pd.Series:
+    """Refuse times with a zone among times without one; the rarer kind is at fault."""
+    if pd.api.types.is_datetime64_any_dtype(values):
+        return pd.Series(True, index=values.index)
+    zoned = values.str.contains(_ZONE, na=False)
+    bare = ~zoned & values.notna()
+    odd = zoned if zoned.sum() <= bare.sum() else bare
+    return ~odd | (not (zoned.any() and bare.any()))

@@ -1,0 +1,190 @@
+"""From a file to its columns, with every word as it was written."""
+
+import csv
+import difflib
+import gzip
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hvs_lib import columns as col
+from hvs_lib.data.files import SUFFIXES, count_rows, refusal, unknown_format
+
+import pyarrow as arrow
+import pyarrow.csv
+import pyarrow.parquet
+
+# what a cell may hold where it holds nothing
+MISSING = ["", "nan", "NaN", "null", "NULL", "None", "NaT", "<NA>"]
+MISSING_NUMBERS = [*MISSING, "NA", "N/A", "n/a", "#N/A", "-nan", "-NaN"]
+READ_ERRORS = (arrow.ArrowException, OSError, EOFError, zlib.error, csv.Error, UnicodeError)
+_EMPTY = "The file must hold telemetry, got an empty file; export it again."
+
+
+@dataclass
+class RawFile:
+    """What a file holds before validation, and how to tell a user where a row is."""
+
+    columns: dict[str, arrow.ChunkedArray]
+    names: list[str]  # every column name in the file
+    row_name: Callable[[int], str]
+    problems: list[str] = field(default_factory=list)
+
+
+def read_file(path: Path) -> RawFile:
+    """Read the telemetry columns of a file; a damaged CSV file is all text."""
+    _check_file(path)
+    return _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is not a telemetry file before anything is opened."""
+    if path.is_dir():
+        raise refusal(path, "The path must name a file, got a directory; name one file in it.")
+    if not path.exists():
+        raise refusal(path, f"The file must exist, got a path to nothing; {_other_file(path)}")
+    if not path.name.lower().endswith(SUFFIXES):
+        raise refusal(path, unknown_format(path))
+    if path.stat().st_size == 0:
+        raise refusal(path, _EMPTY)
+
+
+def _other_file(path: Path) -> str:
+    present = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, present, n=1)
+    return f"did you mean {near[0]}?" if near else "check the path."
+
+
+def _read_parquet(path: Path) -> RawFile:
+    with arrow.parquet.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        table = file.read(columns=[name for name in col.TELEMETRY if name in names])
+    row_name = "row {} (the first is 0)".format
+    return RawFile(_by_name(table), names, row_name, _repeated(names))
+
+
+def _read_csv(path: Path) -> RawFile:
+    names = _csv_header(path)
+    known = [name for name in col.TELEMETRY if name in names]
+    problems = _repeated(names)
+    skipped: list[int] = []
+    if known:
+        try:
+            table = _csv_table(path, known, as_text=False)
+        except arrow.ArrowInvalid:
+            # Rare and slower: read everything as text, so that each bad cell can be named.
+            _check_encoding(path)
+            table = _csv_table(path, known, as_text=True, skipped=skipped)
+            problems += _uneven(path, skipped, len(names))
+    else:
+        table = arrow.table({})
+
+    def row_name(row: int) -> str:
+        return f"line {_data_lines(path, skipped)[row]}"
+
+    return RawFile(_by_name(table), names, row_name, problems)
+
+
+def _by_name(table: arrow.Table) -> dict[str, arrow.ChunkedArray]:
+    return dict(zip(table.column_names, table.columns, strict=True))
+
+
+def _open(path: Path):
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb")
+
+
+def _csv_header(path: Path) -> list[str]:
+    """Return the column names of a CSV file."""
+    with _open(path) as file:
+        line = next((line for line in file if line.strip()), b"")
+    if not line:
+        raise refusal(path, _EMPTY)
+    line = line.rstrip(b"\r\n")
+    if b"\0" in line:
+        problem = "The text must be UTF-8, got UTF-16 or binary data; save the file as 'CSV UTF-8'."
+        raise refusal(path, problem)
+    if b"\r" in line:
+        problem = "Lines must end in LF or CR LF, got CR alone; save the file as 'CSV UTF-8'."
+        raise refusal(path, problem)
+    try:
+        names = next(csv.reader([line.decode("utf-8-sig")]))
+    except UnicodeDecodeError as error:
+        raise refusal(path, _not_utf8(line, error, 1)) from error
+    if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
+        raise refusal(
+            path,
+            f"Columns must be separated by commas, the header is {names[0][:60]!r};"
+            " save it with commas between columns and points in decimals.",
+        )
+    return names
+
+
+def _csv_table(
+    path: Path, known: list[str], *, as_text: bool, skipped: list[int] | None = None
+) -> arrow.Table:
+    """Read the known columns; as text, rows of the wrong length are skipped and noted."""
+    text = arrow.dictionary(arrow.int32(), arrow.string())
+    types = {name: text for name in known}
+    if not as_text:
+        types |= {name: arrow.float32() for name in known if name in [*col.SENSORS, col.LABEL]}
+
+    def skip(row: arrow.csv.InvalidRow) -> str:
+        skipped.append(row.number)
+        return "skip"
+
+    compression = "gzip" if path.suffix.lower() == ".gz" else None
+    with arrow.input_stream(str(path), compression=compression) as stream:
+        return arrow.csv.read_csv(
+            stream,
+            read_options=arrow.csv.ReadOptions(use_threads=not as_text),
+            parse_options=arrow.csv.ParseOptions(invalid_row_handler=skip if as_text else None),
+            convert_options=arrow.csv.ConvertOptions(
+                column_types=types, include_columns=known, null_values=MISSING_NUMBERS
+            ),
+        )
+
+
+def _repeated(names: list[str]) -> list[str]:
+    return [
+        f"{name} must appear once, got {names.count(name)} columns of this name; rename or drop the"
+        " others."
+        for name in col.TELEMETRY
+        if names.count(name) > 1
+    ]
+
+
+def _check_encoding(path: Path) -> None:
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise refusal(path, _not_utf8(line, error, number)) from error
+
+
+def _not_utf8(line: bytes, error: UnicodeDecodeError, number: int) -> str:
+    byte = line[error.start] if error.start < len(line) else 0
+    return (
+        f"The text must be UTF-8, got the byte 0x{byte:02x} at line {number};"
+        " save the file as 'CSV UTF-8'."
+    )
+
+
+def _uneven(path: Path, skipped: list[int], expected: int) -> list[str]:
+    if not skipped:
+        return []
+    line = _data_lines(path, [])[skipped[0] - 2]
+    return [
+        f"Every row must have the {expected} columns of the header, {count_rows(len(skipped))} not,"
+        f" the first at line {line}; the file is cut off or a cell holds an unquoted comma: export"
+        " it again."
+    ]
+
+
+def _data_lines(path: Path, skipped: list[int]) -> list[int]:
+    """Return the line number, as an editor counts, of every row read from a CSV file."""
+    with _open(path) as file:
+        filled = [number for number, line in enumerate(file, start=1) if line.strip(b"\r\n")]
+    left_out = {1, *skipped}  # 1: the header
+    return [line for row, line in enumerate(filled, start=1) if row not in left_out]

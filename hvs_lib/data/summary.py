@@ -1,0 +1,122 @@
+"""What telemetry holds, in numbers and in words."""
+
+import difflib
+from collections.abc import Iterator
+
+from hvs_lib import columns as col
+from hvs_lib.data.codes import event_codes, module_codes, rack_codes
+
+import numpy as np
+import pandas as pd
+
+
+def summarize(telemetry: pd.DataFrame) -> dict:
+    """Describe telemetry in numbers.
+
+    Parameters
+    ----------
+    telemetry : DataFrame of shape (n_samples, n_columns)
+        As `load_telemetry` returns it.
+
+    Returns
+    -------
+    dict
+        `rows, sites, racks, modules, start, end, hours, interval_s, module_days, missing` (share
+        of rows per sensor), `sensors_absent, ignored_columns`; with a label also `events,
+        event_racks, labelled_rows, prevalence`; with Event_ID also `look_alikes`: the ids without
+        a labelled row; with Event_Type also `event_types`: ids per type.
+    """
+    times = telemetry[col.TIMESTAMP]
+    interval_s = _interval_s(telemetry)
+    span_s = (times.max() - times.min()).total_seconds() + interval_s
+    missing = telemetry[col.SENSORS].isna().mean()
+    return {
+        "rows": len(telemetry),
+        "sites": telemetry[col.SITE].nunique(),
+        "racks": int(rack_codes(telemetry).max()) + 1,
+        "modules": int(module_codes(telemetry).max()) + 1,
+        "start": times.min().isoformat(),
+        "end": times.max().isoformat(),
+        "hours": span_s / 3600,
+        "interval_s": interval_s,
+        "module_days": len(telemetry) * interval_s / 86400,
+        "missing": {name: float(share) for name, share in missing.items()},
+        "sensors_absent": [name for name, share in missing.items() if share == 1],
+        "ignored_columns": list(telemetry.attrs.get("ignored_columns", [])),
+        **_event_summary(telemetry),
+    }
+
+
+def _interval_s(telemetry: pd.DataFrame) -> float:
+    """Return the usual time between two rows of a module [s], 0 if no module has two."""
+    steps = np.diff(telemetry[col.TIMESTAMP].to_numpy())
+    steps = steps[np.diff(module_codes(telemetry)) == 0]
+    return float(np.median(steps / np.timedelta64(1, "s"))) if len(steps) else 0.0
+
+
+def _event_summary(telemetry: pd.DataFrame) -> dict:
+    if col.LABEL not in telemetry:
+        return {}
+    codes = event_codes(telemetry)
+    labelled = codes >= 0
+    summary = {
+        "events": int(codes.max(initial=-1)) + 1,
+        "event_racks": len(np.unique(rack_codes(telemetry)[labelled])),
+        "labelled_rows": int(labelled.sum()),
+        "prevalence": float(labelled.mean()),
+    }
+    if col.EVENT_ID in telemetry:
+        ids = telemetry[col.EVENT_ID]
+        hazards = set(ids[labelled].dropna().unique())
+        summary["look_alikes"] = len(set(ids.dropna().unique()) - hazards)
+    if {col.EVENT_ID, col.EVENT_TYPE} <= set(telemetry.columns):
+        named = telemetry[[col.EVENT_TYPE, col.EVENT_ID]].dropna().drop_duplicates()
+        counts = named[col.EVENT_TYPE].astype("str").value_counts()
+        summary["event_types"] = {str(kind): int(n) for kind, n in sorted(counts.items())}
+    return summary
+
+
+def format_summary(summary: dict) -> str:
+    """Lay out what `summarize` returns for a terminal.
+
+    Parameters
+    ----------
+    summary : dict
+
+    Returns
+    -------
+    str
+        One line per fact, no line break at the end.
+    """
+    return "\n".join(f"{name:<17}{value}" for name, value in _summary_lines(summary))
+
+
+def _summary_lines(summary: dict) -> Iterator[tuple[str, str]]:
+    for name in ("rows", "sites", "racks", "modules"):
+        yield name, f"{summary[name]:,}"
+    yield "time", f"{summary['start']} to {summary['end']} UTC, {summary['hours']:.2f} h"
+    yield "interval", f"{summary['interval_s']:g} s"
+    if "events" in summary:
+        yield "events", f"{summary['events']:,} in {summary['event_racks']:,} racks"
+        rows, share = summary["labelled_rows"], summary["prevalence"]
+        yield "prevalence", f"{share:.3%} ({rows:,} rows with label 1)"
+    else:
+        yield "events", "unknown, the file has no label"
+    if "look_alikes" in summary:
+        yield "look-alikes", f"{summary['look_alikes']:,} (event ids without a labelled row)"
+    if summary.get("event_types"):
+        kinds = summary["event_types"].items()
+        yield "event types", ", ".join(f"{kind} {n}" for kind, n in kinds)
+    yield from _missing_lines(summary)
+
+
+def _missing_lines(summary: dict) -> Iterator[tuple[str, str]]:
+    absent = summary["sensors_absent"]
+    for name, share in summary["missing"].items():
+        if share > 0 and name not in absent:
+            yield "missing", f"{name} {share:.2%}"
+    for name in absent:
+        near = difflib.get_close_matches(name, summary["ignored_columns"], n=1)
+        yield "absent", name + (f" (did you mean {near[0]!r} for it?)" if near else "")
+    if summary["ignored_columns"]:
+        yield "ignored columns", ", ".join(summary["ignored_columns"])
