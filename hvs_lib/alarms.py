@@ -19,6 +19,7 @@ The rules, in one place:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral, Real
@@ -75,6 +76,7 @@ class AlarmRule:
 
 
 DEFAULT_RULE = AlarmRule()
+RULES = tuple(AlarmRule(k, n) for k, n in ((3, 5), (1, 1), (2, 3), (5, 8), (8, 12)))
 
 # --------------------------------------------------------------------------------------------------
 # Kernels
@@ -446,9 +448,10 @@ def choose_threshold(
     scores: pd.DataFrame,
     *,
     max_false_alarms_per_module_day: float,
+    missed_event_costs: float = 0.0,
     rule: AlarmRule = DEFAULT_RULE,
 ) -> float:
-    """Choose the threshold that catches most events within the alarm budget.
+    """Choose the threshold that catches most events within the alarm budget, or costs least.
 
     Among the thresholds of `alarm_curve` within the budget: the highest event recall, then the
     fewest false alarms, then the middle one by rank, which is the least sensitive to small changes
@@ -461,6 +464,9 @@ def choose_threshold(
         A scores frame with at least one event: out-of-fold scores, never those of test racks.
     max_false_alarms_per_module_day : float
         The alarm budget [1 / module-day].
+    missed_event_costs : float
+        As many false alarms as one missed event is worth. Above 0 it takes the budget's place: the
+        fewest false alarms plus missed events, weighed so.
     rule : AlarmRule
 
     Returns
@@ -471,15 +477,69 @@ def choose_threshold(
     Raises
     ------
     ValueError
-        If the budget is negative or the scores cover no event.
+        If the budget or the costs are negative or the scores cover no event.
     """
-    budget = max_false_alarms_per_module_day
-    _check_not_negative("max_false_alarms_per_module_day", budget, "Try 0.1, one in ten days.")
+    goal = (max_false_alarms_per_module_day, missed_event_costs)
+    _check_goal(*goal)
     track = track_alarms(scores, rule)
     _check_has_events(track)
+    return _best_threshold(track, *goal)[0]
+
+
+def choose_alarm(
+    scores: pd.DataFrame,
+    *,
+    max_false_alarms_per_module_day: float,
+    missed_event_costs: float = 0.0,
+    rules: Sequence[AlarmRule] = RULES,
+) -> tuple[AlarmRule, float]:
+    """Choose the alarm's rule, k of n, together with its threshold.
+
+    Each rule gets its best threshold. The best of them catches most events (or costs least), then
+    warns earliest on average, a missed event counting as no warning time.
+
+    Parameters
+    ----------
+    scores, max_false_alarms_per_module_day, missed_event_costs
+        As for `choose_threshold`.
+    rules : sequence of AlarmRule
+        To choose from; ties go to the first.
+
+    Returns
+    -------
+    rule, threshold : AlarmRule, float
+
+    Raises
+    ------
+    ValueError
+        As `choose_threshold`.
+    """
+    goal = (max_false_alarms_per_module_day, missed_event_costs)
+    _check_goal(*goal)
+    rows, found = read_scores(scores), {}
+    for rule in rules:
+        track = AlarmTrack(rows, rule)
+        _check_has_events(track)
+        threshold, worth = _best_threshold(track, *goal)
+        lead = np.nan_to_num(track.lead_times(np.array([threshold]))[0])
+        found[rule] = (worth, float(lead.mean()), threshold)
+    best = max(found, key=lambda rule: found[rule][:2])
+    return best, found[best][2]
+
+
+def _check_goal(budget: float, costs: float) -> None:
+    _check_not_negative("max_false_alarms_per_module_day", budget, "Try 0.1, one in ten days.")
+    _check_not_negative("missed_event_costs", costs, "Give 0 to keep to the alarm budget.")
+
+
+def _best_threshold(track: AlarmTrack, budget: float, costs: float) -> tuple[float, float]:
+    """Return the best threshold and its worth: events caught, or the costs with a minus."""
     thresholds = _candidates(track)
     n_false, n_caught = track.n_false(thresholds), _n_caught(track, thresholds)
-    n_caught = np.where(track.rate(n_false) <= budget, n_caught, -1)
-    best = np.flatnonzero(n_caught == n_caught.max())
+    if costs:
+        worth = -(n_false + costs * (len(track.event_rows) - n_caught))
+    else:
+        worth = np.where(track.rate(n_false) <= budget, n_caught, -1)
+    best = np.flatnonzero(worth == worth.max())
     best = best[n_false[best] == n_false[best].min()]
-    return float(thresholds[best[(len(best) - 1) // 2]])
+    return float(thresholds[best[(len(best) - 1) // 2]]), float(worth.max())

@@ -109,7 +109,7 @@ def module_timeline(telemetry: pd.DataFrame, rows: np.ndarray, *, minutes: float
 
 def alarm_timeline(
     telemetry: pd.DataFrame,
-    alarms: dict[str, tuple[pd.DataFrame, float]],
+    alarms: dict[str, tuple[pd.DataFrame, dict]],
     event: pd.Series,
     *,
     minutes: float = 45,
@@ -119,7 +119,7 @@ def alarm_timeline(
     Parameters
     ----------
     telemetry : frame, shape (n_samples, ...).
-    alarms : name to scores frame and threshold.
+    alarms : name to scores frame and its ``threshold`` and ``rule``.
     event : a row of `event_table`.
     minutes : drawn, up to the PNR [min].
 
@@ -139,11 +139,11 @@ def alarm_timeline(
     above.set(ylabel="max. surface [°C]", title=_title(event))
     lines = above.get_lines() + gas.get_lines()
     above.legend(lines, [line.get_label() for line in lines], loc="upper left", fontsize="small")
-    for number, (name, (scores, threshold)) in enumerate(alarms.items()):
+    for number, (name, (scores, alarm)) in enumerate(alarms.items()):
         rows = _before(scores, event["PNR"], minutes, **module)
-        lead = _lead_time(scores, threshold, event)
+        lead = _lead_time(scores, alarm, event)
         said = "no alarm" if np.isnan(lead) else f"alarm {lead:.0f} min before"
-        ratio = (rows["y_score"] / threshold).clip(lower=1e-2)
+        ratio = (rows["y_score"] / alarm["threshold"]).clip(lower=1e-2)
         below.plot(rows["minute"], ratio, color=f"C{number}", label=f"{name}: {said}")
         below.plot(-lead, 1, "v", color=f"C{number}", markersize=11)
     below.axhline(1, color="0.3", linestyle=":")
@@ -155,9 +155,9 @@ def alarm_timeline(
     return fig
 
 
-def _lead_time(scores: pd.DataFrame, threshold: float, event: pd.Series) -> float:
+def _lead_time(scores: pd.DataFrame, alarm: dict, event: pd.Series) -> float:
     """Look up the lead time of the event [min]; NaN where the alarm misses it."""
-    events = event_table(scores, threshold=threshold)
+    events = event_table(scores, **alarm)
     same = (events[[*col.KEYS[:3], "PNR"]].astype(object) == event[[*col.KEYS[:3], "PNR"]]).all(
         axis=1
     )

@@ -1,47 +1,81 @@
-"""The evaluation protocol: the same folds, thinning, threshold rule and metrics for every model."""
+"""The evaluation protocol: the same folds, thinning, alarm choice and metrics for every model."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 
 from hvs_lib import columns as col
 from hvs_lib import models
-from hvs_lib.metrics import EVENT_METRICS, AlarmRule, choose_threshold, evaluate, scores_frame
+from hvs_lib.calibration import (
+    NO_CALIBRATION,
+    CalibratedClassifier,
+    Calibration,
+    choose_calibration,
+)
+from hvs_lib.metrics import (
+    EVENT_METRICS,
+    RULES,
+    AlarmRule,
+    choose_alarm,
+    evaluate,
+    scores_frame,
+)
 from hvs_lib.splits import Split, thin_normal_rows
 
 import numpy as np
 import pandas as pd
 from imblearn.pipeline import Pipeline
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import FixedThresholdClassifier
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """What the protocol found out about one model.
+    """What the protocol decided and found out about one model.
 
     Attributes
     ----------
     model : fitted on all training racks; None for a reference that is not fitted.
-    threshold : of the alarm, chosen on the out-of-fold scores.
+    calibration : of its scores, chosen on the out-of-fold scores, like
+    rule, threshold : of the alarm.
     metrics : on the test racks; with the prefix ``cv_`` out of fold on the training racks.
-    cv_scores, test_scores : scores frames.
+    cv_scores, test_scores : scores frames, calibrated.
     seconds : spent on fitting and scoring [s].
     """
 
     model: Pipeline | None
+    calibration: Calibration
+    rule: AlarmRule
     threshold: float
     metrics: dict[str, float]
     cv_scores: pd.DataFrame
     test_scores: pd.DataFrame
     seconds: float
 
+    @property
+    def alarm(self) -> dict[str, object]:
+        """What `evaluate`, `event_table` and `raise_alarms` need to judge scores alike."""
+        return {"threshold": self.threshold, "rule": self.rule}
+
+    def deployable(self) -> FixedThresholdClassifier:
+        """Return the model with its calibration and its threshold, as it is logged."""
+        calibrated = CalibratedClassifier(self.model, self.calibration.calibrator)
+        fixed = FixedThresholdClassifier(
+            FrozenEstimator(calibrated), threshold=self.threshold, pos_label=1,
+            response_method="predict_proba",
+        )  # fmt: skip
+        features = self.model.feature_names_in_
+        nothing = pd.DataFrame(np.zeros((2, len(features)), np.float32), columns=features)
+        return fixed.fit(nothing, [0, 1])  # fits nothing: what is frozen stays as it is
+
 
 @dataclass(frozen=True)
 class Protocol:
     """Judge every model in the same way.
 
-    Fit on the thinned rows of each fold, score every row of the fold left out, choose the
-    threshold there within the alarm budget, fit once more on all training racks, and score the
-    test racks once.
+    Fit on the thinned rows of each fold and score every row of the fold left out. Choose there
+    the calibration, the alarm's rule and its threshold, fit once more on all training racks, and
+    score the test racks once.
 
     Parameters
     ----------
@@ -49,28 +83,47 @@ class Protocol:
     X : frame, shape (n_samples, n_features), from `build_features`.
     split : from `split_by_rack`.
     normal_stride : fit on every how many normal rows of a module; all rows are evaluated.
-    alarm_budget : false alarms per module and day allowed out of fold [1/d].
+    max_false_alarms_per_site_day : the alarm budget out of fold [1/d]; a site has as many modules
+        as the telemetry's sites have on average.
+    missed_event_costs : as many false alarms as one missed event is worth; above 0 it takes the
+        budget's place.
     seed : of the bootstrap.
+    rules : of the alarm, to choose from.
     """
 
     telemetry: pd.DataFrame
     X: pd.DataFrame
     split: Split
     normal_stride: int = 6
-    alarm_budget: float = 0.1
+    max_false_alarms_per_site_day: float = 1.0
+    missed_event_costs: float = 0.0
     seed: int = 42
-    rule: AlarmRule = field(default_factory=AlarmRule)
+    rules: tuple[AlarmRule, ...] = RULES
 
     def __post_init__(self):
         if self.normal_stride < 1:
             raise ValueError(f"normal_stride must be at least 1, got {self.normal_stride}.")
-        if self.alarm_budget <= 0:
-            raise ValueError(f"alarm_budget must be above 0, got {self.alarm_budget}.")
+        if self.max_false_alarms_per_site_day <= 0:
+            raise ValueError(
+                "max_false_alarms_per_site_day must be above 0, got "
+                f"{self.max_false_alarms_per_site_day}."
+            )
+        if self.missed_event_costs < 0:
+            raise ValueError(
+                f"missed_event_costs must be 0 or more, got {self.missed_event_costs}: 0 keeps to "
+                "the alarm budget."
+            )
 
     @property
     def y(self) -> np.ndarray:
         """Labels, shape (n_samples,)."""
         return self.telemetry[col.LABEL].to_numpy()
+
+    @property
+    def modules_per_site(self) -> float:
+        """Modules that a site has on average."""
+        modules = self.telemetry.groupby(col.KEYS[:3], observed=True).ngroups
+        return modules / self.telemetry[col.SITE].nunique()
 
     def fitting_rows(self, rows: np.ndarray) -> np.ndarray:
         """Thin the rows of a fold to those that models are fitted on, as positions in `X`."""
@@ -100,7 +153,11 @@ class Protocol:
         cv_scores = self.out_of_fold_scores(pipeline)
         model = self.fit(pipeline, self.split.train)
         test_scores = models.hazard_score(model, self.X.iloc[self.split.test])
-        return self._report(cv_scores, test_scores, model=model, start=start)
+        seconds = perf_counter() - start
+        train = self.split.train
+        calibration = choose_calibration(self.y[train], cv_scores, self._fold_of_row()[train])
+        calibrated = (calibration.apply(scores) for scores in (cv_scores, test_scores))
+        return self._report(*calibrated, model=model, calibration=calibration, seconds=seconds)
 
     def assess_reference(
         self, score: Callable[[np.ndarray], np.ndarray], *, threshold: float | None = None
@@ -110,26 +167,53 @@ class Protocol:
         Parameters
         ----------
         score : gives the scores, shape (n_rows,), of the rows at the given positions.
-        threshold : the rule's own; None chooses it as for a model.
+        threshold : the rule's own, for 3 of 5 samples; None chooses the alarm as for a model.
         """
         start = perf_counter()
         cv_scores, test_scores = score(self.split.train), score(self.split.test)
-        return self._report(cv_scores, test_scores, threshold=threshold, start=start)
-
-    def _report(self, cv_scores, test_scores, *, start, model=None, threshold=None) -> Assessment:
         seconds = perf_counter() - start
+        return self._report(cv_scores, test_scores, threshold=threshold, seconds=seconds)
+
+    def _report(
+        self, cv_scores, test_scores, *, seconds, model=None, calibration=NO_CALIBRATION,
+        threshold=None,
+    ) -> Assessment:  # fmt: skip
         cv = scores_frame(self.telemetry, self.split.train, cv_scores)
         test = scores_frame(self.telemetry, self.split.test, test_scores)
+        rule = AlarmRule()
         if threshold is None:
-            threshold = choose_threshold(
-                cv, max_false_alarms_per_module_day=self.alarm_budget, rule=self.rule
-            )
-        options = {"threshold": threshold, "rule": self.rule, "seed": self.seed}
+            rule, threshold = self.choose_alarm(cv)
+        options = {"threshold": threshold, "rule": rule, "seed": self.seed}
         metrics = evaluate(test, **options) | evaluate(cv, prefix="cv_", **options)
+        if calibration.brier:  # that of the calibrated scores knows the rows it was fitted on
+            metrics["cv_brier"] = calibration.brier[calibration.method]
         if self.split.kind == "row":
             # An alarm needs consecutive samples, and random rows are none.
             metrics = {k: v for k, v in metrics.items() if not _is_of_events(k)}
-        return Assessment(model, threshold, metrics, cv, test, seconds)
+        metrics |= {
+            name.replace("module_day", "site_day"): value * self.modules_per_site
+            for name, value in metrics.items()
+            if "false_alarms_per_module_day" in name
+        }
+        return Assessment(model, calibration, rule, threshold, metrics, cv, test, seconds)
+
+    def choose_alarm(self, cv_scores: pd.DataFrame) -> tuple[AlarmRule, float]:
+        """Choose the alarm's rule and threshold on a frame of out-of-fold scores."""
+        return choose_alarm(
+            cv_scores,
+            max_false_alarms_per_module_day=(
+                self.max_false_alarms_per_site_day / self.modules_per_site
+            ),
+            missed_event_costs=self.missed_event_costs,
+            rules=self.rules,
+        )
+
+    def _fold_of_row(self) -> np.ndarray:
+        """Number the fold that each row was held out in, -1 on the test rows."""
+        fold = np.full(len(self.X), -1)
+        for number, (_, valid_rows) in enumerate(self.split.folds):
+            fold[valid_rows] = number
+        return fold
 
 
 def _is_of_events(name: str) -> bool:

@@ -10,7 +10,7 @@ HEADLINES = (
     ("cv event recall", "cv_event_recall", 2),
     ("AP", "pr_auc", 2),
     ("event recall", "event_recall", 2),
-    ("false alarms / module-day", "false_alarms_per_module_day", 2),
+    ("false alarms / site-day", "false_alarms_per_site_day", 1),
     ("median lead [min]", "lead_time_median_min", 1),
 )
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from hvs_lib import __version__, plots
 from hvs_lib import columns as col
 from hvs_lib.data import event_codes, project_root, sha256_of_file
-from hvs_lib.metrics import undefined_metrics
+from hvs_lib.metrics import AlarmRule, undefined_metrics
 from hvs_lib.protocol import Assessment, Protocol
 
 import joblib
@@ -40,6 +40,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import infer_signature
+from sklearn.base import BaseEstimator
 from sklearn.metrics import classification_report
 
 EXPERIMENTS = {
@@ -62,7 +63,7 @@ _MODEL_PACKAGES = (
     "pandas",
     "skops",
 )
-_TRUSTED_MODULES = ("sklearn.", "imblearn.", "xgboost.", "numpy.", "scipy.")
+_TRUSTED_MODULES = ("sklearn.", "imblearn.", "xgboost.", "numpy.", "scipy.", "hvs_lib.")
 
 
 class NotebookRun:
@@ -172,7 +173,8 @@ class NotebookRun:
         missing += undefined_metrics(assessment.metrics, prefix="cv_")
         if missing:
             child_tags["undefined_metrics"] = ",".join(missing)
-        logged = _model_params(assessment.model) | _protocol_params(protocol) | dict(params or {})
+        logged = _model_params(assessment.model) | _alarm_params(assessment)
+        logged |= _protocol_params(protocol) | dict(params or {})
         with (
             self._clock(),
             mlflow.start_run(
@@ -190,7 +192,7 @@ class NotebookRun:
                 _write_artifacts(Path(folder), assessment, protocol, title=model_name)
                 self._client.log_artifacts(run_id, folder)
             if assessment.model is not None:
-                _log_model(assessment.model, protocol.X.iloc[protocol.split.test[:100]])
+                _log_model(assessment, protocol.X.iloc[protocol.split.test[:100]])
         return run_id
 
     def finish(self) -> None:
@@ -354,6 +356,7 @@ def _row_of(run: Run) -> dict[str, object]:
         "started": run.info.start_time,
         "params": json.dumps(run.data.params, sort_keys=True),
         "protocol_digest": run.data.params["protocol_digest"],
+        "alarm": read_alarm(run.data.params),
         **{name: tags[name] for name in names},
         **run.data.metrics,
     }
@@ -456,7 +459,8 @@ def _check_rows(assessment: Assessment, protocol: Protocol, *, count: int = 200)
     return protocol.X.iloc[protocol.split.test[chosen]].assign(y_score=scores[chosen])
 
 
-def _log_model(model: Pipeline, example: pd.DataFrame) -> None:
+def _log_model(assessment: Assessment, example: pd.DataFrame) -> None:
+    model = assessment.deployable()
     mlflow.sklearn.log_model(
         model,
         name="model",
@@ -465,10 +469,11 @@ def _log_model(model: Pipeline, example: pd.DataFrame) -> None:
         skops_trusted_types=_trusted_types(model),
         pyfunc_predict_fn="predict_proba",
         pip_requirements=[f"{name}=={version(name)}" for name in _MODEL_PACKAGES],
+        metadata=_alarm_params(assessment),
     )
 
 
-def _trusted_types(model: Pipeline) -> list[str]:
+def _trusted_types(model: BaseEstimator) -> list[str]:
     """Name the types that a model's file holds, all of them from the libraries that we use."""
     types = skops.io.get_untrusted_types(data=skops.io.dumps(model))
     strange = [name for name in types if not name.startswith(_TRUSTED_MODULES)]
@@ -484,14 +489,17 @@ def _protocol_params(protocol: Protocol) -> dict[str, object]:
     """Describe the rows that a model was fitted and judged on."""
     split, y = protocol.split, protocol.y
     events = event_codes(protocol.telemetry)
-    judged_by = [split.to_dict(), protocol.alarm_budget, asdict(protocol.rule)]
+    goal = {
+        "max_false_alarms_per_site_day": protocol.max_false_alarms_per_site_day,
+        "missed_event_costs": protocol.missed_event_costs,
+    }
+    judged_by = [split.to_dict(), goal, [asdict(rule) for rule in protocol.rules]]
     digest = hashlib.sha256(json.dumps(judged_by, sort_keys=True).encode()).hexdigest()
     described = {
         "n_features": protocol.X.shape[1],
         "normal_stride": protocol.normal_stride,
-        "alarm_budget": protocol.alarm_budget,
-        "alarm_rule": f"{protocol.rule.k} of {protocol.rule.n}",
-        "refractory_min": protocol.rule.refractory_min,
+        "modules_per_site": protocol.modules_per_site,
+        **goal,
         "rows_fitted": len(protocol.fitting_rows(split.train)),
         "protocol_digest": digest[:16],
     }
@@ -500,6 +508,25 @@ def _protocol_params(protocol: Protocol) -> dict[str, object]:
         described[f"hazard_rows_{name}"] = int(y[rows].sum())
         described[f"events_{name}"] = len(set(events[rows]) - {-1})
     return described
+
+
+def _alarm_params(assessment: Assessment) -> dict[str, object]:
+    """Describe the alarm: what a live system needs beside the model's scores."""
+    return {
+        "alarm_threshold": assessment.threshold,
+        "alarm_k": assessment.rule.k,
+        "alarm_n": assessment.rule.n,
+        "alarm_refractory_min": assessment.rule.refractory_min,
+        "calibration": assessment.calibration.method,
+    }
+
+
+def read_alarm(params: Mapping) -> dict[str, object]:
+    """Return ``threshold`` and ``rule`` from a run's parameters or a model's metadata."""
+    rule = AlarmRule(
+        int(params["alarm_k"]), int(params["alarm_n"]), float(params["alarm_refractory_min"])
+    )
+    return {"threshold": float(params["alarm_threshold"]), "rule": rule}
 
 
 def _model_params(model: Pipeline | None) -> dict[str, object]:

@@ -10,6 +10,7 @@ from hvs_lib.metrics import (
     alarm_curve,
     alarm_level,
     bootstrap_average_precision,
+    choose_alarm,
     choose_threshold,
     clopper_pearson,
     evaluate,
@@ -419,6 +420,36 @@ def test_the_middle_of_the_tied_thresholds_is_chosen():
     scores = frame_of(module_rows([0, 0, 1, 2, 3, 4, 5], [0, 0, 1, 1, 1, 1, 1]))
     rule = AlarmRule(1, 1, refractory_min=5)
     assert choose_threshold(scores, max_false_alarms_per_module_day=0, rule=rule) == 3
+
+
+def test_a_missed_event_is_weighed_against_false_alarms():
+    """Two false alarms stand before the quieter of two events."""
+    quiet, loud = (
+        module_rows([0.1, 0.9], [0, 1], event="E1"),
+        module_rows([0.1, 0.3], [0, 1], name="M2", event="E2"),
+    )
+    frame = frame_of(quiet, loud, module_rows([0.5], name="M3"), module_rows([0.4], name="M4"))
+    options = {"max_false_alarms_per_module_day": 0.0, "rule": AT_ONCE}
+    thresholds = [
+        choose_threshold(frame, missed_event_costs=costs, **options) for costs in (0.0, 1.9, 2.1)
+    ]
+    caught = [event_table(frame, threshold=t, rule=AT_ONCE)["caught"].sum() for t in thresholds]
+    assert caught == [1, 1, 2]
+    with pytest.raises(ValueError, match="missed_event_costs must be a finite number, 0 or more"):
+        choose_threshold(frame, missed_event_costs=-1.0, **options)
+
+
+def test_the_rule_that_catches_most_is_chosen_then_the_earliest():
+    spiky = frame_of(
+        module_rows([0.0, 0.9, 0.0, 0.9, 0.0, 0.9], [0, 1, 1, 1, 1, 1], event="E1"),
+        module_rows([0.95, 0.0, 0.0, 0.0, 0.0, 0.0], name="M2"),
+    )
+    rules = [AlarmRule(1, 1), AlarmRule(2, 3), AlarmRule(3, 5)]
+    options = {"max_false_alarms_per_module_day": 0.0}
+    assert choose_alarm(spiky, rules=rules, **options) == (AlarmRule(2, 3), 0.9)
+    assert choose_alarm(spiky, rules=rules[:1], **options)[1] > 0.95
+    steady = frame_of(module_rows([0.9] * 6, [1] * 6, event="E1"), module_rows([0.1], name="M2"))
+    assert choose_alarm(steady, rules=rules[::-1], **options)[0] == AlarmRule(1, 1)
 
 
 def test_among_equal_recall_the_fewest_false_alarms_win():

@@ -1,6 +1,6 @@
 from hvs_lib import columns as col
 from hvs_lib import plots
-from hvs_lib.alarms import event_table
+from hvs_lib.alarms import AlarmRule, event_table
 from hvs_lib.data import event_codes
 from hvs_lib.metrics import scores_frame
 
@@ -47,7 +47,8 @@ def test_alarm_is_said_to_be_as_early_as_the_event_table_says(telemetry):
     scores = scores_frame(telemetry, np.arange(len(telemetry)), score)
     event = event_table(scores, threshold=0.5).iloc[0]
     quiet = scores.assign(y_score=0.0)
-    fig = plots.alarm_timeline(telemetry, {"a": (scores, 0.5), "b": (quiet, 0.5)}, event)
+    alarm = {"threshold": 0.5, "rule": AlarmRule()}
+    fig = plots.alarm_timeline(telemetry, {"a": (scores, alarm), "b": (quiet, alarm)}, event)
     said = legend(fig.axes[1])
     assert said[0] == f"a: alarm {event['lead_time_min']:.0f} min before"
     assert event["lead_time_min"] < 3

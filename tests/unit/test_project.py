@@ -20,8 +20,8 @@ FLOW = [
     ["data.files"], ["data.codes"], ["data.reading"], ["data.conversion"], ["data.schema"],
     ["data.loading"], ["data.summary"], ["data.saving"], ["data.simulated"], ["data"],
     ["features"], ["splits"], ["models"], ["scores"],
-    ["alarms"], ["metrics"], ["protocol"], ["search"], ["champion"], ["report"], ["plots"],
-    ["tracking"], ["runner"], ["cli"],
+    ["alarms"], ["metrics"], ["calibration"], ["protocol"], ["search"], ["champion"], ["report"],
+    ["plots"], ["tracking"], ["runner"], ["cli"],
 ]  # fmt: skip
 
 

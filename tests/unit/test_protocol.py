@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 from hvs_lib import columns as col
+from hvs_lib.calibration import Calibration, fit_calibrator
 from hvs_lib.features import build_features
-from hvs_lib.models import make_pipeline
+from hvs_lib.models import hazard_score, make_pipeline
 from hvs_lib.protocol import Protocol
 from hvs_lib.splits import split_by_rack
 
@@ -19,7 +22,7 @@ def telemetry(make_telemetry):
 def protocol(telemetry):
     X = build_features(telemetry)
     split = split_by_rack(telemetry, test_size=0.25, n_folds=2, seed=1)
-    return Protocol(telemetry, X, split, normal_stride=4, alarm_budget=50.0)
+    return Protocol(telemetry, X, split, normal_stride=4, max_false_alarms_per_site_day=800.0)
 
 
 @pytest.fixture
@@ -57,16 +60,20 @@ def test_test_racks_touch_neither_threshold_nor_model(protocol, pipeline):
     """Nothing that happens in the test racks changes what was chosen."""
     X = protocol.X.copy()
     X.iloc[protocol.split.test] += 100.0
-    other = Protocol(protocol.telemetry, X, protocol.split, normal_stride=4, alarm_budget=50.0)
+    other = Protocol(
+        protocol.telemetry, X, protocol.split, normal_stride=4, max_false_alarms_per_site_day=800.0
+    )
     one, two = protocol.assess(pipeline), other.assess(pipeline)
     assert one.threshold == two.threshold
     pd.testing.assert_frame_equal(one.cv_scores, two.cv_scores)
 
 
 def test_threshold_keeps_the_alarm_budget(protocol, pipeline, telemetry):
-    strict = Protocol(telemetry, protocol.X, protocol.split, alarm_budget=1.0)
+    strict = Protocol(telemetry, protocol.X, protocol.split, max_false_alarms_per_site_day=16.0)
     found = strict.assess(pipeline).metrics
-    assert found["cv_false_alarms_per_module_day"] <= 1.0
+    assert found["cv_false_alarms_per_site_day"] <= 16.0
+    per_module = found["cv_false_alarms_per_module_day"]
+    assert found["cv_false_alarms_per_site_day"] == pytest.approx(per_module * 16)
     assert found["cv_event_recall"] > 0
 
 
@@ -93,9 +100,47 @@ def test_reference_keeps_its_own_threshold(protocol):
     ("option", "message"),
     [
         ({"normal_stride": 0}, "normal_stride must be at least 1, got 0"),
-        ({"alarm_budget": 0}, "alarm_budget must be above 0, got 0"),
+        ({"max_false_alarms_per_site_day": 0}, "per_site_day must be above 0, got 0"),
+        ({"missed_event_costs": -1}, "missed_event_costs must be 0 or more, got -1"),
     ],
 )
 def test_refusals(protocol, option, message):
     with pytest.raises(ValueError, match=message):
         Protocol(protocol.telemetry, protocol.X, protocol.split, **option)
+
+
+def test_choices_are_made_for_each_model_and_logged_with_it(protocol, pipeline):
+    found = protocol.assess(pipeline)
+    assert found.rule in protocol.rules
+    assert set(found.calibration.brier) == {"none", "platt", "isotonic"}
+    best = min(found.calibration.brier.values())
+    assert found.metrics["cv_brier"] == found.calibration.brier[found.calibration.method] == best
+
+
+@pytest.mark.parametrize("method", ["none", "platt", "isotonic"])
+def test_deployable_model_carries_calibration_and_threshold(protocol, pipeline, method):
+    found = protocol.assess(pipeline)
+    y, raw = protocol.y[protocol.split.train], protocol.out_of_fold_scores(pipeline)
+    calibration = Calibration(method, fit_calibrator(method, y, raw), {})
+    found = replace(found, calibration=calibration, threshold=0.3)
+    test = protocol.X.iloc[protocol.split.test]
+    model = found.deployable()
+    expected = calibration.apply(hazard_score(found.model, test))
+    np.testing.assert_array_equal(model.predict_proba(test)[:, 1], expected)
+    np.testing.assert_array_equal(model.predict(test), expected >= 0.3)
+
+
+def test_test_scores_are_those_of_the_deployable_model(protocol, pipeline):
+    found = protocol.assess(pipeline)
+    test = protocol.X.iloc[protocol.split.test]
+    scores = found.deployable().predict_proba(test)[:, 1]
+    np.testing.assert_array_equal(found.test_scores["y_score"], scores)
+
+
+def test_a_missed_event_that_costs_much_is_worth_false_alarms(protocol, pipeline):
+    costly = replace(protocol, missed_event_costs=1000.0)
+    cheap = replace(protocol, missed_event_costs=1e-6)
+    caught = [p.assess(pipeline).metrics["cv_n_events_caught"] for p in (costly, cheap)]
+    false = [p.assess(pipeline).metrics["cv_n_false_alarms"] for p in (costly, cheap)]
+    assert caught[0] >= caught[1]
+    assert false[1] == 0

@@ -70,8 +70,8 @@ def test_refusals(arguments, message):
 
 
 def test_whole_number_is_a_fraction_too():
-    assert plan(["01_baseline"], parameters={"alarm_budget": "1"}) == {
-        "01_baseline": {"alarm_budget": 1.0}
+    assert plan(["01_baseline"], parameters={"missed_event_costs": "1"}) == {
+        "01_baseline": {"missed_event_costs": 1.0}
     }
 
 
