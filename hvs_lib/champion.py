@@ -1,4 +1,11 @@
-"""Rank comparable runs by a stated rule; the first is the champion."""
+"""Rank comparable runs by a stated rule, and let a challenger take over only where it is better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hvs_lib.metrics import PairedDifference, paired_difference, paired_event_difference
 
 import pandas as pd
 
@@ -8,6 +15,22 @@ POLICIES = {
     "pr_auc": "cv_pr_auc",
     "recall": "cv_recall_class1",
 }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Who is the champion from now on, and why.
+
+    Attributes
+    ----------
+    run : Series, the champion's row of the runs.
+    replaced : whether it took over, or is the first.
+    reason : a sentence.
+    """
+
+    run: pd.Series
+    replaced: bool
+    reason: str
 
 
 def rank_models(
@@ -47,3 +70,69 @@ def rank_models(
         )
     order = [POLICIES[policy], "cv_pr_auc"]
     return able.sort_values(order, ascending=False, kind="stable").reset_index(drop=True)
+
+
+def paired_by_policy(
+    policy: str, run: pd.Series, other: pd.Series, read_scores: Callable[[str], pd.DataFrame],
+    *, seed: int = 42,
+) -> PairedDifference:  # fmt: skip
+    """Compare two runs out of fold by what the policy is about.
+
+    Parameters
+    ----------
+    policy : one of `POLICIES`; for both ``pr_auc`` and ``recall``, which are about rows, the
+        average precision is compared.
+    run, other : Series with ``run_id`` and ``alarm``.
+    read_scores : gives the out-of-fold scores frame of a Run ID.
+    seed : of the bootstrap over racks.
+
+    Returns
+    -------
+    PairedDifference of `run` minus `other`.
+    """
+    scores, reference = read_scores(run["run_id"]), read_scores(other["run_id"])
+    if policy != "event_recall":
+        return paired_difference(scores, reference, seed=seed)
+    alarms = {"alarm": run["alarm"], "reference_alarm": other["alarm"]}
+    return paired_event_difference(scores, reference, seed=seed, **alarms)
+
+
+def decide(
+    challenger: pd.Series,
+    incumbent: pd.Series | None,
+    read_scores: Callable[[str], pd.DataFrame],
+    *,
+    policy: str = "event_recall",
+    seed: int = 42,
+) -> Verdict:
+    """Let the challenger replace the incumbent only if it is better beyond chance.
+
+    Parameters
+    ----------
+    challenger : the first of `rank_models`.
+    incumbent : the run of the registered champion; None if there is none.
+    read_scores, policy, seed : as for `paired_by_policy`.
+
+    Returns
+    -------
+    Verdict. An incumbent that was judged on other telemetry, racks or alarm budget cannot be
+    compared: it gives way, and stays registered.
+    """
+    if incumbent is None:
+        return Verdict(challenger, True, "it is the first champion.")
+    if incumbent["run_id"] == challenger["run_id"]:
+        return Verdict(incumbent, False, "the champion leads the ranking itself.")
+    judged_by = ["data_sha256", "protocol_digest"]
+    if any(incumbent[name] != challenger[name] for name in judged_by):
+        return Verdict(
+            challenger,
+            True,
+            f"the incumbent, {incumbent['name']} ({incumbent['run_id']}), was judged on other "
+            "telemetry, racks or alarm budget and cannot be compared.",
+        )
+    difference = paired_by_policy(policy, challenger, incumbent, read_scores, seed=seed)
+    what = "event recall" if policy == "event_recall" else "average precision"
+    said = f"challenger minus incumbent, {what} out of fold: {difference}, {difference.verdict}"
+    if difference.verdict == "better":
+        return Verdict(challenger, True, f"{said}: the challenger takes over.")
+    return Verdict(incumbent, False, f"{said}: the incumbent stays.")

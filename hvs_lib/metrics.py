@@ -56,6 +56,7 @@ __all__ = [
     "evaluate",
     "event_table",
     "paired_difference",
+    "paired_event_difference",
     "poisson_interval",
     "raise_alarms",
     "scores_frame",
@@ -321,7 +322,7 @@ def bootstrap_average_precision(
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """A difference in average precision with its 95 % interval.
+    """A difference between two models with its 95 % interval.
 
     Attributes
     ----------
@@ -369,17 +370,77 @@ def paired_difference(
     ValueError
         If the frames do not cover the same rows.
     """
+    _check_same_rows(scores, reference)
+    options = {"n_bootstrap": n_bootstrap, "seed": seed}
+    difference = bootstrap_average_precision(scores, **options)
+    difference -= bootstrap_average_precision(reference, **options)
+    return _summarize(difference)
+
+
+def paired_event_difference(
+    scores: pd.DataFrame,
+    reference: pd.DataFrame,
+    *,
+    alarm: Mapping[str, object],
+    reference_alarm: Mapping[str, object],
+    value: str = "caught",
+    n_bootstrap: int = 1000,
+    seed: int = 42,
+) -> PairedDifference:
+    """Compare two alarms event by event, on the same draws of racks.
+
+    Parameters
+    ----------
+    scores, reference : DataFrame (n_rows, ...)
+        Scores frames over the same rows.
+    alarm, reference_alarm : mapping
+        The ``threshold`` and ``rule`` of each.
+    value : {"caught", "lead_time_min"}
+        A column of `event_table`: its mean is the event recall, or the warning time over all
+        events [min], in which a missed event counts 0.
+    n_bootstrap : int
+    seed : int
+
+    Returns
+    -------
+    PairedDifference
+        Of `scores` minus `reference`.
+
+    Raises
+    ------
+    ValueError
+        If the frames do not cover the same rows, cover no event, or the value is another.
+    """
+    if value not in ("caught", "lead_time_min"):
+        raise ValueError(f"value must be caught or lead_time_min, got {value!r}.")
+    _check_same_rows(scores, reference)
+    _check_n_bootstrap(n_bootstrap, least=1)
+    events = event_table(scores, **alarm)
+    if events.empty:
+        raise ValueError(f"The scores must cover at least one event, got no {col.LABEL} = 1.")
+    others = event_table(reference, **reference_alarm)
+    gain = events[value].astype(float).fillna(0) - others[value].astype(float).fillna(0)
+    racks = scores[[col.SITE, col.RACK]].drop_duplicates()
+    by_rack = gain.groupby([events[c].astype(str) for c in (col.SITE, col.RACK)])
+    names = pd.MultiIndex.from_frame(racks.astype(str).sort_values([col.SITE, col.RACK]))
+    total = by_rack.sum().reindex(names, fill_value=0.0).to_numpy()
+    count = by_rack.size().reindex(names, fill_value=0).to_numpy()
+    drawn = _draw_racks(count > 0, n_bootstrap, np.random.default_rng(seed))
+    return _summarize(drawn @ total / (drawn @ count))
+
+
+def _summarize(differences: np.ndarray) -> PairedDifference:
+    low, median, high = np.quantile(differences, [_tails()[0], 0.5, _tails()[1]])
+    return PairedDifference(float(median), float(low), float(high))
+
+
+def _check_same_rows(scores: pd.DataFrame, reference: pd.DataFrame) -> None:
     keys = [*col.KEYS, col.LABEL]
     if not all(np.array_equal(scores[key].to_numpy(), reference[key].to_numpy()) for key in keys):
         raise ValueError(
             f"both scores frames must cover the same rows, got {len(scores)} and "
             f"{len(reference)} that differ: compare models on the same split."
         )
-    options = {"n_bootstrap": n_bootstrap, "seed": seed}
-    difference = bootstrap_average_precision(scores, **options)
-    difference -= bootstrap_average_precision(reference, **options)
-    low, median, high = np.quantile(difference, [_tails()[0], 0.5, _tails()[1]])
-    return PairedDifference(float(median), float(low), float(high))
 
 
 def _check_n_bootstrap(n_bootstrap: int, *, least: int) -> None:

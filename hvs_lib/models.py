@@ -5,7 +5,6 @@ from hvs_lib import columns as col
 import numpy as np
 import pandas as pd
 from imblearn.base import BaseSampler
-from imblearn.over_sampling import SMOTE
 from imblearn.pipeline import Pipeline
 from scipy.stats import loguniform, randint, uniform
 from sklearn.base import BaseEstimator, clone
@@ -87,6 +86,19 @@ def negatives_per_positive(y: np.ndarray) -> float:
     return (len(y) - positives) / positives
 
 
+def balancing_weight(y: np.ndarray, *, power: float = 1.0, normal_stride: int = 1) -> float:
+    """Return the ``scale_pos_weight`` that answers the imbalance in full or in part.
+
+    Parameters
+    ----------
+    y : array, shape (n_samples,), labels 0 and 1 of the thinned rows.
+    power : of the ratio of normal to hazardous rows before thinning: 1 balances the classes, 0.5
+        is the square root, 0 leaves the ratio as it was.
+    normal_stride : every how many normal rows one is in `y`.
+    """
+    return (negatives_per_positive(y) * normal_stride) ** power / normal_stride
+
+
 def row_weights(pipeline: Pipeline, y: np.ndarray, *, normal_stride: int) -> np.ndarray | None:
     """Weigh the normal rows that were kept for those that thinning left out.
 
@@ -147,42 +159,3 @@ def fixed_threshold_score(X: pd.DataFrame) -> np.ndarray:
     """
     ratios = [X[name].to_numpy(np.float64) / limit for name, limit in FIXED_LIMITS.items()]
     return np.nan_to_num(np.fmax.reduce(ratios), nan=0.0)
-
-
-def make_smote(
-    y_by_fold: list[np.ndarray], *, k_neighbors: int, sampling_strategy: float, seed: int
-) -> SMOTE:
-    """Make a SMOTE that works on every fold, with fewer neighbours where a fold has few rows.
-
-    Parameters
-    ----------
-    y_by_fold : arrays of labels, each of the rows that one fold is fitted on.
-    k_neighbors : neighbours to draw between; the sampler's own may be fewer.
-    sampling_strategy : minority/majority after resampling.
-    seed : of the draws.
-
-    Raises
-    ------
-    ValueError
-        Where a fold has less than two hazardous rows to draw between, or more than asked for.
-    """
-    if k_neighbors < 1:
-        raise ValueError(f"smote_k_neighbors must be at least 1, got {k_neighbors}.")
-    fewest = min(int(np.sum(y)) for y in y_by_fold)
-    if fewest < 2:
-        raise ValueError(
-            f"SMOTE needs at least 2 hazardous rows in each fold, got {fewest}: "
-            "use more telemetry or fewer folds."
-        )
-    present = max(1 / negatives_per_positive(y) for y in y_by_fold)
-    if not present < sampling_strategy <= 1:
-        raise ValueError(
-            f"sampling_strategy must be above {present:.3f}, the ratio of hazardous to normal rows "
-            f"that the folds have after thinning, and at most 1, got {sampling_strategy}: raise "
-            "it, or lower normal_stride."
-        )
-    return SMOTE(
-        k_neighbors=min(k_neighbors, fewest - 1),
-        sampling_strategy=sampling_strategy,
-        random_state=seed,
-    )

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from ipywidgets import Layout, SelectionSlider, interactive
 from matplotlib.figure import Figure
 from sklearn.metrics import (
     ConfusionMatrixDisplay,
@@ -153,6 +154,87 @@ def alarm_timeline(
     below.set_yscale("log")
     below.legend(loc="lower right", fontsize="small")
     return fig
+
+
+def event_timelines(events: dict[str, pd.DataFrame], *, title: str) -> Figure:
+    """Draw when each alarm fired before each event.
+
+    Parameters
+    ----------
+    events : name of the alarm to its table from `event_table`, over the same events.
+    title : of the figure.
+
+    Returns
+    -------
+    Figure, a line for each event, sorted by cause: a marker for each alarm at its time before the
+    PNR [min], or in the column on the right where it stayed silent.
+    """
+    first = next(iter(events.values()))
+    order = first.sort_values([col.EVENT_TYPE, *col.KEYS[:3]]).index
+    fig, ax = plt.subplots(figsize=(9, 0.36 * len(order) + 1.8))
+    offsets = np.linspace(0.27, -0.27, len(events))
+    for number, (name, table) in enumerate(events.items()):
+        lead = table.loc[order, "lead_time_min"].to_numpy()
+        silent = np.isnan(lead)
+        y = np.arange(len(order)) + offsets[number]
+        style = {"color": f"C{number}", "marker": "os^Dv<>P"[number % 8]}
+        ax.scatter(-lead[~silent], y[~silent], s=34, label=name, **style)
+        ax.scatter(np.full(silent.sum(), 2.0), y[silent], s=26, alpha=0.5, **style)
+    ax.axvline(0, color="0.2", linestyle="--")
+    ax.set_yticks(np.arange(len(order)), [_title(first.loc[i]) for i in order], fontsize="small")
+    ax.set_xlim(-21.5, 3)
+    ax.set_xticks([-20, -15, -10, -5, 0, 2], ["-20", "-15", "-10", "-5", "PNR", "silent"])
+    ax.invert_yaxis()
+    ax.set(xlabel="minutes to the point of no return", title=title)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, fontsize="small")
+    return fig
+
+
+def operating_point(curve: pd.DataFrame, threshold: float) -> Figure:
+    """Draw what a threshold buys: events caught, lead time and false alarms.
+
+    Parameters
+    ----------
+    curve : frame from `alarm_curve`, with ``false_alarms_per_site_day`` beside.
+    threshold : the nearest of the curve is marked.
+    """
+    at = curve.iloc[(curve["threshold"] - threshold).abs().argmin()]
+    rate = curve["false_alarms_per_site_day"]
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), sharex=True)
+    for ax, name in ((left, "event_recall"), (right, "lead_time_median_min")):
+        ax.step(rate, curve[name], where="post", color="C0")
+        ax.plot(at["false_alarms_per_site_day"], at[name], "o", color="C3", markersize=10)
+        ax.set_xlabel("false alarms per site-day")
+        ax.set_xscale("symlog", linthresh=1)
+        ax.set_xlim(left=-0.1)
+    left.set(ylabel="event recall", ylim=(0, 1.03))
+    right.set_ylabel("median lead time [min]")
+    lead = at["lead_time_median_min"]
+    fig.suptitle(
+        f"threshold {at['threshold']:.3f}: recall {at['event_recall']:.2f}, "
+        f"{at['false_alarms_per_site_day']:.1f} false alarms per site-day, "
+        + ("no lead time" if np.isnan(lead) else f"median lead {lead:.1f} min")
+    )
+    return fig
+
+
+def threshold_slider(curve: pd.DataFrame, *, threshold: float) -> interactive:
+    """Return a slider over the thresholds of a curve, with `operating_point` below it."""
+    thresholds = np.sort(curve["threshold"].to_numpy())
+    start = thresholds[np.abs(thresholds - threshold).argmin()]
+    slider = SelectionSlider(
+        options=[(f"{value:.4f}", value) for value in thresholds],
+        value=start,
+        description="threshold",
+        continuous_update=False,
+        layout=Layout(width="90%"),
+    )
+
+    def draw(threshold):
+        operating_point(curve, threshold)
+        plt.show()
+
+    return interactive(draw, threshold=slider)
 
 
 def _lead_time(scores: pd.DataFrame, alarm: dict, event: pd.Series) -> float:

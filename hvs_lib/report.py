@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from hvs_lib import columns as col
+
 import pandas as pd
 
 # Heading, metric, digits. AP is average precision; "cv" is out of fold, which choices are made on.
@@ -30,16 +32,44 @@ def results_table(metrics: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     """
     return pd.DataFrame(
         {
-            name: {heading: _cell(found, metric, digits) for heading, metric, digits in HEADLINES}
+            name: {heading: cell(found, metric, digits) for heading, metric, digits in HEADLINES}
             for name, found in metrics.items()
         }
     ).T
 
 
-def _cell(found: Mapping[str, float], metric: str, digits: int) -> str:
+def cell(found: Mapping[str, float], metric: str, digits: int) -> str:
+    """Write a metric as ``value [low, high]``, as far as there is one."""
     value, low, high = (found.get(f"{metric}{end}") for end in ("", "_low", "_high"))
     if value is None or pd.isna(value):
         return "–"
     if low is None or pd.isna(low):
         return f"{value:.{digits}f}"
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def caught_by_cause(events: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Count the caught events of each cause, for several models or parts of the data.
+
+    Parameters
+    ----------
+    events : name to a table from `event_table`.
+
+    Returns
+    -------
+    DataFrame of text, shape (n_causes, n_names): ``caught of all``, a dash where there is no such
+    event. An event without a cause is counted as "unknown".
+    """
+    counted = {}
+    for name, table in events.items():
+        cause = table[col.EVENT_TYPE].astype(object).fillna("unknown")
+        by_cause = table["caught"].groupby(cause)
+        counted[name] = by_cause.sum().astype(str) + " of " + by_cause.size().astype(str)
+    return pd.DataFrame(counted).fillna("–").rename_axis("cause")
+
+
+def weak_causes(events: pd.DataFrame, *, least: float = 0.5) -> list[str]:
+    """Name the causes of which less than the share `least` of the events is caught."""
+    cause = events[col.EVENT_TYPE].astype(object).fillna("unknown")
+    share = events["caught"].groupby(cause).mean()
+    return sorted(share.index[share < least])

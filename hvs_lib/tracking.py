@@ -52,6 +52,8 @@ EXPERIMENTS = {
 }
 REGISTERED_MODEL = "hvs-fire-prediction"
 CHAMPION = "champion"
+AUDIT = "leakage_audit.csv"
+MODEL_CARD = "model_card.md"
 
 # What a logged model needs to be loaded elsewhere; inferring it costs seconds for each model.
 _MODEL_PACKAGES = (
@@ -101,6 +103,11 @@ class NotebookRun:
         """Log a table of the notebook as a CSV artifact."""
         with self._clock():
             self._client.log_text(self.run_id, table.to_csv(index=False), name)
+
+    def log_audit(self, audit: pd.DataFrame) -> None:
+        """Log the leakage audit of the notebook's telemetry, for `read_audit`."""
+        self.log_table(audit, AUDIT)
+        self.set_tags({"audited": "true"})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Tag the parent run."""
@@ -357,6 +364,7 @@ def _row_of(run: Run) -> dict[str, object]:
         "params": json.dumps(run.data.params, sort_keys=True),
         "protocol_digest": run.data.params["protocol_digest"],
         "alarm": read_alarm(run.data.params),
+        "modules_per_site": float(run.data.params["modules_per_site"]),
         **{name: tags[name] for name in names},
         **run.data.metrics,
     }
@@ -400,6 +408,28 @@ def verdict() -> tuple[pd.DataFrame, dict[str, str]]:
     return pd.read_csv(path), champion
 
 
+def read_audit(data_sha256: str) -> pd.DataFrame | None:
+    """Read the newest leakage audit that 01_baseline has logged for this telemetry, if any."""
+    runs = _search(f"tags.data_sha256 = '{data_sha256}' and tags.audited = 'true'")
+    if not runs:
+        return None
+    run_id = runs[0].info.run_id
+    path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=AUDIT)
+    return pd.read_csv(path)
+
+
+def incumbent() -> pd.Series | None:
+    """Return the run of the registered champion, as a row of `comparable_runs`; None if none is."""
+    client = MlflowClient()
+    if not client.search_registered_models(f"name = '{REGISTERED_MODEL}'"):
+        return None
+    if CHAMPION not in client.get_registered_model(REGISTERED_MODEL).aliases:
+        return None
+    run_id = client.get_model_version_by_alias(REGISTERED_MODEL, CHAMPION).run_id
+    row = pd.Series(_row_of(client.get_run(run_id)))
+    return pd.concat([row, pd.Series({"name": f"{row.model_name}, {row.imbalance_technique}"})])
+
+
 def register_champion(run_id: str) -> str:
     """Register the run's model, unless it is registered, and point the alias at it.
 
@@ -414,14 +444,30 @@ def register_champion(run_id: str) -> str:
     return str(version)
 
 
+def log_model_card(version: str, card: str) -> None:
+    """Log the card with the version's model and its run, and show it in the registry."""
+    client = MlflowClient()
+    registered = client.get_model_version(REGISTERED_MODEL, version)
+    client.log_text(registered.run_id, card, MODEL_CARD)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / MODEL_CARD
+        path.write_text(card, encoding="utf-8")
+        client.log_model_artifact(_logged_model_id(client, registered.run_id), str(path))
+    client.update_model_version(REGISTERED_MODEL, version, description=card)
+
+
 def _register(client: MlflowClient, run_id: str) -> ModelVersion:
     # `mlflow.register_model` does the same and writes to standard error.
     if not client.search_registered_models(f"name = '{REGISTERED_MODEL}'"):
         client.create_registered_model(REGISTERED_MODEL)
-    model_id = client.get_run(run_id).outputs.model_outputs[0].model_id
+    model_id = _logged_model_id(client, run_id)
     return client.create_model_version(
         REGISTERED_MODEL, source=f"models:/{model_id}", run_id=run_id, model_id=model_id
     )
+
+
+def _logged_model_id(client: MlflowClient, run_id: str) -> str:
+    return client.get_run(run_id).outputs.model_outputs[0].model_id
 
 
 def _write_artifacts(

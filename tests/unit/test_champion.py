@@ -1,5 +1,8 @@
-from hvs_lib.champion import rank_models
+from hvs_lib import columns as col
+from hvs_lib.champion import decide, rank_models
+from hvs_lib.metrics import AlarmRule, scores_frame
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -46,3 +49,66 @@ def test_refusals():
         rank_models(RUNS, min_precision=2)
     with pytest.raises(ValueError, match="no model qualifies"):
         rank_models(RUNS, policy="recall", min_precision=0.99)
+
+
+# ---- incumbent and challenger ------------------------------------------------------------------
+
+N_EVENTS = 20
+
+
+@pytest.fixture(scope="module")
+def scores(make_telemetry):
+    """Return a function that makes scores which catch the given number of events."""
+    telemetry = make_telemetry(sites=2, racks=12, rows=60, event_racks=tuple(range(N_EVENTS)))
+    rack = telemetry.groupby([col.SITE, col.RACK], observed=True).ngroup().to_numpy()
+    label = telemetry[col.LABEL].to_numpy()
+
+    def catching(n):
+        held = np.random.default_rng(0).permutation(N_EVENTS)[:n]
+        noise = np.random.default_rng(n).random(len(telemetry)) * 0.4
+        score = np.where((label == 1) & np.isin(rack, held), 0.9, noise)
+        return scores_frame(telemetry, np.arange(len(telemetry)), score)
+
+    return catching
+
+
+def run_of(name, **other):
+    alarm = {"threshold": 0.5, "rule": AlarmRule()}
+    same = {"data_sha256": "a", "protocol_digest": "b", "alarm": alarm, "name": name}
+    return pd.Series({"run_id": name} | same | other)
+
+
+@pytest.mark.parametrize("policy", ["event_recall", "pr_auc", "recall"])
+@pytest.mark.parametrize(
+    ("challenger", "champion", "verdict"),
+    [(18, "new", "better"), (9, "old", "cannot tell"), (2, "old", "worse")],
+)
+def test_the_incumbent_stays_unless_the_challenger_is_better(
+    scores, policy, challenger, champion, verdict
+):
+    """Two planted challengers, one worse and one that luck explains, must not become champion."""
+    caught = {"old": 8, "new": challenger}
+    found = decide(
+        run_of("new"), run_of("old"), lambda run_id: scores(caught[run_id]), policy=policy
+    )
+    assert found.run["run_id"] == champion
+    assert found.replaced == (champion == "new")
+    assert verdict in found.reason
+
+
+def test_the_first_champion_has_no_incumbent(scores):
+    found = decide(run_of("new"), None, scores)
+    assert (found.run["run_id"], found.replaced) == ("new", True)
+
+
+def test_an_incumbent_that_leads_stays(scores):
+    found = decide(run_of("old"), run_of("old"), scores)
+    assert not found.replaced
+    assert "leads the ranking" in found.reason
+
+
+@pytest.mark.parametrize("other", [{"data_sha256": "x"}, {"protocol_digest": "x"}])
+def test_what_was_judged_otherwise_cannot_be_compared(scores, other):
+    found = decide(run_of("new"), run_of("old", **other), scores)
+    assert found.run["run_id"] == "new"
+    assert "cannot be compared" in found.reason

@@ -16,6 +16,7 @@ from hvs_lib.metrics import (
     evaluate,
     event_table,
     paired_difference,
+    paired_event_difference,
     poisson_interval,
     raise_alarms,
     scores_frame,
@@ -993,3 +994,58 @@ def test_paired_difference_needs_the_same_rows(other):
     one = frame_of(module_rows([0.1, 0.9], [0, 1]))
     with pytest.raises(ValueError, match="must cover the same rows"):
         paired_difference(one, frame_of(module_rows(*other)))
+
+
+def racks_with_events(scores):
+    """One rack for each score: its only event reaches that score in its last row."""
+    return frame_of(
+        *(
+            module_rows([0.1, 0.2, score], [0, 1, 1], rack=f"R{i:02d}", event="E")
+            for i, score in enumerate(scores)
+        )
+    )
+
+
+def test_paired_event_difference_by_hand():
+    """Three of four events against one of four: the mean of the draws is that difference."""
+    alarm = {"threshold": 0.5, "rule": AT_ONCE}
+    one, other = racks_with_events([0.9, 0.9, 0.9, 0.1]), racks_with_events([0.9, 0.1, 0.1, 0.1])
+    found = paired_event_difference(one, other, alarm=alarm, reference_alarm=alarm, seed=1)
+    assert found.median == pytest.approx(0.5)
+    assert (found.low, found.high) == (0.0, 1.0)
+    earlier = paired_event_difference(
+        one, other, alarm=alarm, reference_alarm=alarm, value="lead_time_min", seed=1
+    )
+    assert earlier.median == pytest.approx(0.5 * col.LABEL_UNTIL_S / 60)
+
+
+def test_paired_event_difference_uses_each_models_own_alarm():
+    frame = racks_with_events([0.9, 0.8, 0.7, 0.6] * 5)
+    strict, loose = ({"threshold": t, "rule": AT_ONCE} for t in (0.85, 0.5))
+    found = paired_event_difference(frame, frame, alarm=loose, reference_alarm=strict)
+    assert found.verdict == "better"
+    back = paired_event_difference(frame, frame, alarm=strict, reference_alarm=loose)
+    assert back.verdict == "worse"
+    assert back.median == pytest.approx(-found.median)
+
+
+def test_racks_without_events_are_drawn_as_well():
+    """As many racks without events as with: now and then a draw holds one event only."""
+    alarm = {"threshold": 0.5, "rule": AT_ONCE}
+    quiet = [module_rows([0.1], rack=f"Q{i}") for i in range(20)]
+    one = frame_of(racks_with_events([0.9, 0.1]), *quiet)
+    other = frame_of(racks_with_events([0.1, 0.1]), *quiet)
+    found = paired_event_difference(one, other, alarm=alarm, reference_alarm=alarm)
+    assert (found.low, found.high) == (0.0, 1.0)
+
+
+def test_paired_event_difference_refuses():
+    alarm = {"threshold": 0.5, "rule": AT_ONCE}
+    options = {"alarm": alarm, "reference_alarm": alarm}
+    frame, quiet = racks_with_events([0.9]), frame_of(module_rows([0.1]))
+    with pytest.raises(ValueError, match="value must be caught or lead_time_min, got 'x'"):
+        paired_event_difference(frame, frame, value="x", **options)
+    with pytest.raises(ValueError, match="must cover the same rows"):
+        paired_event_difference(frame, quiet, **options)
+    with pytest.raises(ValueError, match="must cover at least one event"):
+        paired_event_difference(quiet, quiet, **options)

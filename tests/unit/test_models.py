@@ -45,6 +45,24 @@ def test_negatives_per_positive():
         models.negatives_per_positive(np.zeros(3))
 
 
+def test_balancing_weight_goes_from_no_weight_to_full_balance(rows):
+    X, y = rows
+    kept = np.flatnonzero((y == 1) | (np.arange(3000) % 3 == 1))
+    assert models.balancing_weight(y) == 9
+    assert models.balancing_weight(y[kept]) == pytest.approx(3)
+    full, root, none = (
+        models.balancing_weight(y[kept], power=power, normal_stride=3) for power in (1, 0.5, 0)
+    )
+    assert (full, root, none) == pytest.approx((3, 1, 1 / 3))
+    weighted = models.make_pipeline(XGBClassifier(scale_pos_weight=none, min_child_weight=0))
+    plain = models.make_pipeline(XGBClassifier(min_child_weight=0))
+    mean = [
+        models.hazard_score(models.fit(model, X, y, kept, normal_stride=3), X).mean()
+        for model in (weighted, plain)
+    ]
+    assert mean[0] == pytest.approx(mean[1], rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("pipeline", "weighted"),
     [
@@ -89,32 +107,3 @@ def test_fixed_threshold_scores_one_at_a_limit():
     X.loc[2, col.CO] = 200.0
     X.loc[3, list(quiet)] = np.nan
     assert models.fixed_threshold_score(X).tolist() == [0, 1, 2, 0]
-
-
-FOLDS = [np.repeat([0, 1], [90, 10]), np.repeat([0, 1], [80, 4])]
-
-
-def test_smote_draws_between_no_more_neighbours_than_the_smallest_fold_has():
-    options = {"sampling_strategy": 0.5, "seed": 1}
-    assert models.make_smote(FOLDS, k_neighbors=5, **options).k_neighbors == 3
-    assert models.make_smote(FOLDS[:1], k_neighbors=5, **options).k_neighbors == 5
-
-
-@pytest.mark.parametrize(
-    ("folds", "options", "message"),
-    [
-        (FOLDS, {"k_neighbors": 0}, "smote_k_neighbors must be at least 1, got 0"),
-        ([np.array([0, 1])], {}, "at least 2 hazardous rows in each fold, got 1"),
-        (
-            FOLDS,
-            {"sampling_strategy": 0.1},
-            r"must be above 0\.111, .*got 0\.1: raise it, or lower",
-        ),
-        (FOLDS, {"sampling_strategy": 1.5}, r"at most 1, got 1\.5"),
-    ],
-)
-def test_smote_that_cannot_work_is_refused(folds, options, message):
-    with pytest.raises(ValueError, match=message):
-        models.make_smote(
-            folds, **({"k_neighbors": 5, "sampling_strategy": 0.5, "seed": 1} | options)
-        )

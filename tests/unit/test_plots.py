@@ -1,6 +1,6 @@
 from hvs_lib import columns as col
 from hvs_lib import plots
-from hvs_lib.alarms import AlarmRule, event_table
+from hvs_lib.alarms import AlarmRule, alarm_curve, event_table
 from hvs_lib.data import event_codes
 from hvs_lib.metrics import scores_frame
 
@@ -69,3 +69,45 @@ def test_confusion_matrix_counts_at_the_threshold(telemetry):
     fig = plots.confusion_matrix(scores, threshold=0.5, title="x")
     counts = {text.get_text() for text in fig.axes[0].texts}
     assert {str(label.sum()), str(len(label) - label.sum())} <= counts
+
+
+def test_event_timelines_tell_silent_from_early(telemetry):
+    label = telemetry[col.LABEL].to_numpy(float)
+    loud = scores_frame(telemetry, np.arange(len(telemetry)), label)
+    events = {
+        "loud": event_table(loud, threshold=0.5),
+        "mute": event_table(loud.assign(y_score=0.0), threshold=0.5),
+    }
+    ax = plots.event_timelines(events, title="x").axes[0]
+    places = [c.get_offsets()[:, 0].tolist() for c in ax.collections if len(c.get_offsets())]
+    lead = events["loud"]["lead_time_min"].iloc[0]
+    assert places == [[pytest.approx(-lead)], [2.0]]
+    assert legend(ax) == ["loud", "mute"]
+
+
+@pytest.fixture
+def curve(telemetry):
+    score = telemetry[col.TEMP_MAX].rank(pct=True).to_numpy()
+    found = alarm_curve(scores_frame(telemetry, np.arange(len(telemetry)), score))
+    return found.assign(false_alarms_per_site_day=found["false_alarms_per_module_day"] * 8)
+
+
+def test_operating_point_marks_the_threshold(curve):
+    at = curve.iloc[len(curve) // 2]
+    fig = plots.operating_point(curve, at["threshold"])
+    mark = fig.axes[0].get_lines()[1]
+    assert mark.get_ydata()[0] == at["event_recall"]
+    assert mark.get_xdata()[0] == at["false_alarms_per_site_day"]
+    assert f"threshold {at['threshold']:.3f}" in fig.get_suptitle()
+
+
+def test_slider_draws_the_threshold_that_it_stands_on(curve, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "operating_point", lambda _, threshold: drawn.append(threshold))
+    box = plots.threshold_slider(curve, threshold=curve["threshold"].iloc[3])
+    slider = box.children[0]
+    assert slider.value == curve["threshold"].iloc[3]
+    box.update()
+    slider.value = slider.options[0][1]
+    assert drawn[0] == curve["threshold"].iloc[3]
+    assert drawn[-1] == curve["threshold"].min()

@@ -19,9 +19,9 @@ FLOW = [
     ["columns"], ["simulator"],
     ["data.files"], ["data.codes"], ["data.reading"], ["data.conversion"], ["data.schema"],
     ["data.loading"], ["data.summary"], ["data.saving"], ["data.simulated"], ["data"],
-    ["features"], ["splits"], ["models"], ["scores"],
-    ["alarms"], ["metrics"], ["calibration"], ["protocol"], ["search"], ["champion"], ["report"],
-    ["plots"], ["tracking"], ["runner"], ["cli"],
+    ["features"], ["splits"], ["models"], ["samplers"], ["scores"],
+    ["alarms"], ["metrics"], ["calibration"], ["protocol"], ["search"], ["champion"], ["audit"],
+    ["report"], ["card"], ["plots"], ["tracking"], ["runner"], ["cli"],
 ]  # fmt: skip
 
 

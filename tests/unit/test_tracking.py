@@ -254,6 +254,52 @@ def test_champion_is_registered_once(run, protocol):
     assert loaded.predict(loaded.input_example).shape == (3, 2)
 
 
+def test_logged_model_carries_its_threshold_and_its_alarm(run, protocol):
+    run_id, found = log(run, protocol)
+    loaded = mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
+    assert tracking.read_alarm(loaded.metadata.metadata) == found.alarm
+    assert tracking.read_alarm(MlflowClient().get_run(run_id).data.params) == found.alarm
+    assert loaded.metadata.metadata["calibration"] == found.calibration.method
+    model = mlflow.sklearn.load_model(f"runs:/{run_id}/model")
+    assert (type(model).__name__, model.threshold) == ("FixedThresholdClassifier", found.threshold)
+
+
+def test_incumbent_is_the_run_of_the_registered_champion(run, protocol):
+    assert tracking.incumbent() is None
+    run_id, found = log(run, protocol)
+    tracking.register_champion(run_id)
+    incumbent = tracking.incumbent()
+    listed = tracking.comparable_runs().iloc[0]
+    assert incumbent["name"] == "a model, none"
+    for name in ("run_id", "data_sha256", "protocol_digest", "alarm", "cv_pr_auc"):
+        assert incumbent[name] == listed[name]
+    assert incumbent["alarm"] == found.alarm
+    MlflowClient().delete_registered_model_alias("hvs-fire-prediction", "champion")
+    assert tracking.incumbent() is None
+
+
+def test_model_card_is_an_artifact_of_the_registered_version(run, protocol):
+    run_id, _ = log(run, protocol)
+    version = tracking.register_champion(run_id)
+    tracking.log_model_card(version, "# The card")
+    for uri in (
+        f"models:/hvs-fire-prediction/{version}/model_card.md",
+        f"runs:/{run_id}/model_card.md",
+    ):
+        with open(mlflow.artifacts.download_artifacts(uri)) as file:
+            assert file.read() == "# The card"
+    found = MlflowClient().get_model_version("hvs-fire-prediction", version)
+    assert found.description == "# The card"
+
+
+def test_audit_is_found_by_the_telemetry(run, data_file):
+    sha256 = tracking.sha256_of_file(data_file)
+    assert tracking.read_audit(sha256) is None
+    run.log_audit(pd.DataFrame({"check": ["a"], "found": [0.5]}))
+    assert tracking.read_audit(sha256).to_dict("list") == {"check": ["a"], "found": [0.5]}
+    assert tracking.read_audit("0" * 64) is None
+
+
 def test_splits_artifact_names_the_racks(run, protocol):
     run_id, _ = log(run, protocol)
     path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="splits.json")

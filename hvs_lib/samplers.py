@@ -1,0 +1,100 @@
+"""Samplers that work on every fold, and what the slow ones would cost."""
+
+from time import perf_counter
+
+from hvs_lib.models import negatives_per_positive
+
+import numpy as np
+from imblearn.base import BaseSampler
+from imblearn.combine import SMOTEENN, SMOTETomek
+from imblearn.over_sampling import ADASYN, SMOTE, BorderlineSMOTE
+from imblearn.under_sampling import RandomUnderSampler
+
+# They look for the neighbours of every row, so their time grows with the square of the rows.
+SLOW = ("SMOTE-Tomek", "SMOTE-ENN")
+
+
+def make_samplers(
+    y_by_fold: list[np.ndarray], *, k_neighbors: int, sampling_strategy: float, seed: int
+) -> dict[str, BaseSampler]:
+    """Make samplers with fewer neighbours where a fold has few hazardous rows.
+
+    Parameters
+    ----------
+    y_by_fold : arrays of labels, each of the rows that one fold is fitted on.
+    k_neighbors : neighbours to draw between; the samplers' own may be fewer.
+    sampling_strategy : minority/majority after resampling, the same for all.
+    seed : of the draws.
+
+    Returns
+    -------
+    dict of name to sampler, those of `SLOW` last.
+
+    Raises
+    ------
+    ValueError
+        Where a fold has less than two hazardous rows to draw between, or more than asked for.
+
+    References
+    ----------
+    Chawla et al., J. Artif. Intell. Res. 16 (2002) 321-357 (SMOTE); Han, Wang, Mao, ICIC (2005)
+    878-887 (borderline); He et al., IJCNN (2008) 1322-1328 (ADASYN); Batista, Prati, Monard,
+    SIGKDD Explorations 6 (2004) 20-29 (SMOTE-Tomek, SMOTE-ENN).
+    """
+    k = _usable_neighbors(y_by_fold, k_neighbors)
+    _check_strategy(y_by_fold, sampling_strategy)
+    ratio = {"sampling_strategy": sampling_strategy, "random_state": seed}
+    return {
+        "SMOTE": SMOTE(k_neighbors=k, **ratio),
+        "BorderlineSMOTE": BorderlineSMOTE(k_neighbors=k, **ratio),
+        "ADASYN": ADASYN(n_neighbors=k, **ratio),
+        "random under-sampling": RandomUnderSampler(**ratio),
+        "SMOTE-Tomek": SMOTETomek(smote=SMOTE(k_neighbors=k, **ratio), **ratio),
+        "SMOTE-ENN": SMOTEENN(smote=SMOTE(k_neighbors=k, **ratio), **ratio),
+    }
+
+
+def estimate_seconds(
+    sampler: BaseSampler, X: np.ndarray, y: np.ndarray, *, share: float = 0.2, seed: int = 42
+) -> float:
+    """Estimate how long a slow sampler takes on all rows, from a try on a share of them.
+
+    Parameters
+    ----------
+    sampler : one of the `SLOW`, or another whose time grows with the square of the rows.
+    X : array, shape (n_samples, n_features), imputed and scaled.
+    y : array, shape (n_samples,), labels 0 and 1.
+    share : of the rows of each class to try it on.
+    seed : of the draw.
+
+    Returns
+    -------
+    float, for one call of ``fit_resample`` [s].
+    """
+    rng = np.random.default_rng(seed)
+    rows = np.flatnonzero(rng.random(len(y)) < share)
+    start = perf_counter()
+    sampler.fit_resample(X[rows], y[rows])
+    return (perf_counter() - start) * (len(y) / len(rows)) ** 2
+
+
+def _usable_neighbors(y_by_fold: list[np.ndarray], k_neighbors: int) -> int:
+    if k_neighbors < 1:
+        raise ValueError(f"smote_k_neighbors must be at least 1, got {k_neighbors}.")
+    fewest = min(int(np.sum(y)) for y in y_by_fold)
+    if fewest < 2:
+        raise ValueError(
+            f"SMOTE needs at least 2 hazardous rows in each fold, got {fewest}: "
+            "use more telemetry or fewer folds."
+        )
+    return min(k_neighbors, fewest - 1)
+
+
+def _check_strategy(y_by_fold: list[np.ndarray], sampling_strategy: float) -> None:
+    present = max(1 / negatives_per_positive(y) for y in y_by_fold)
+    if not present < sampling_strategy <= 1:
+        raise ValueError(
+            f"sampling_strategy must be above {present:.3f}, the ratio of hazardous to normal rows "
+            f"that the folds have after thinning, and at most 1, got {sampling_strategy}: raise "
+            "it, or lower normal_stride."
+        )

@@ -1,0 +1,62 @@
+from hvs_lib.card import model_card
+
+import pandas as pd
+import pytest
+
+
+@pytest.fixture
+def card():
+    params = {
+        "rows_train": "1000", "hazard_rows_train": "10", "events_train": "4", "rows_test": "500",
+        "hazard_rows_test": "5", "events_test": "2", "n_features": "113", "rows_fitted": "300",
+        "normal_stride": "18", "missed_event_costs": "0.0", "max_false_alarms_per_site_day": "1.0",
+        "modules_per_site": "64.0", "alarm_threshold": "0.25", "alarm_k": "5", "alarm_n": "8",
+        "alarm_refractory_min": "30.0", "calibration": "isotonic",
+    }  # fmt: skip
+    tags = {
+        "data_sha256": "d" * 64, "imbalance_technique": "none", "git_commit": "c0ffee",
+        "git_dirty": "false", "workbook_version": "0.1.0",
+    }  # fmt: skip
+    metrics = {"event_recall": 0.5, "event_recall_low": 0.1, "event_recall_high": 0.9}
+    by_cause = pd.DataFrame({"test racks": ["0 of 2"]}, index=["<script>|x"])
+
+    def write(**changed):
+        return model_card(
+            name="XGBoost", run_id="f" * 32, version="3", reason="it leads.", tags=tags,
+            params=params | changed, metrics=metrics, by_cause=by_cause, missed=["hot_joint"],
+        )  # fmt: skip
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "# XGBoost, version 3",
+        "d" * 64,
+        "test racks: 500 rows, 5 of them hazardous, 2 events",
+        "commit `c0ffee`",
+        "| event recall | – | 0.50 [0.10, 0.90] |",
+        "hot_joint: fewer than half of its events are caught",
+        "at or above 0.25 in 5 of the last 8 samples",
+        "no other alarm of that module for 30 min",
+        "calibration of the scores: isotonic",
+        "at most 1 false alarms per site-day",
+        "must never replace one",
+        "hvs reproduce " + "f" * 32,
+        "models:/hvs-fire-prediction@champion",
+    ],
+)
+def test_the_card_says_what_a_safety_engineer_asks(card, said):
+    assert said in card()
+
+
+def test_costs_take_the_budgets_place(card):
+    text = card(missed_event_costs="20.0")
+    assert "a missed event counts as 20 false alarms" in text
+    assert "at most" not in text
+
+
+def test_names_from_the_data_stay_text(card):
+    assert "<script>" not in card()
+    assert "&lt;script>\\|x" in card()
