@@ -37,6 +37,7 @@ XGBOOST_SEARCH_SPACE = {
     "classify__n_estimators": randint(60, 251),
     "classify__learning_rate": loguniform(0.02, 0.3),
     "classify__max_depth": randint(2, 7),
+    "classify__min_child_weight": loguniform(1, 100),
     "classify__subsample": uniform(0.5, 0.5),
     "classify__colsample_bytree": uniform(0.3, 0.7),
     "classify__gamma": loguniform(1e-3, 5.0),

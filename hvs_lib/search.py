@@ -1,30 +1,129 @@
-"""Follow a hyper-parameter search candidate by candidate, while scikit-learn runs it."""
+"""Search settings of XGBoost, with what all candidates have in common done once for each fold."""
+
+from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from threading import Lock
+from time import monotonic
+
+from hvs_lib.models import row_weights
+from hvs_lib.protocol import Protocol
 
 import numpy as np
-from sklearn.base import BaseEstimator
-from sklearn.metrics import check_scoring, get_scorer_names
+from imblearn.pipeline import Pipeline
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.metrics import average_precision_score, f1_score
 from tqdm import tqdm
+from xgboost import QuantileDMatrix, XGBClassifier, train
+
+SEARCHES = ("random", "halving")
+SCORINGS = ("f1_class1", "pr_auc")
 
 
-class CandidateScorer:
-    """A scorer that also reports each candidate as soon as its last fold is scored.
+@dataclass
+class PreparedFold:
+    """One fold, imputed, scaled and binned; the lock keeps two threads off its matrices.
 
-    Pass it as ``scoring`` to scikit-learn's searches, with joblib's threading backend: XGBoost
-    releases the interpreter while it trains, and threads share the features instead of copying
-    them.
+    Attributes
+    ----------
+    rows : array of int, shape (n_rows,), positions of the rows to fit on.
+    fitting, held_out : the binned features of these rows and of the rows to score.
+    """
+
+    rows: np.ndarray
+    fitting: QuantileDMatrix
+    held_out: QuantileDMatrix
+    lock: Lock = field(default_factory=Lock)
+
+
+class SharedFolds:
+    """The folds of a protocol, prepared and binned once for all candidates of a search.
+
+    Imputing, scaling and binning do not depend on what is searched, so only the trees are grown for
+    each candidate. The scores are those of the whole pipeline.
 
     Parameters
     ----------
-    scoring : name of a scikit-learn scorer, such as ``f1`` or ``average_precision``.
+    pipeline : from `make_pipeline`, with an XGBClassifier and without a sampler.
+    protocol : its folds, thinning and row weights.
+    time_budget_min : no candidate starts later than so many minutes after the making of the folds;
+        0 sets no limit [min].
+    """
+
+    def __init__(self, pipeline: Pipeline, protocol: Protocol, *, time_budget_min: float = 0.0):
+        self.cv = [(protocol.fitting_rows(rows), held) for rows, held in protocol.split.folds]
+        self.folds = [_prepare(pipeline, protocol, *rows) for rows in self.cv]
+        self._deadline = monotonic() + 60 * time_budget_min if time_budget_min else np.inf
+
+    def __sklearn_clone__(self) -> SharedFolds:
+        return self  # each candidate clones its parameters, and this is what they share
+
+    def fitted_on(self, rows: np.ndarray) -> PreparedFold:
+        """Find the fold by the rows that it is fitted on."""
+        return next(fold for fold in self.folds if np.array_equal(fold.rows, rows))
+
+    @property
+    def time_is_up(self) -> bool:
+        """Whether the time budget is spent."""
+        return monotonic() > self._deadline
+
+
+class SharedFoldClassifier(ClassifierMixin, BaseEstimator):
+    """XGBoost on prepared folds, for scikit-learn's searches.
+
+    Hand the search the positions of the rows, shape (n_samples, 1), as its X and ``folds.cv`` as
+    its folds. Parameters are searched under their names in the pipeline, such as
+    ``classify__max_depth``.
+
+    Parameters
+    ----------
+    classify : XGBClassifier with the parameters that are not searched.
+    folds : SharedFolds.
+    """
+
+    def __init__(self, classify: XGBClassifier, folds: SharedFolds):
+        self.classify = classify
+        self.folds = folds
+
+    def fit(self, rows: np.ndarray, y: np.ndarray) -> SharedFoldClassifier:
+        """Grow the trees; none where the time budget is spent."""
+        self.classes_ = np.array([0, 1])
+        self.fold_ = self.folds.fitted_on(rows[:, 0])
+        self.booster_ = None
+        if not self.folds.time_is_up:
+            with self.fold_.lock:
+                self.booster_ = train(
+                    self.classify.get_xgb_params(),
+                    self.fold_.fitting,
+                    num_boost_round=self.classify.n_estimators,
+                )
+        return self
+
+    def predict_proba(self, rows: np.ndarray) -> np.ndarray:
+        """Score the rows held out, shape (n_samples, 2); NaN without trees."""
+        if self.booster_ is None:
+            return np.full((len(rows), 2), np.nan)
+        with self.fold_.lock:
+            hazard = self.booster_.predict(self.fold_.held_out)
+        return np.column_stack([1 - hazard, hazard])
+
+
+class CandidateScorer:
+    """A scorer that reports each candidate, by both metrics, as soon as its last fold is scored.
+
+    Pass it as ``scoring`` to scikit-learn's searches, with joblib's threading backend: XGBoost
+    releases the interpreter while it trains, and threads share the prepared folds.
+
+    Parameters
+    ----------
+    scoring : one of `SCORINGS`, what the search maximises.
     names : the parameters that are searched; they tell the candidates apart.
     n_folds : scores that make a candidate complete.
-    on_candidate : called with the candidate's number, its parameters and its scores, shape
-        (n_folds,), in the order in which the folds ended.
+    on_candidate : called with the candidate's number, its parameters and a dict of `SCORINGS` to
+        its scores, shape (n_folds,), in the order in which the folds ended.
     """
 
     def __init__(
@@ -33,27 +132,31 @@ class CandidateScorer:
         *,
         names: Iterable[str],
         n_folds: int,
-        on_candidate: Callable[[int, dict, np.ndarray], None],
+        on_candidate: Callable[[int, dict, dict[str, np.ndarray]], None],
     ):
         self._scoring = scoring
         self._names = tuple(names)
         self._n_folds = n_folds
         self._on_candidate = on_candidate
-        self._scores: dict[tuple, list[float]] = {}
+        self._scores: dict[tuple, list[tuple[float, float]]] = {}
         self._finished = 0
         self._lock = Lock()
 
     def __call__(self, estimator: BaseEstimator, X, y) -> float:
-        """Score one fold of one candidate."""
-        score = float(check_scoring(estimator, self._scoring)(estimator, X, y))
+        """Score one fold of one candidate; NaN where the time was up."""
+        hazard = estimator.predict_proba(X)[:, 1]
+        if np.isnan(hazard[0]):
+            return np.nan
+        score = f1_score(y, hazard >= 0.5), average_precision_score(y, hazard)
         params = {name: estimator.get_params()[name] for name in self._names}
         with self._lock:
             scores = self._scores.setdefault(tuple(params.values()), [])
             scores.append(score)
             if len(scores) == self._n_folds:
                 self._finished += 1
-                self._on_candidate(self._finished, params, np.array(scores))
-        return score
+                found = dict(zip(SCORINGS, np.array(scores).T, strict=True))
+                self._on_candidate(self._finished, params, found)
+        return score[SCORINGS.index(self._scoring)]
 
 
 def progress_bar(total: int, unit: str) -> tqdm:
@@ -65,17 +168,52 @@ def progress_bar(total: int, unit: str) -> tqdm:
     return tqdm(total=total, unit=f" {unit}", file=sys.stdout, leave=False, mininterval=1, ncols=80)
 
 
-def check_search(scoring: str, n_iter: int) -> None:
-    """Refuse what scikit-learn would refuse only after the first fits.
+def check_found(n_found: int, time_budget_min: float) -> None:
+    """Refuse to choose among nothing.
 
     Raises
     ------
     ValueError
-        For an unknown scorer, with the nearest name, or less than one candidate.
+        Where the time was up before a candidate was complete.
     """
-    if scoring not in get_scorer_names():
-        near = get_close_matches(scoring, get_scorer_names(), n=1, cutoff=0.3)
-        hint = f"did you mean {near[0]!r}?" if near else "f1 and average_precision are two."
-        raise ValueError(f"scoring must be a scikit-learn scorer, got {scoring!r}: {hint}")
+    if not n_found:
+        raise ValueError(
+            f"time_budget_min must let one candidate finish at least, got {time_budget_min}: raise "
+            "it, or set it to 0 for no limit."
+        )
+
+
+def check_search(search: str, scoring: str, n_iter: int, time_budget_min: float) -> None:
+    """Refuse what could not be searched, before anything is fitted.
+
+    Raises
+    ------
+    ValueError
+        For an unknown search or scoring, with the nearest name, less than one candidate, or a
+        negative time.
+    """
+    for name, value, known in (("search", search, SEARCHES), ("scoring", scoring, SCORINGS)):
+        if value not in known:
+            near = get_close_matches(value, known, n=1, cutoff=0.3)
+            hint = f": did you mean {near[0]!r}?" if near else "."
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}{hint}")
     if n_iter < 1:
         raise ValueError(f"n_iter must be at least 1, got {n_iter}.")
+    if not time_budget_min >= 0:
+        raise ValueError(f"time_budget_min must be 0 (no limit) or more, got {time_budget_min}.")
+
+
+def _prepare(
+    pipeline: Pipeline, protocol: Protocol, rows: np.ndarray, held: np.ndarray
+) -> PreparedFold:
+    X, y = protocol.X, protocol.y
+    prepare = clone(pipeline[:-1]).fit(X.iloc[rows])
+    bins = {"max_bin": pipeline[-1].max_bin} if pipeline[-1].max_bin else {}
+    fitting = QuantileDMatrix(
+        prepare.transform(X.iloc[rows]),
+        label=y[rows],
+        weight=row_weights(pipeline, y[rows], normal_stride=protocol.normal_stride),
+        **bins,
+    )
+    held_out = QuantileDMatrix(prepare.transform(X.iloc[held]), ref=fitting)
+    return PreparedFold(rows, fitting, held_out)

@@ -1,70 +1,150 @@
-from hvs_lib.models import make_pipeline
-from hvs_lib.search import CandidateScorer, check_search, progress_bar
+from hvs_lib import models
+from hvs_lib.features import build_features
+from hvs_lib.models import make_pipeline, row_weights
+from hvs_lib.protocol import Protocol
+from hvs_lib.search import (
+    CandidateScorer,
+    SharedFoldClassifier,
+    SharedFolds,
+    check_found,
+    check_search,
+    progress_bar,
+)
+from hvs_lib.splits import split_by_rack
 
 import joblib
 import numpy as np
-import pandas as pd
 import pytest
-from scipy.stats import loguniform
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import RandomizedSearchCV, StratifiedKFold
+from scipy.stats import randint
+from sklearn.base import clone
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.metrics import average_precision_score, f1_score
+from sklearn.model_selection import HalvingRandomSearchCV, RandomizedSearchCV
+from xgboost import XGBClassifier
 
-SPACE = {"classify__C": loguniform(1e-3, 1e2)}
+SPACE = {"classify__max_depth": randint(1, 6), "classify__n_estimators": randint(5, 40)}
 
 
-def search(scoring, **options):
-    rng = np.random.default_rng(1)
-    X = pd.DataFrame(rng.normal(size=(400, 3)))
-    y = (X[0] + rng.normal(size=400) > 1.5).to_numpy().astype(int)
-    folds = list(StratifiedKFold(3).split(X, y))
-    found = RandomizedSearchCV(
-        make_pipeline(LogisticRegression()), SPACE, n_iter=6, scoring=scoring, cv=folds,
-        refit=False, random_state=3, error_score="raise", **options,
+@pytest.fixture(scope="module")
+def protocol(make_telemetry):
+    telemetry = make_telemetry(racks=12, rows=90, event_racks=tuple(range(8)))
+    split = split_by_rack(telemetry, test_size=0.25, n_folds=3, seed=1)
+    return Protocol(telemetry, build_features(telemetry), split, normal_stride=3)
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return make_pipeline(XGBClassifier(**models.XGBOOST_BY_HAND, random_state=0, n_jobs=1))
+
+
+def scorer_into(seen, scoring="f1_class1", names=SPACE):
+    return CandidateScorer(
+        scoring, names=names, n_folds=3, on_candidate=lambda *found: seen.append(found)
+    )
+
+
+def search_shared(protocol, pipeline, *, scoring="f1_class1", n_jobs=2, time_budget_min=0.0):
+    seen, folds = [], SharedFolds(pipeline, protocol, time_budget_min=time_budget_min)
+    search = RandomizedSearchCV(
+        SharedFoldClassifier(pipeline[-1], folds), SPACE, n_iter=5, cv=folds.cv, refit=False,
+        scoring=scorer_into(seen, scoring), random_state=3, n_jobs=n_jobs, error_score="raise",
     )  # fmt: skip
     with joblib.parallel_config(backend="threading"):
-        return found.fit(X, y).cv_results_
+        search.fit(np.arange(len(protocol.X))[:, None], protocol.y)
+    return search.cv_results_, seen
 
 
-@pytest.mark.parametrize("scoring", ["f1", "average_precision"])
-def test_same_candidates_and_scores_as_scikit_learn(scoring):
-    seen = []
-    scorer = CandidateScorer(
-        scoring, names=SPACE, n_folds=3, on_candidate=lambda *found: seen.append(found)
+@pytest.mark.parametrize(
+    ("scoring", "theirs"), [("f1_class1", "f1"), ("pr_auc", "average_precision")]
+)
+def test_same_candidates_and_scores_as_scikit_learn_on_the_whole_pipeline(
+    protocol, pipeline, scoring, theirs
+):
+    plain = RandomizedSearchCV(
+        pipeline, SPACE, n_iter=5, scoring=theirs, refit=False, random_state=3,
+        cv=[(protocol.fitting_rows(rows), held) for rows, held in protocol.split.folds],
+    )  # fmt: skip
+    weights = row_weights(pipeline, protocol.y, normal_stride=protocol.normal_stride)
+    plain.fit(protocol.X, protocol.y, classify__sample_weight=weights)
+    ours, _ = search_shared(protocol, pipeline, scoring=scoring)
+    assert ours["params"] == plain.cv_results_["params"]
+    np.testing.assert_allclose(
+        ours["mean_test_score"], plain.cv_results_["mean_test_score"], rtol=0, atol=1e-9
     )
-    ours, theirs = search(scorer, n_jobs=2), search(scoring)
-    assert ours["params"] == theirs["params"]
-    np.testing.assert_array_equal(ours["mean_test_score"], theirs["mean_test_score"])
-    reported = {params["classify__C"]: scores.mean() for _, params, scores in seen}
-    expected = dict(zip(theirs["param_classify__C"], theirs["mean_test_score"], strict=True))
-    assert reported == pytest.approx(expected, abs=1e-15)
-    assert [number for number, *_ in seen] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_candidate_is_reported_before_the_next_begins():
-    """One thread works candidate by candidate, so each is known when its last fold is."""
-    order = []
+def test_each_candidate_is_reported_once_with_both_scores(protocol, pipeline):
+    results, seen = search_shared(protocol, pipeline)
+    assert [number for number, *_ in seen] == [1, 2, 3, 4, 5]
+    for _, params, scores in seen:
+        place = results["params"].index(params)
+        assert scores["f1_class1"].mean() == pytest.approx(results["mean_test_score"][place])
+        settings = clone(pipeline).set_params(**params)
+        hazard = [
+            (
+                protocol.y[held],
+                models.hazard_score(protocol.fit(settings, rows), protocol.X.iloc[held]),
+            )
+            for rows, held in protocol.split.folds
+        ]
+        by_hand = [average_precision_score(*pair) for pair in hazard]
+        assert sorted(scores["pr_auc"]) == pytest.approx(sorted(by_hand), abs=1e-9)
+        by_hand = [f1_score(y, score >= 0.5) for y, score in hazard]
+        assert sorted(scores["f1_class1"]) == pytest.approx(sorted(by_hand), abs=1e-9)
 
-    class Watch(CandidateScorer):
-        def __call__(self, *args):
-            score = super().__call__(*args)
-            order.append("fold")
-            return score
 
-    search(Watch("f1", names=SPACE, n_folds=3, on_candidate=lambda *_: order.append("candidate")))
-    assert order == ["fold", "fold", "candidate", "fold"] * 6
+def test_the_number_of_threads_changes_nothing(protocol, pipeline):
+    one, two = (search_shared(protocol, pipeline, n_jobs=n)[0] for n in (1, 2))
+    np.testing.assert_array_equal(one["mean_test_score"], two["mean_test_score"])
 
 
-def test_progress_goes_to_standard_output(capsys):
-    with progress_bar(2, "candidates") as bar:
+def test_halving_gives_the_best_third_more_trees(protocol, pipeline):
+    seen, folds = [], SharedFolds(pipeline, protocol)
+    search = HalvingRandomSearchCV(
+        SharedFoldClassifier(pipeline[-1], folds), {"classify__max_depth": [1, 2, 3, 4, 5, 6, 7, 8, 9]},
+        n_candidates=9, factor=3, resource="classify__n_estimators", min_resources=4,
+        max_resources=36, scoring=scorer_into(seen), cv=folds.cv, refit=False, random_state=0,
+        return_train_score=False, error_score="raise",
+    ).fit(np.arange(len(protocol.X))[:, None], protocol.y)  # fmt: skip
+    trees = [params["classify__n_estimators"] for _, params, _ in seen]
+    assert trees == [4] * 9 + [12] * 3 + [36]
+    assert search.best_params_["classify__n_estimators"] == 36
+
+
+def test_no_candidate_starts_after_the_time_budget(protocol, pipeline, monkeypatch):
+    clock = iter(np.arange(0.0, 1e6, 10.0))  # ten seconds pass between two looks at the clock
+    monkeypatch.setattr("hvs_lib.search.monotonic", lambda: next(clock))
+    with pytest.warns(UserWarning, match="non-finite"):
+        results, seen = search_shared(protocol, pipeline, n_jobs=1, time_budget_min=1.1)
+    assert len(seen) == 2
+    assert np.isnan(results["mean_test_score"]).tolist() == [False, False, True, True, True]
+
+
+def test_nothing_found_is_refused():
+    check_found(1, 0.5)
+    with pytest.raises(ValueError, match=r"time_budget_min must let one .* finish .*, got 0\.5"):
+        check_found(0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"search": "halfing"}, "search must be one of random, halving, .* mean 'halving'"),
+        ({"scoring": "f1"}, "scoring must be one of f1_class1, pr_auc, got 'f1'"),
+        ({"n_iter": 0}, "n_iter must be at least 1, got 0"),
+        ({"time_budget_min": -1}, r"time_budget_min must be 0 \(no limit\) or more, got -1"),
+    ],
+)
+def test_refusals(changed, message):
+    good = {"search": "random", "scoring": "pr_auc", "n_iter": 1, "time_budget_min": 0.0}
+    check_search(**good)
+    with pytest.raises(ValueError, match=message):
+        check_search(**(good | changed))
+
+
+def test_progress_goes_to_standard_output_and_vanishes(capsys):
+    with progress_bar(3, "candidates") as bar:
         bar.update()
-    captured = capsys.readouterr()
-    assert "candidates" in captured.out
-    assert captured.err == ""
-
-
-def test_bad_search_is_refused_before_it_starts():
-    check_search("f1", 1)
-    with pytest.raises(ValueError, match="'averge_precision': did you mean 'average_precision'"):
-        check_search("averge_precision", 1)
-    with pytest.raises(ValueError, match="n_iter must be at least 1, got 0"):
-        check_search("f1", 0)
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert said.out.endswith("\r")
