@@ -1,6 +1,7 @@
 """The command line, `hvs`."""
 
 import sys
+import time
 from pathlib import Path
 
 from hvs_lib import __version__
@@ -80,6 +81,61 @@ def check(file: Path) -> None:
     except DataError as error:
         _fail(error)
     _echo_summary(summarize(telemetry))
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--output", default="alarms.csv", show_default=True, type=click.Path(path_type=Path),
+    help="CSV file for the alarms.",
+)  # fmt: skip
+@click.option("--model", help="URI of another model than the registered champion.")
+def score(file: Path, output: Path, model: str | None) -> None:
+    """Find the alarms in a telemetry FILE with the registered champion."""
+    from hvs_lib.data import DataError
+    from hvs_lib.scoring import CHAMPION_URI, ModelError, load_champion, score_file
+    from hvs_lib.tracking import connect
+
+    from tqdm import tqdm
+
+    bar = tqdm(total=100, unit=" %", disable=not sys.stderr.isatty(), leave=False)
+    try:
+        connect()
+        champion = load_champion(model or CHAMPION_URI)
+        start = time.perf_counter()
+        tally = score_file(
+            file, output, champion, on_progress=lambda share: bar.update(100 * share - bar.n)
+        )
+    except (DataError, ModelError, OSError) as error:
+        _fail(error)
+    finally:
+        bar.close()
+    speed = tally.rows / (time.perf_counter() - start)
+    click.echo(f"{tally.racks} racks, {tally.rows:,} rows, {speed:,.0f} rows/s")
+    click.echo(f"{tally.alarms} alarms in {output}")
+
+
+@main.command()
+@click.argument("run_id")
+def reproduce(run_id: str) -> None:
+    """Execute a run again and compare its metrics with the logged ones."""
+    from hvs_lib.reproduction import TOLERANCE
+    from hvs_lib.reproduction import reproduce as execute_again
+    from hvs_lib.runner import RunError
+
+    try:
+        table = execute_again(run_id, say=click.echo)
+    except RunError as error:
+        _fail(error)
+    for name, metrics in table.groupby("run", sort=False):
+        click.echo(f"\n{name}")
+        shown = metrics.drop(columns=["run", "same"])
+        click.echo(shown.to_string(index=False, float_format=lambda value: f"{value:.12g}"))
+    differing = int((~table["same"]).sum())
+    if differing:
+        click.echo(f"\n{differing} of {len(table)} metrics differ by more than {TOLERANCE:g}")
+        sys.exit(1)
+    click.echo(f"\nreproduced: all {len(table)} metrics agree within {TOLERANCE:g}")
 
 
 def _echo_summary(summary: dict) -> None:

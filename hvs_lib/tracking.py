@@ -65,6 +65,7 @@ _MODEL_PACKAGES = (
     "pandas",
     "skops",
 )
+_PACKAGES = (*_MODEL_PACKAGES, "scipy", "numba", "pyarrow")
 _TRUSTED_MODULES = ("sklearn.", "imblearn.", "xgboost.", "numpy.", "scipy.", "hvs_lib.")
 
 
@@ -280,6 +281,7 @@ def start(
         "execution_id": os.environ.get("HVS_EXECUTION_ID", "interactive"),
         "mlflow.source.name": f"notebooks/{notebook}.ipynb",
         "mlflow.source.type": "NOTEBOOK",
+        "packages": json.dumps(package_versions()),
         **_git_tags(),
     }
     client = MlflowClient()
@@ -290,6 +292,17 @@ def start(
     notebook_run = NotebookRun(run, tags, started=started)
     _watch(notebook_run)
     return notebook_run
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that the metrics depend on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+
+
+def code_version() -> dict[str, str]:
+    """Return the tags ``git_commit``, ``git_dirty`` and ``workbook_version`` of this code."""
+    git = {name: value for name, value in _git_tags().items() if name.startswith("git_")}
+    return git | {"workbook_version": __version__}
 
 
 def close_killed_runs() -> list[str]:

@@ -94,3 +94,16 @@ def own_tracking_uri():
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     yield
     os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+@pytest.fixture(scope="session")
+def fresh_database(tmp_path_factory):
+    """Make the tables of a tracking store once; each test gets a copy."""
+    from hvs_lib import tracking  # MLflow takes seconds to load, and few tests need it
+
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HVS_PROJECT_ROOT", str(folder))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        tracking.connect()
+    return folder / "mlflow.db"

@@ -9,6 +9,7 @@ from hvs_lib.data.files import DataError, project_root, sha256_of_file
 from hvs_lib.data.loading import load_telemetry
 from hvs_lib.data.saving import save_telemetry
 from hvs_lib.data.simulated import simulated_fleet_path
+from hvs_lib.data.streaming import read_racks
 from hvs_lib.data.summary import format_summary, summarize
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "module_codes",
     "project_root",
     "rack_codes",
+    "read_racks",
     "save_telemetry",
     "sha256_of_file",
     "simulated_fleet_path",

@@ -42,6 +42,13 @@ def load_telemetry(path: str | Path, *, require_label: bool = True) -> pd.DataFr
         frame = to_frame(raw)
     except READ_ERRORS as error:
         raise refusal(path, _unreadable(path, error)) from error
+    return to_telemetry(path, raw, frame, require_label=require_label)
+
+
+def to_telemetry(
+    path: Path, raw: RawFile, frame: pd.DataFrame, *, require_label: bool
+) -> pd.DataFrame:
+    """Validate the columns of a file, or of a piece of it, and give them types and order."""
     if not require_label and col.LABEL in frame and frame[col.LABEL].isna().all():
         frame = frame.drop(columns=col.LABEL)
     problems = raw.problems + validate(frame, raw, require_label=require_label)

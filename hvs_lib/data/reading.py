@@ -4,7 +4,7 @@ import csv
 import difflib
 import gzip
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -124,10 +124,6 @@ def _csv_table(
     path: Path, known: list[str], *, as_text: bool, skipped: list[int] | None = None
 ) -> arrow.Table:
     """Read the known columns; as text, rows of the wrong length are skipped and noted."""
-    text = arrow.dictionary(arrow.int32(), arrow.string())
-    types = {name: text for name in known}
-    if not as_text:
-        types |= {name: arrow.float32() for name in known if name in [*col.SENSORS, col.LABEL]}
 
     def skip(row: arrow.csv.InvalidRow) -> str:
         skipped.append(row.number)
@@ -139,10 +135,42 @@ def _csv_table(
             stream,
             read_options=arrow.csv.ReadOptions(use_threads=not as_text),
             parse_options=arrow.csv.ParseOptions(invalid_row_handler=skip if as_text else None),
-            convert_options=arrow.csv.ConvertOptions(
-                column_types=types, include_columns=known, null_values=MISSING_NUMBERS
-            ),
+            convert_options=_csv_conversion(known, as_text=as_text),
         )
+
+
+def _csv_conversion(known: list[str], *, as_text: bool) -> arrow.csv.ConvertOptions:
+    text = arrow.dictionary(arrow.int32(), arrow.string())
+    types = {name: text for name in known}
+    if not as_text:
+        types |= {name: arrow.float32() for name in known if name in [*col.SENSORS, col.LABEL]}
+    return arrow.csv.ConvertOptions(
+        column_types=types, include_columns=known, null_values=MISSING_NUMBERS
+    )
+
+
+def column_names(path: Path) -> list[str]:
+    """Return the column names of a file, which is refused if it is no telemetry file."""
+    _check_file(path)
+    if path.suffix.lower() == ".parquet":
+        return arrow.parquet.read_schema(path).names
+    return _csv_header(path)
+
+
+def read_batches(path: Path, known: list[str]) -> Iterator[arrow.Table]:
+    """Read the known columns piece by piece; a bad cell of a CSV file raises an Arrow error."""
+    if path.suffix.lower() == ".parquet":
+        with arrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=known):
+                yield arrow.Table.from_batches([batch])
+        return
+    compression = "gzip" if path.suffix.lower() == ".gz" else None
+    with arrow.input_stream(str(path), compression=compression) as stream:
+        blocks = arrow.csv.ReadOptions(block_size=8 << 20)
+        conversion = _csv_conversion(known, as_text=False)
+        with arrow.csv.open_csv(stream, read_options=blocks, convert_options=conversion) as reader:
+            for batch in reader:
+                yield arrow.Table.from_batches([batch])
 
 
 def _repeated(names: list[str]) -> list[str]:

@@ -65,7 +65,7 @@ def test_each_notebook_is_one_finished_parent_run(smoke, number, experiment):
 
 @pytest.mark.parametrize(
     ("experiment", "models", "references", "candidates"),
-    [("Baseline", 7, 4, 0), ("Tuning", 1, 0, 3), ("SMOTE", 3, 0, 0), ("Comparison", 0, 0, 0)],
+    [("Baseline", 7, 4, 0), ("Tuning", 1, 0, 3), ("SMOTE", 7, 0, 0), ("Comparison", 0, 0, 0)],
 )
 def test_children(smoke, experiment, models, references, candidates):
     found = {role: children_of(experiment, role) for role in ("model", "reference", "candidate")}
@@ -82,12 +82,13 @@ def test_model_runs_hold_every_metric_and_artifact(smoke, experiment):
     for run in children_of(experiment, "model"):
         leaky = run.data.tags["leaky"] == "true"
         names = ROW_METRICS if leaky else METRICS
+        names = names if leaky else (*names, "false_alarms_per_site_day")
         expected = {prefix + name for prefix in ("", "cv_") for name in names}
         undefined = expected - set(run.data.metrics)
         assert {name.removeprefix("cv_") for name in undefined} <= NEED_AN_ALARM
         assert not (leaky and set(run.data.metrics) & set(EVENT_METRICS))
         assert np.isfinite(list(run.data.metrics.values())).all()
-        assert artifacts_of(run) == MODEL_ARTIFACTS
+        assert artifacts_of(run) - {"model_card.md"} == MODEL_ARTIFACTS
         tags = {"stage", "model_name", "imbalance_technique", "split", "data_sha256"}
         assert tags | {"git_commit", "git_dirty", "workbook_version"} <= set(run.data.tags)
 
@@ -96,7 +97,10 @@ def test_class_weight_and_smote_say_what_they_did(smoke):
     by_technique = {
         run.data.tags["imbalance_technique"]: run for run in children_of("SMOTE", "model")
     }
-    assert set(by_technique) == {"none", "class weight", "SMOTE"}
+    assert set(by_technique) == {
+        "none", "class weight", "square-root weight", "SMOTE", "BorderlineSMOTE", "ADASYN",
+        "random under-sampling",
+    }  # fmt: skip
     assert float(by_technique["class weight"].data.params["classify__scale_pos_weight"]) > 1
     assert "classify__scale_pos_weight" not in by_technique["SMOTE"].data.params
     assert by_technique["SMOTE"].data.params["sample__k_neighbors"] == "5"
@@ -126,6 +130,55 @@ def test_champion_is_registered_and_scores_alike(smoke):
     np.testing.assert_allclose(again, kept["y_score"], rtol=0, atol=1e-6)
 
 
+def test_champion_has_a_card_and_its_settings(smoke):
+    tags = parent_of("Comparison").data.tags
+    uri = f"models:/hvs-fire-prediction/{tags['champion_version']}"
+    with open(mlflow.artifacts.download_artifacts(f"{uri}/model_card.md")) as file:
+        card = file.read()
+    assert tags["champion_run_id"] in card
+    assert MlflowClient().get_run(tags["champion_run_id"]).data.tags["data_sha256"] in card
+    alarm = tracking.read_alarm(mlflow.models.get_model_info(uri).metadata)
+    assert f"{alarm['rule'].k} of the last {alarm['rule'].n} samples" in card
+
+
+def test_the_audit_of_the_baseline_names_the_row_split(smoke):
+    audited = tracking.read_audit(parent_of("Baseline").data.tags["data_sha256"])
+    assert audited["verdict"].tolist() == ["row split leaks", "ok", "ok"]
+
+
+def test_telemetry_is_scored_with_the_champion(smoke, workplace):
+    (fleet,) = (workplace.root / "data" / "raw").glob("*.parquet")
+    result = workplace("hvs", "score", fleet)
+    assert result.returncode == 0, result.stderr
+    alarms = pd.read_csv(workplace.root / "alarms.csv")
+    assert f"{len(alarms)} alarms" in result.stdout
+    assert alarms["score"].between(0, 1).all()
+
+
+def test_a_run_is_reproduced_to_the_last_digit(smoke, workplace):
+    (tuned,) = children_of("Tuning", "model")
+    result = workplace("hvs", "reproduce", tuned.info.run_id)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.splitlines()[-1].startswith("reproduced: all")
+    assert "cv_pr_auc" in result.stdout
+
+
+def test_a_run_that_cannot_be_reproduced_is_told(smoke, workplace):
+    """The logged metric and the versions are changed behind its back."""
+    (tuned,) = children_of("Tuning", "model")
+    client, value = MlflowClient(), tuned.data.metrics["pr_auc"]
+    parent = client.get_run(tuned.data.tags["mlflow.parentRunId"])
+    client.log_metric(tuned.info.run_id, "pr_auc", value + 1e-6)
+    client.set_tag(parent.info.run_id, "git_commit", "another")
+    result = workplace("hvs", "reproduce", tuned.info.run_id)
+    client.log_metric(tuned.info.run_id, "pr_auc", value)
+    client.set_tag(parent.info.run_id, "git_commit", parent.data.tags["git_commit"])
+    assert result.returncode == 1
+    assert "Warning: git_commit was another" in result.stdout
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith("1 of ") and last.endswith("metrics differ by more than 1e-09")
+
+
 def test_last_lines_are_the_leaderboard_the_champion_and_the_shares(smoke):
     said = smoke.stdout
     assert said.index("cv AP") < said.index("Champion:") < said.index("share")
@@ -145,7 +198,7 @@ def test_plain_papermill_writes_to_the_same_store_with_equal_metrics(
     assert result.returncode == 0, result.stderr
     assert {path.name for path in elsewhere.iterdir()} == {"out.ipynb"}
     again = [run for run in runs_of("SMOTE", "model") if run.info.run_id not in before]
-    assert len(again) == 3
+    assert len(again) == 7
     for run in again:
         twin = first[run.data.tags["imbalance_technique"]].data.metrics
         assert {k: v for k, v in run.data.metrics.items() if k != "seconds"} == {

@@ -18,10 +18,12 @@ REQUIRED = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
 FLOW = [
     ["columns"], ["simulator"],
     ["data.files"], ["data.codes"], ["data.reading"], ["data.conversion"], ["data.schema"],
-    ["data.loading"], ["data.summary"], ["data.saving"], ["data.simulated"], ["data"],
+    ["data.loading"], ["data.streaming"], ["data.summary"], ["data.saving"],
+    ["data.simulated"], ["data"],
     ["features"], ["splits"], ["models"], ["samplers"], ["scores"],
     ["alarms"], ["metrics"], ["calibration"], ["protocol"], ["search"], ["champion"], ["audit"],
-    ["report"], ["card"], ["plots"], ["tracking"], ["runner"], ["cli"],
+    ["report"], ["card"], ["plots"], ["tracking"], ["scoring"], ["runner"],
+    ["reproduction"], ["cli"],
 ]  # fmt: skip
 
 

@@ -101,7 +101,7 @@ def test_the_number_of_threads_changes_nothing(protocol, pipeline):
 def test_halving_gives_the_best_third_more_trees(protocol, pipeline):
     seen, folds = [], SharedFolds(pipeline, protocol)
     search = HalvingRandomSearchCV(
-        SharedFoldClassifier(pipeline[-1], folds), {"classify__max_depth": [1, 2, 3, 4, 5, 6, 7, 8, 9]},
+        SharedFoldClassifier(pipeline[-1], folds), {"classify__max_depth": list(range(1, 10))},
         n_candidates=9, factor=3, resource="classify__n_estimators", min_resources=4,
         max_resources=36, scoring=scorer_into(seen), cv=folds.cv, refit=False, random_state=0,
         return_train_score=False, error_score="raise",

@@ -21,17 +21,6 @@ from sklearn.linear_model import LogisticRegression
 from xgboost import XGBClassifier
 
 
-@pytest.fixture(scope="session")
-def fresh_database(tmp_path_factory):
-    """Make the tables once; each test gets a copy."""
-    folder = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HVS_PROJECT_ROOT", str(folder))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        tracking.connect()
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
 def store(project, fresh_database):
     shutil.copy(fresh_database, project / "mlflow.db")

@@ -1,0 +1,241 @@
+"""Score raw telemetry with the registered champion: rows in, alarms out, rack by rack."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvs_lib import columns as col
+from hvs_lib.calibration import CalibratedClassifier
+from hvs_lib.data import DataError, rack_codes, read_racks
+from hvs_lib.features import build_features
+from hvs_lib.metrics import raise_alarms, scores_frame
+from hvs_lib.tracking import CHAMPION, REGISTERED_MODEL, read_alarm
+
+import mlflow
+import numpy as np
+import pandas as pd
+from imblearn.pipeline import Pipeline
+from mlflow.exceptions import MlflowException
+from sklearn.ensemble import RandomForestClassifier
+from xgboost import DMatrix, XGBClassifier
+
+CHAMPION_URI = f"models:/{REGISTERED_MODEL}@{CHAMPION}"
+N_TOP = 3
+COLUMNS = [col.SITE, col.RACK, col.MODULE, "alarm_start", "score"]
+COLUMNS += [name for k in range(1, N_TOP + 1) for name in (f"feature_{k}", f"contribution_{k}")]
+
+
+class ModelError(Exception):
+    """There is no model to score with; the text is for the user."""
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A logged model, ready to score.
+
+    Attributes
+    ----------
+    model : calibrated classifier, as it was logged.
+    alarm : ``threshold`` and ``rule``.
+    """
+
+    model: CalibratedClassifier
+    alarm: dict[str, object]
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """Impute, scale, [sample], classify."""
+        return self.model.classifier
+
+
+@dataclass
+class Tally:
+    """What was scored so far."""
+
+    racks: int = 0
+    rows: int = 0
+    alarms: int = 0
+
+
+def load_champion(uri: str = CHAMPION_URI) -> Champion:
+    """Load a model that a notebook has logged, by default the champion.
+
+    Parameters
+    ----------
+    uri : of a model of the store that MLflow points at, such as ``runs:/<run id>/model``.
+
+    Raises
+    ------
+    ModelError
+        If there is none, or it carries no alarm settings.
+    """
+    try:
+        metadata = mlflow.models.get_model_info(uri).metadata
+        fixed = mlflow.sklearn.load_model(uri)
+    except MlflowException as error:
+        raise ModelError(
+            f"there is no model {uri} in {mlflow.get_tracking_uri()}: `hvs run` trains and "
+            "registers one, or set MLFLOW_TRACKING_URI to the store that has it."
+        ) from error
+    if not metadata or "alarm_threshold" not in metadata:
+        raise ModelError(f"the model {uri} carries no alarm settings: run the notebooks again.")
+    return Champion(fixed.estimator.estimator, read_alarm(metadata))
+
+
+def score_file(
+    path: str | Path,
+    output: str | Path,
+    champion: Champion,
+    *,
+    on_progress: Callable[[float], None] = lambda share: None,
+) -> Tally:
+    """Write the alarms that a file's telemetry raises to a CSV file.
+
+    The output appears when it is complete, in the order site, rack, module, time.
+
+    Parameters
+    ----------
+    path : raw telemetry, CSV or Parquet, larger than memory if need be; a label is not needed.
+    output : CSV file to write, over an older one.
+    champion : from `load_champion`.
+    on_progress : called with the share of the file's rows scored so far.
+
+    Returns
+    -------
+    Tally
+
+    Raises
+    ------
+    DataError
+        If the telemetry breaks a rule of the table, or the output's folder does not exist.
+    """
+    output = Path(output)
+    if not output.parent.is_dir():
+        problem = f"The folder must exist, {output.parent} does not; create it."
+        raise DataError(f"{output} cannot be written", [problem])
+    unfinished = output.with_name(f".{uuid.uuid4().hex[:8]}.{output.name}")
+    tally = Tally()
+    try:
+        pd.DataFrame(columns=COLUMNS).to_csv(unfinished, index=False)
+        with tempfile.TemporaryDirectory(prefix="hvs-score-") as folder:
+            for share, telemetry in read_racks(path, folder):
+                alarms = score_racks(telemetry, champion)
+                alarms.to_csv(unfinished, mode="a", header=False, index=False)
+                tally.racks += int(rack_codes(telemetry).max()) + 1
+                tally.rows += len(telemetry)
+                tally.alarms += len(alarms)
+                on_progress(share)
+        os.replace(unfinished, output)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return tally
+
+
+def score_racks(telemetry: pd.DataFrame, champion: Champion) -> pd.DataFrame:
+    """List the alarms of whole racks.
+
+    Parameters
+    ----------
+    telemetry : frame, shape (n_samples, ...), from `load_telemetry` or `read_racks`.
+    champion : from `load_champion`.
+
+    Returns
+    -------
+    DataFrame, shape (n_alarms, 11): site, rack, module, start, score at the start, and the three
+    features that raise it most, each with its contribution (log-odds for XGBoost and logistic
+    regression, probability for a random forest; before calibration). Ids that a spreadsheet would
+    take for a formula get an apostrophe before them.
+    """
+    X = build_features(telemetry)
+    score = champion.model.predict_proba(X)[:, 1]
+    frame = scores_frame(
+        telemetry.drop(columns=col.LABEL, errors="ignore"), np.arange(len(X)), score
+    )
+    alarms = raise_alarms(frame, **champion.alarm)
+    table = alarms[col.KEYS[:3]].astype("str").apply(_as_text)
+    table["alarm_start"] = alarms[col.TIMESTAMP].dt.strftime("%Y-%m-%dT%H:%M:%S")
+    table["score"] = alarms["y_score"]
+    rows = _rows_of(telemetry, alarms)
+    return table.join(_top_features(contributions(champion.pipeline, X.iloc[rows])))
+
+
+def contributions(pipeline: Pipeline, X: pd.DataFrame) -> pd.DataFrame:
+    """Say how much each feature raises the score of each row.
+
+    Parameters
+    ----------
+    pipeline : fitted, with XGBoost, a random forest or logistic regression.
+    X : frame, shape (n_samples, n_features).
+
+    Returns
+    -------
+    DataFrame (n_samples, n_features): SHAP values of the log-odds for XGBoost; coefficient times
+    scaled value for logistic regression; for a forest the change of the mean probability along the
+    paths.
+
+    References
+    ----------
+    Lundberg et al., Nature Machine Intelligence 2 (2020) 56-67 (tree SHAP); Saabas, "Interpreting
+    random forests" (2014) (paths).
+    """
+    if X.empty:
+        return pd.DataFrame(np.empty(X.shape), columns=X.columns)
+    classifier, values = pipeline[-1], X
+    for name, step in pipeline.steps[:-1]:
+        values = values if name == "sample" else step.transform(values)
+    values = np.asarray(values, dtype=np.float32)
+    if isinstance(classifier, XGBClassifier):
+        found = classifier.get_booster().predict(DMatrix(values), pred_contribs=True)[:, :-1]
+    elif isinstance(classifier, RandomForestClassifier):
+        paths = [_path_contributions(tree.tree_, values) for tree in classifier.estimators_]
+        found = np.mean(paths, axis=0)
+    else:
+        found = values * classifier.coef_[0]
+    return pd.DataFrame(found, columns=X.columns)
+
+
+def _path_contributions(tree, values: np.ndarray) -> np.ndarray:
+    """Credit each split's feature with the change of probability from a node to its child."""
+    found = np.zeros(values.shape)
+    share = tree.value[:, 0, 1] / tree.value[:, 0].sum(axis=1)
+    node, rows = np.zeros(len(values), dtype=np.int64), np.arange(len(values))
+    while len(rows):
+        feature = tree.feature[node[rows]]
+        rows, feature = rows[feature >= 0], feature[feature >= 0]
+        left = values[rows, feature] <= tree.threshold[node[rows]]
+        child = np.where(left, tree.children_left[node[rows]], tree.children_right[node[rows]])
+        found[rows, feature] += share[child] - share[node[rows]]
+        node[rows] = child
+    return found
+
+
+def _top_features(found: pd.DataFrame) -> pd.DataFrame:
+    order = np.argsort(-found.to_numpy(), axis=1, kind="stable")[:, :N_TOP]
+    columns = {}
+    for k in range(N_TOP):
+        columns[f"feature_{k + 1}"] = found.columns.to_numpy()[order[:, k]]
+        columns[f"contribution_{k + 1}"] = np.take_along_axis(
+            found.to_numpy(), order[:, k : k + 1], axis=1
+        )[:, 0]
+    return pd.DataFrame(columns)
+
+
+def _rows_of(telemetry: pd.DataFrame, alarms: pd.DataFrame) -> np.ndarray:
+    """Find the rows at which alarms start, as positions."""
+    if alarms.empty:
+        return np.empty(0, dtype=np.int64)
+    place = pd.Series(np.arange(len(telemetry)), index=_keys(telemetry))
+    return place.loc[_keys(alarms)].to_numpy()
+
+
+def _keys(frame: pd.DataFrame) -> pd.MultiIndex:
+    return pd.MultiIndex.from_frame(frame[col.KEYS].astype({name: "str" for name in col.KEYS[:3]}))
+
+
+def _as_text(ids: pd.Series) -> pd.Series:
+    return ids.where(~ids.str.startswith(("=", "+", "-", "@", "\t", "\r")), "'" + ids)

@@ -1,0 +1,121 @@
+import json
+import shutil
+
+from hvs_lib import reproduction, tracking
+from hvs_lib.features import build_features
+from hvs_lib.models import make_pipeline
+from hvs_lib.protocol import Protocol
+from hvs_lib.reproduction import compare, reproduce, version_warnings
+from hvs_lib.runner import RunError
+from hvs_lib.splits import split_by_rack
+
+import pytest
+from mlflow import MlflowClient
+from sklearn.linear_model import LogisticRegression
+
+
+@pytest.fixture
+def store(project, fresh_database):
+    shutil.copy(fresh_database, project / "mlflow.db")
+    tracking.connect()
+    return project
+
+
+@pytest.fixture
+def notebook(store, make_telemetry):
+    """Return a function that logs a notebook with a model and two candidates."""
+    telemetry = make_telemetry(racks=8, rows=60, event_racks=(0, 1, 2, 3, 4))
+    split = split_by_rack(telemetry, test_size=0.25, n_folds=2, seed=1)
+    protocol = Protocol(telemetry, build_features(telemetry), split)
+
+    def log(*, stage="tuning", candidates=(0.1, 0.2), data_path=None, finish=True):
+        params = {"data_path": data_path or "", "n_iter": 2}
+        run = tracking.start("02_tuning", stage=stage, params=params, data_path=data_path)
+        for number, C in enumerate(candidates):
+            settings = make_pipeline(LogisticRegression(C=C))
+            name = f"candidate {number}"
+            run.log_candidate(name, settings, {"cv_f1_class1": C}, model_name="candidate")
+        found = protocol.assess(make_pipeline(LogisticRegression(C=0.1)))
+        child = run.log_assessment(found, protocol, model_name="LR")
+        if finish:
+            run.finish()
+        return run.run_id, child
+
+    return log
+
+
+def children(run_id):
+    client = MlflowClient()
+    return reproduction._children(client, client.get_run(run_id))
+
+
+def test_equal_runs_agree_whatever_the_order_of_the_candidates(notebook):
+    one, other = notebook()[0], notebook(candidates=(0.2, 0.1))[0]
+    table = compare(children(one), children(other))
+    assert table["same"].all()
+    assert set(table["run"]) == {"candidate 0", "candidate 1", "LR, none"}
+    assert not table["metric"].str.startswith("seconds").any()
+    assert (table["difference"] == 0).all()
+
+
+def test_a_millionth_is_a_difference(notebook):
+    one, (other, child) = notebook()[0], notebook()
+    client = MlflowClient()
+    value = client.get_run(child).data.metrics["cv_pr_auc"]
+    client.log_metric(child, "cv_pr_auc", value + 1e-6)
+    table = compare(children(one), children(other))
+    assert table.loc[~table["same"], ["run", "metric"]].to_numpy().tolist() == [
+        ["LR, none", "cv_pr_auc"]
+    ]
+
+
+def test_a_run_or_metric_that_is_missing_is_a_difference(notebook):
+    one, other = notebook()[0], notebook(candidates=(0.1,))[0]
+    table = compare(children(one), children(other))
+    assert table.loc[~table["same"], "run"].tolist() == ["candidate 1"]
+    assert table["again"].isna().sum() == 1
+
+
+def test_versions_that_differ_are_named(monkeypatch):
+    now = {"git_commit": "b", "git_dirty": "false", "workbook_version": "2"}
+    monkeypatch.setattr(tracking, "code_version", lambda: now)
+    monkeypatch.setattr(tracking, "package_versions", lambda: {"python": "3.11", "xgboost": "3"})
+    then = now | {"packages": json.dumps({"python": "3.11", "xgboost": "3"})}
+    assert version_warnings(then) == []
+    then |= {"git_commit": "a", "packages": json.dumps({"python": "3.11", "xgboost": "2"})}
+    assert version_warnings(then) == ["git_commit was a and is b", "xgboost was 2 and is 3"]
+    assert "no commit holds" in version_warnings(then | {"git_dirty": "true"})[1]
+    assert "python was not logged and is 3.11" in version_warnings({})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stage": "comparison"}, r"trained nothing \(comparison\)"),
+        ({"finish": False}, "is RUNNING: only a finished notebook"),
+    ],
+)
+def test_runs_that_cannot_be_executed_again_are_refused(notebook, options, message):
+    run_id, _ = notebook(**options)
+    with pytest.raises(RunError, match=message):
+        reproduce(run_id, say=print)
+
+
+def test_unknown_and_foreign_runs_are_refused(store):
+    with pytest.raises(RunError, match="there is no run 'f00'"):
+        reproduce("f00", say=print)
+    foreign = MlflowClient().create_run("0").info.run_id
+    with pytest.raises(RunError, match="none of the workbook's"):
+        reproduce(foreign, say=print)
+
+
+def test_telemetry_that_changed_or_went_is_refused(notebook, tmp_path):
+    path = tmp_path / "own.csv"
+    path.write_text("one")
+    run_id, _ = notebook(data_path=str(path))
+    path.write_text("other")
+    with pytest.raises(RunError, match="has changed: its SHA-256 was"):
+        reproduce(run_id, say=print)
+    path.unlink()
+    with pytest.raises(RunError, match="is gone: put back the file of SHA-256"):
+        reproduce(run_id, say=print)

@@ -1,0 +1,229 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from hvs_lib import columns as col
+from hvs_lib import models, scoring, tracking
+from hvs_lib.cli import main
+from hvs_lib.data import DataError, load_telemetry, read_racks, save_telemetry
+from hvs_lib.features import build_features
+from hvs_lib.metrics import raise_alarms, scores_frame
+from hvs_lib.models import make_pipeline
+from hvs_lib.protocol import Protocol
+from hvs_lib.scoring import contributions, load_champion, score_file
+from hvs_lib.splits import split_by_rack
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from scipy.special import logit
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from xgboost import XGBClassifier
+
+
+@pytest.fixture(scope="module")
+def telemetry(make_telemetry):
+    return make_telemetry(racks=8, rows=120, event_racks=(0, 1, 2, 3, 4))
+
+
+@pytest.fixture(scope="module")
+def champion(telemetry, tmp_path_factory):
+    """Train, log and register a small model in a store of its own."""
+    root = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HVS_PROJECT_ROOT", str(root))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        split = split_by_rack(telemetry, test_size=0.25, n_folds=2, seed=1)
+        protocol = Protocol(
+            telemetry, build_features(telemetry), split, normal_stride=3,
+            max_false_alarms_per_site_day=1000.0,
+        )  # fmt: skip
+        run = tracking.start("01_baseline", stage="baseline", params={})
+        found = protocol.assess(make_pipeline(XGBClassifier(n_estimators=20, max_depth=3)))
+        run_id = run.log_assessment(found, protocol, model_name="XGBoost")
+        tracking.register_champion(run_id)
+        yield load_champion()
+
+
+@pytest.fixture
+def expected(telemetry, champion):
+    """Alarms of the plain way: everything in memory at once."""
+    X = build_features(telemetry)
+    scores = champion.model.predict_proba(X)[:, 1]
+    frame = scores_frame(telemetry, np.arange(len(X)), scores)
+    return raise_alarms(frame, **champion.alarm)
+
+
+@pytest.fixture(params=["parquet", "csv", "interleaved.csv", "interleaved.parquet"])
+def file(request, telemetry, tmp_path):
+    order = [col.TIMESTAMP] if "interleaved" in request.param else col.KEYS
+    path = tmp_path / f"telemetry.{request.param}"
+    save_telemetry(telemetry.sort_values(order, kind="stable", ignore_index=True), path)
+    return path
+
+
+def test_alarms_are_those_of_the_whole_file_in_memory(file, champion, expected, tmp_path):
+    tally = score_file(file, tmp_path / "alarms.csv", champion)
+    alarms = pd.read_csv(tmp_path / "alarms.csv")
+    assert list(alarms.columns) == scoring.COLUMNS
+    assert len(expected) > 2
+    assert (tally.racks, tally.rows, tally.alarms) == (8, 1920, len(expected))
+    for name in (col.SITE, col.RACK, col.MODULE):
+        assert alarms[name].tolist() == expected[name].astype(str).tolist()
+    assert pd.to_datetime(alarms["alarm_start"]).tolist() == expected[col.TIMESTAMP].tolist()
+    np.testing.assert_allclose(alarms["score"], expected["y_score"], rtol=0, atol=1e-12)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("rows_in_memory", [1, 500])
+def test_rows_that_wait_on_the_disk_come_back_whole(file, telemetry, tmp_path, rows_in_memory):
+    folder = tmp_path / "waiting"
+    folder.mkdir()
+    found = list(read_racks(file, folder, rows_in_memory=rows_in_memory))
+    assert found[-1][0] == 1.0
+    again = pd.concat([table for _, table in found], ignore_index=True)
+    plain = load_telemetry(file)
+    assert again[col.MODULE].astype(str).tolist() == plain[col.MODULE].astype(str).tolist()
+    pd.testing.assert_frame_equal(again[col.SENSORS], plain[col.SENSORS])
+    assert list(folder.iterdir()) == []
+
+
+def test_racks_are_never_cut(telemetry, tmp_path, monkeypatch):
+    monkeypatch.setattr("hvs_lib.data.streaming.ROWS_TOGETHER", 300)
+    save_telemetry(telemetry, tmp_path / "t.parquet")
+    sizes = [table.groupby(col.RACK, observed=True).size() for _, table in
+             read_racks(tmp_path / "t.parquet", tmp_path)]  # fmt: skip
+    assert [size.tolist() for size in sizes] == [[240, 240]] * 4
+
+
+def test_neither_label_nor_site_is_needed(telemetry, champion, expected, tmp_path):
+    bare = telemetry.drop(columns=[col.LABEL, col.SITE, col.EVENT_ID, col.EVENT_TYPE])
+    save_telemetry(bare, tmp_path / "bare.csv")
+    tally = score_file(tmp_path / "bare.csv", tmp_path / "alarms.csv", champion)
+    assert tally.alarms == len(expected)
+
+
+def test_top_features_are_the_largest_contributions(telemetry, champion, tmp_path):
+    save_telemetry(telemetry, tmp_path / "t.parquet")
+    score_file(tmp_path / "t.parquet", tmp_path / "alarms.csv", champion)
+    first = pd.read_csv(tmp_path / "alarms.csv").iloc[0]
+    same = telemetry[col.MODULE].astype(str) == first[col.MODULE]
+    row = np.flatnonzero(same & (telemetry[col.TIMESTAMP] == first["alarm_start"]))
+    found = contributions(champion.pipeline, build_features(telemetry).iloc[row]).iloc[0]
+    top = found.sort_values(ascending=False, kind="stable").head(3)
+    assert [first[f"feature_{k}"] for k in (1, 2, 3)] == top.index.tolist()
+    np.testing.assert_allclose([first[f"contribution_{k}"] for k in (1, 2, 3)], top, atol=1e-6)
+
+
+def fitted(classifier, telemetry):
+    X, y = build_features(telemetry), telemetry[col.LABEL].to_numpy()
+    return make_pipeline(classifier).fit(X, y), X.iloc[::50]
+
+
+def test_contributions_add_up_to_the_score(telemetry):
+    """Up to a constant that is the same for every row: the score where nothing is known."""
+    for classifier, link in [
+        (XGBClassifier(n_estimators=9, max_depth=3), logit),
+        (LogisticRegression(C=0.01), logit),
+        (RandomForestClassifier(n_estimators=7, max_depth=4, random_state=0), lambda p: p),
+    ]:
+        model, X = fitted(classifier, telemetry)
+        rest = link(models.hazard_score(model, X)) - contributions(model, X).sum(axis=1)
+        assert np.ptp(rest) < 1e-3, type(classifier).__name__
+
+
+def test_ids_that_look_like_formulas_are_written_as_text(telemetry, champion, tmp_path):
+    names = telemetry[col.MODULE].astype(str)
+    odd = telemetry.assign(**{col.MODULE: "=HYPERLINK(" + names})
+    save_telemetry(odd, tmp_path / "t.csv")
+    score_file(tmp_path / "t.csv", tmp_path / "alarms.csv", champion)
+    assert pd.read_csv(tmp_path / "alarms.csv")[col.MODULE].str.startswith("'=HYPERLINK(").all()
+
+
+def test_bad_telemetry_is_refused_and_leaves_no_output(telemetry, champion, tmp_path):
+    broken = telemetry.astype({col.TEMP_MAX: object})
+    broken.loc[1500, col.TEMP_MAX] = "hot"
+    broken.to_csv(tmp_path / "broken.csv", index=False)
+    absurd = telemetry.copy()
+    absurd.loc[1500, col.TEMP_MAX] = 1e5
+    save_telemetry(absurd, tmp_path / "absurd.parquet")
+    save_telemetry(telemetry.drop(columns=col.RACK), tmp_path / "no_rack.csv")
+    for name, said in [
+        ("broken.csv", "'hot' at line 1502"),
+        ("absurd.parquet", "row 1501"),
+        ("no_rack.csv", "Rack_ID"),
+        ("nothing.csv", "must exist"),
+    ]:
+        with pytest.raises(DataError, match=said):
+            score_file(tmp_path / name, tmp_path / "alarms.csv", champion)
+    assert not (tmp_path / "alarms.csv").exists()
+    with pytest.raises(DataError, match="The folder must exist"):
+        score_file(tmp_path / "absurd.parquet", tmp_path / "no" / "alarms.csv", champion)
+
+
+def test_command_says_what_it_did(telemetry, champion, expected, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", scoring.mlflow.get_tracking_uri())
+    save_telemetry(telemetry, tmp_path / "t.parquet")
+    call = ["score", str(tmp_path / "t.parquet"), "--output", str(tmp_path / "alarms.csv")]
+    result = CliRunner().invoke(main, call)
+    assert result.exit_code == 0, result.output
+    assert "8 racks, 1,920 rows" in result.output
+    assert f"{len(expected)} alarms in" in result.output
+    result = CliRunner().invoke(main, ["score", str(tmp_path / "none.csv")])
+    assert (result.exit_code, "must exist" in result.output) == (1, True)
+
+
+def test_without_a_champion_the_way_to_one_is_said(project, tmp_path):
+    result = CliRunner().invoke(main, ["score", str(tmp_path / "t.parquet")])
+    assert result.exit_code == 1
+    assert "there is no model models:/hvs-fire-prediction@champion" in result.output
+    assert "`hvs run` trains and registers one" in result.output
+
+
+@pytest.mark.slow
+def test_served_model_answers_the_same_scores(telemetry, champion, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", scoring.CHAMPION_URI]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": scoring.mlflow.get_tracking_uri()}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    rows = build_features(telemetry).iloc[::40]
+    body = rows.to_json(orient="split", index=False, double_precision=15)
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/invocations",
+        data=json.dumps({"dataframe_split": json.loads(body)}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with open(tmp_path / "server.log", "wb") as log:
+        server = subprocess.Popen(
+            command, env=environment, cwd=tmp_path, start_new_session=True, stdout=log,
+            stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    try:
+        answer = None
+        while answer is None and server.poll() is None:
+            try:
+                with urllib.request.urlopen(request, timeout=60) as response:
+                    answer = json.load(response)["predictions"]
+            except urllib.error.HTTPError as error:
+                raise AssertionError(error.read().decode()) from error
+            except urllib.error.URLError:
+                time.sleep(0.5)
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+    assert answer is not None, (tmp_path / "server.log").read_text()
+    expected = champion.model.predict_proba(rows)
+    np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-6)
