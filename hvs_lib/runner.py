@@ -23,6 +23,7 @@ from papermill.exceptions import PapermillExecutionError
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 _RUN_ID = re.compile(r"\b[0-9a-f]{32}\b")
+_WIDGET = "application/vnd.jupyter.widget-view+json"
 PROFILES = ("smoke", "default", "full")
 COMPARISON = "04_comparison"
 
@@ -143,7 +144,8 @@ def execute(
 def keep_outputs(executed: Path, notebook: Path) -> None:
     """Write an executed notebook over the committed one, without what differs from run to run.
 
-    Run IDs are masked, and papermill's times, progress bars and empty outputs are left out.
+    Run IDs are masked, and papermill's times, progress bars, widgets (which are dead without a
+    kernel) and empty outputs are left out.
     """
     cleaned = nbformat.read(executed, 4)
     cleaned.metadata.pop("papermill", None)
@@ -154,15 +156,17 @@ def keep_outputs(executed: Path, notebook: Path) -> None:
         if not cell.metadata.get("tags", True):
             del cell.metadata["tags"]
         if cell.cell_type == "code":
-            cell.outputs = _without_progress(cell.outputs)
+            cell.outputs = _for_reading(cell.outputs)
     text = nbformat.writes(cleaned)
     notebook.write_text(_RUN_ID.sub("<run id>", text) + "\n", encoding="utf-8")
 
 
-def _without_progress(outputs: list[NotebookNode]) -> list[NotebookNode]:
+def _for_reading(outputs: list[NotebookNode]) -> list[NotebookNode]:
     """Show streams as a terminal would: a carriage return takes back what stands before it."""
     kept: list[NotebookNode] = []
     for output in outputs:
+        if _WIDGET in output.get("data", {}):
+            continue
         if kept and output.output_type == "stream" and output.name == kept[-1].get("name"):
             kept[-1].text += output.text
         else:

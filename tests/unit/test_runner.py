@@ -126,6 +126,8 @@ def test_failure_before_the_run_starts_leaves_no_run(tiny):
 def test_outputs_are_kept_without_what_differs_from_run_to_run(project):
     frames = ["\r 1/2", "\r 2/2", "\r    \r", "Run ID " + "a1" * 16]
     printed = [new_output("stream", name="stdout", text=frame) for frame in frames]
+    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "b2" * 16}}
+    printed.append(new_output("display_data", widget))
     cell = new_code_cell("1", execution_count=1, outputs=printed)
     cell.metadata["papermill"] = {"duration": 1.5}
     notebook = new_notebook(cells=[cell], metadata={"papermill": {}, "a": 1})

@@ -1,0 +1,32 @@
+"""Raw telemetry in, alarms out, on one core."""
+
+from hvs_lib.calibration import CalibratedClassifier
+from hvs_lib.data import load_telemetry, simulated_fleet_path
+from hvs_lib.features import build_features
+from hvs_lib.metrics import AlarmRule
+from hvs_lib.models import XGBOOST_BY_HAND, make_pipeline
+from hvs_lib.scoring import Champion, score_file
+
+import pytest
+from xgboost import XGBClassifier
+
+
+@pytest.fixture(scope="module")
+def path():
+    return simulated_fleet_path(8, 42)
+
+
+@pytest.fixture(scope="module")
+def champion(path):
+    telemetry = load_telemetry(path).iloc[:100_000]
+    classifier = XGBClassifier(**XGBOOST_BY_HAND, n_jobs=1)
+    pipeline = make_pipeline(classifier).fit(build_features(telemetry), telemetry["Hazard_Label"])
+    alarm = {"threshold": 0.9, "rule": AlarmRule()}
+    return Champion(CalibratedClassifier(pipeline, None), alarm)
+
+
+def test_score_file(benchmark, path, champion, tmp_path):
+    tally = benchmark(score_file, path, tmp_path / "alarms.csv", champion)
+    benchmark.extra_info["rows"] = tally.rows
+    benchmark.extra_info["rows per second"] = round(tally.rows / benchmark.stats.stats.min)
+    print(f"{tally.rows / benchmark.stats['min']:,.0f} rows/s")

@@ -1,0 +1,76 @@
+"""What sharing the prepared folds saves, and what successive halving does with it."""
+
+from hvs_lib.data import load_telemetry, simulated_fleet_path
+from hvs_lib.features import build_features
+from hvs_lib.models import XGBOOST_BY_HAND, XGBOOST_SEARCH_SPACE, make_pipeline, row_weights
+from hvs_lib.protocol import Protocol
+from hvs_lib.search import CandidateScorer, SharedFoldClassifier, SharedFolds
+from hvs_lib.splits import split_by_rack
+
+import joblib
+import numpy as np
+import pytest
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.model_selection import HalvingRandomSearchCV, RandomizedSearchCV
+from xgboost import XGBClassifier
+
+TREES = "classify__n_estimators"
+COMMON = {"refit": False, "random_state": 42, "n_jobs": 2, "error_score": "raise"}
+
+
+@pytest.fixture(scope="module")
+def protocol():
+    telemetry = load_telemetry(simulated_fleet_path(12, 42))
+    split = split_by_rack(telemetry, test_size=0.25, n_folds=3, seed=42)
+    return Protocol(telemetry, build_features(telemetry), split, normal_stride=18)
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return make_pipeline(XGBClassifier(**XGBOOST_BY_HAND, random_state=42, n_jobs=1))
+
+
+def plain(protocol, pipeline, scoring, n_iter):
+    """Fit the whole pipeline for each candidate and fold."""
+    cv = [(protocol.fitting_rows(rows), held) for rows, held in protocol.split.folds]
+    theirs = {"f1_class1": "f1", "pr_auc": "average_precision"}[scoring]
+    search = RandomizedSearchCV(
+        pipeline, XGBOOST_SEARCH_SPACE, n_iter=n_iter, scoring=theirs, cv=cv, **COMMON
+    )
+    weights = row_weights(pipeline, protocol.y, normal_stride=protocol.normal_stride)
+    return search.fit(protocol.X, protocol.y, classify__sample_weight=weights).best_score_
+
+
+def shared(protocol, pipeline, scoring, n_iter, *, halving=False):
+    """Prepare and bin each fold once."""
+    folds = SharedFolds(pipeline, protocol)
+    scorer = CandidateScorer(
+        scoring, names=XGBOOST_SEARCH_SPACE, n_folds=3, on_candidate=lambda *_: None
+    )
+    classifier = SharedFoldClassifier(pipeline[-1], folds)
+    options = {"scoring": scorer, "cv": folds.cv, **COMMON}
+    if halving:
+        space = {name: drawn for name, drawn in XGBOOST_SEARCH_SPACE.items() if name != TREES}
+        search = HalvingRandomSearchCV(
+            classifier, space, n_candidates=n_iter, factor=3, resource=TREES, min_resources=27,
+            max_resources=243, return_train_score=False, **options,
+        )  # fmt: skip
+    else:
+        search = RandomizedSearchCV(classifier, XGBOOST_SEARCH_SPACE, n_iter=n_iter, **options)
+    return search.fit(np.arange(len(protocol.X))[:, None], protocol.y).best_score_
+
+
+@pytest.mark.parametrize("scoring", ["f1_class1", "pr_auc"])
+@pytest.mark.parametrize(
+    ("kind", "n_iter"), [("plain", 20), ("shared", 20), ("halving", 20), ("halving", 40)]
+)
+def test_search(benchmark, protocol, pipeline, scoring, kind, n_iter):
+    def search():
+        with joblib.parallel_config(backend="threading"):
+            if kind == "plain":
+                return plain(protocol, pipeline, scoring, n_iter)
+            return shared(protocol, pipeline, scoring, n_iter, halving=kind == "halving")
+
+    best = benchmark.pedantic(search, rounds=1)
+    benchmark.extra_info["best out-of-fold score"] = round(float(best), 3)
+    print(f"{kind} {n_iter} by {scoring}: {best:.3f}")
