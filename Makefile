@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help venv run test test-fast lab ui lint bench notebooks lock
+.PHONY: help venv run test test-fast lab ui lint bench bench-peers notebooks lock
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -41,6 +41,14 @@ lint: venv  ## check style, the notebooks included
 
 bench: venv  ## measure speed: simulator, loading, features, metrics
 	$(BIN)/pytest tests/benchmarks --benchmark-columns=min,median,max,rounds
+
+.venv-peers/.installed: pyproject.toml
+	"$(PYTHON)" -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check --editable '.[peers]'
+	@touch $@
+
+bench-peers: .venv-peers/.installed  ## compare the search with FLAML and AutoGluon, 90 s each
+	.venv-peers/bin/python tests/benchmarks/peers.py
 
 notebooks: venv  ## execute the notebooks at their defaults and keep the outputs, for committing
 	$(BIN)/hvs run --in-place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 from hvs_lib import columns as col
 
@@ -107,3 +108,13 @@ def fresh_database(tmp_path_factory):
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         tracking.connect()
     return folder / "mlflow.db"
+
+
+@pytest.fixture
+def store(project, fresh_database):
+    """Give the test a tracking store of its own, and connect to it."""
+    from hvs_lib import tracking
+
+    shutil.copy(fresh_database, project / "mlflow.db")
+    tracking.connect()
+    return project

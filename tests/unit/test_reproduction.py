@@ -1,5 +1,4 @@
 import json
-import shutil
 
 from hvs_lib import reproduction, tracking
 from hvs_lib.features import build_features
@@ -12,13 +11,6 @@ from hvs_lib.splits import split_by_rack
 import pytest
 from mlflow import MlflowClient
 from sklearn.linear_model import LogisticRegression
-
-
-@pytest.fixture
-def store(project, fresh_database):
-    shutil.copy(fresh_database, project / "mlflow.db")
-    tracking.connect()
-    return project
 
 
 @pytest.fixture

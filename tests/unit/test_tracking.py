@@ -22,13 +22,6 @@ from xgboost import XGBClassifier
 
 
 @pytest.fixture
-def store(project, fresh_database):
-    shutil.copy(fresh_database, project / "mlflow.db")
-    tracking.connect()
-    return project
-
-
-@pytest.fixture
 def data_file(tmp_path):
     path = tmp_path / "telemetry.csv"
     path.write_text("some telemetry")

@@ -1,0 +1,225 @@
+"""FLAML and AutoGluon beside the search of 02_tuning: same features, folds and wall time.
+
+`make bench-peers` runs it in an environment of its own. Each contender searches on the thinned
+rows of the training racks, with the rack folds of the workbook as its cross-validation and average
+precision as its goal, until the time is up. What it found is then judged by the protocol: refitted
+on each fold, scored on every row of the fold left out. Only the search is timed. Test racks are
+not touched.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from hvs_lib import models
+from hvs_lib.data import load_telemetry, simulated_fleet_path
+from hvs_lib.features import build_features
+from hvs_lib.metrics import evaluate, paired_difference, scores_frame
+from hvs_lib.models import XGBOOST_BY_HAND, XGBOOST_SEARCH_SPACE, make_pipeline, row_weights
+from hvs_lib.protocol import Protocol
+from hvs_lib.report import cell
+from hvs_lib.search import CandidateScorer, SharedFoldClassifier, SharedFolds
+from hvs_lib.splits import split_by_rack
+
+import click
+import joblib
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.model_selection import BaseCrossValidator, RandomizedSearchCV
+from xgboost import XGBClassifier
+
+PACKAGES = ("flaml", "autogluon.tabular", "scikit-learn", "xgboost", "pandas")
+
+# FLAML's XGBoost learners call XGBoost 2, and its newer releases do not install beside XGBoost 3.
+FLAML_LEARNERS = ["lgbm", "rf", "extra_tree"]
+
+
+class RackFolds(BaseCrossValidator):
+    """The workbook's folds, within the thinned training rows."""
+
+    def __init__(self, fold: np.ndarray):
+        self.fold = fold
+
+    def get_n_splits(self, X=None, y=None, groups=None) -> int:
+        """Count the folds."""
+        return int(self.fold.max()) + 1
+
+    def _iter_test_indices(self, X=None, y=None, groups=None):
+        for number in range(self.get_n_splits()):
+            yield np.flatnonzero(self.fold == number)
+
+
+class AutoGluon(ClassifierMixin, BaseEstimator):
+    """AutoGluon's best model and its settings, refitted as any estimator.
+
+    Parameters
+    ----------
+    hyperparameters : what the search has chosen; AutoGluon's own form.
+    """
+
+    def __init__(self, hyperparameters: dict):
+        self.hyperparameters = hyperparameters
+
+    def fit(self, X, y, sample_weight=None):
+        """Fit the chosen models, without a search."""
+        from autogluon.tabular import TabularPredictor
+
+        self.classes_ = np.array([0, 1])
+        weighted = {} if sample_weight is None else {"sample_weight": "weight"}
+        table = _table(X, y, sample_weight)
+        self.folder_ = tempfile.mkdtemp()
+        self.predictor_ = TabularPredictor(
+            "label", eval_metric="average_precision", verbosity=0, path=self.folder_, **weighted
+        ).fit(table, hyperparameters=self.hyperparameters, num_cpus=2)
+        return self
+
+    def predict_proba(self, X) -> np.ndarray:
+        """Return the probabilities of class 0 and 1, shape (n_samples, 2)."""
+        return self.predictor_.predict_proba(_table(X)).to_numpy()
+
+
+def _table(X, y=None, sample_weight=None) -> pd.DataFrame:
+    table = pd.DataFrame(np.asarray(X)).add_prefix("f")
+    table = table if y is None else table.assign(label=np.asarray(y))
+    return table if sample_weight is None else table.assign(weight=sample_weight)
+
+
+def search_ours(protocol: Protocol, seconds: float) -> BaseEstimator:
+    """Search as 02_tuning does, with as many candidates as the time allows."""
+    pipeline = make_pipeline(XGBClassifier(**XGBOOST_BY_HAND, random_state=42, n_jobs=1))
+    folds = SharedFolds(pipeline, protocol, time_budget_min=seconds / 60)
+    found = []
+    scorer = CandidateScorer(
+        "pr_auc", names=XGBOOST_SEARCH_SPACE, n_folds=len(folds.cv),
+        on_candidate=lambda _, params, scores: found.append((scores["pr_auc"].mean(), params)),
+    )  # fmt: skip
+    search = RandomizedSearchCV(
+        SharedFoldClassifier(pipeline[-1], folds), XGBOOST_SEARCH_SPACE, n_iter=1000, cv=folds.cv,
+        scoring=scorer, refit=False, random_state=42, n_jobs=2,
+    )  # fmt: skip
+    with joblib.parallel_config(backend="threading"):
+        search.fit(np.arange(len(protocol.X))[:, None], protocol.y)
+    best = max(found, key=lambda candidate: candidate[0])[1]
+    print(f"  {len(found)} candidates")
+    return clone(pipeline).set_params(**best, classify__n_jobs=2)
+
+
+def search_flaml(protocol: Protocol, seconds: float) -> BaseEstimator:
+    """Let FLAML choose learner and settings by average precision on the rack folds."""
+    from flaml import AutoML
+
+    rows, fold, X, weights = _training_rows(protocol)
+    automl = AutoML()
+    automl.fit(
+        X, protocol.y[rows], task="classification", metric="ap", time_budget=seconds, n_jobs=2,
+        eval_method="cv", split_type=RackFolds(fold), sample_weight=weights, seed=42, verbose=0,
+        retrain_full=False, estimator_list=FLAML_LEARNERS,
+    )  # fmt: skip
+    print(f"  {automl.best_estimator}, {automl.best_config}")
+    return make_pipeline(clone(automl.model.estimator))
+
+
+def search_autogluon(protocol: Protocol, seconds: float) -> BaseEstimator:
+    """Let AutoGluon bag its models over the rack folds and choose the best by average precision."""
+    from autogluon.tabular import TabularPredictor
+
+    rows, fold, X, weights = _training_rows(protocol)
+    table = _table(X, protocol.y[rows], weights).assign(rack_fold=fold)
+    with tempfile.TemporaryDirectory() as folder:
+        predictor = TabularPredictor(
+            "label", eval_metric="average_precision", groups="rack_fold", verbosity=0, path=folder,
+            sample_weight="weight",
+        )  # fmt: skip
+        predictor.fit(
+            table, time_limit=seconds, num_cpus=2, num_bag_folds=int(fold.max()) + 1,
+            fit_weighted_ensemble=False, num_stack_levels=0,
+            ag_args_ensemble={"use_child_oof": False},
+        )  # fmt: skip
+        board = predictor.leaderboard(silent=True)
+        best = predictor.info()["model_info"][board["model"].iloc[0]]
+    family, settings = best["children_info"], None
+    first = next(iter(family.values()))
+    settings = first["hyperparameters"]
+    key = {"LGBModel": "GBM", "CatBoostModel": "CAT", "XGBoostModel": "XGB", "RFModel": "RF",
+           "XTModel": "XT"}[first["model_type"]]  # fmt: skip
+    print(f"  {board['model'].iloc[0]}, {len(board)} models")
+    return make_pipeline(AutoGluon({key: settings}))
+
+
+def _training_rows(protocol: Protocol) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the thinned rows, their folds, features (imputed, scaled) and weights."""
+    rows = protocol.fitting_rows(protocol.split.train)
+    fold = np.full(len(protocol.X), -1)
+    for number, (_, held) in enumerate(protocol.split.folds):
+        fold[held] = number
+    prepare = make_pipeline(XGBClassifier())
+    X = prepare[:-1].fit_transform(protocol.X.iloc[rows])
+    weights = row_weights(prepare, protocol.y[rows], normal_stride=protocol.normal_stride)
+    return rows, fold[rows], X, weights
+
+
+def judge(protocol: Protocol, pipeline: BaseEstimator) -> tuple[dict[str, float], pd.DataFrame]:
+    """Return the metrics out of fold at the alarm budget, and the scores frame."""
+    scores = protocol.out_of_fold_scores(pipeline)
+    frame = scores_frame(protocol.telemetry, protocol.split.train, scores)
+    rule, threshold = protocol.choose_alarm(frame)
+    return evaluate(frame, threshold=threshold, rule=rule), frame
+
+
+def table_of(found: dict[str, tuple[dict[str, float], pd.DataFrame, float]]) -> pd.DataFrame:
+    """Set the contenders side by side, each with its difference from our search.
+
+    Parameters
+    ----------
+    found : name to metrics, scores frame and seconds; "ours" among them.
+    """
+    rows = {}
+    for name, (metrics, frame, seconds) in found.items():
+        difference = paired_difference(frame, found["ours"][1])
+        rows[name] = {
+            "average precision": cell(metrics, "pr_auc", 2),
+            "minus ours": "" if name == "ours" else f"{difference}, {difference.verdict}",
+            "event recall": cell(metrics, "event_recall", 2),
+            "search [s]": f"{seconds:.0f}",
+        }
+    return pd.DataFrame(rows).T
+
+
+@click.command()
+@click.option("--seconds", default=90.0, show_default=True, help="Wall time of each search.")
+@click.option("--sites", default=12, show_default=True)
+def main(seconds: float, sites: int) -> None:
+    """Search with each contender for the same time and print what they found."""
+    logging.disable(logging.WARNING)
+    telemetry = load_telemetry(simulated_fleet_path(sites, 42))
+    split = split_by_rack(telemetry, test_size=0.25, n_folds=3, seed=42)
+    protocol = Protocol(telemetry, build_features(telemetry), split, normal_stride=18)
+    by_hand = make_pipeline(XGBClassifier(**models.XGBOOST_BY_HAND, random_state=42))
+    searches = {
+        "by hand": lambda *_: by_hand,
+        "ours": search_ours,
+        "FLAML": search_flaml,
+        "AutoGluon": search_autogluon,
+    }
+    found = {}
+    for name, search in searches.items():
+        print(f"{name} ...", flush=True)
+        start = time.perf_counter()
+        pipeline = search(protocol, seconds)
+        spent = time.perf_counter() - start
+        found[name] = (*judge(protocol, pipeline), spent)
+    print(table_of(found).to_string())
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    print(
+        f"{datetime.date.today()}; {versions}; fleet {Path(simulated_fleet_path(sites, 42)).name}"
+    )
+
+
+if __name__ == "__main__":
+    main()
