@@ -125,7 +125,8 @@ def score_file(
         with tempfile.TemporaryDirectory(prefix="hvs-score-") as folder:
             for share, telemetry in read_racks(path, folder):
                 alarms = score_racks(telemetry, champion)
-                alarms.to_csv(unfinished, mode="a", header=False, index=False)
+                # The threads of a forest add up in any order, so the last digits mean nothing.
+                alarms.to_csv(unfinished, mode="a", header=False, index=False, float_format="%.6g")
                 tally.racks += int(rack_codes(telemetry).max()) + 1
                 tally.rows += len(telemetry)
                 tally.alarms += len(alarms)
