@@ -36,8 +36,8 @@ def telemetry(make_telemetry):
 
 
 @pytest.fixture(scope="module")
-def champion(telemetry, tmp_path_factory):
-    """Train, log and register a small model in a store of its own."""
+def registered(telemetry, tmp_path_factory):
+    """Train, log and register a small model; return it and the URI of its store."""
     root = tmp_path_factory.mktemp("store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HVS_PROJECT_ROOT", str(root))
@@ -51,7 +51,18 @@ def champion(telemetry, tmp_path_factory):
         found = protocol.assess(make_pipeline(XGBClassifier(n_estimators=20, max_depth=3)))
         run_id = run.log_assessment(found, protocol, model_name="XGBoost")
         tracking.register_champion(run_id)
-        yield load_champion()
+        yield load_champion(), scoring.mlflow.get_tracking_uri()
+
+
+@pytest.fixture
+def champion(registered):
+    return registered[0]
+
+
+@pytest.fixture
+def uri(registered, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registered[1])
+    return registered[1]
 
 
 @pytest.fixture
@@ -170,8 +181,7 @@ def test_bad_telemetry_is_refused_and_leaves_no_output(telemetry, champion, tmp_
         score_file(tmp_path / "absurd.parquet", tmp_path / "no" / "alarms.csv", champion)
 
 
-def test_command_says_what_it_did(telemetry, champion, expected, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", scoring.mlflow.get_tracking_uri())
+def test_command_says_what_it_did(telemetry, uri, expected, tmp_path):
     save_telemetry(telemetry, tmp_path / "t.parquet")
     call = ["score", str(tmp_path / "t.parquet"), "--output", str(tmp_path / "alarms.csv")]
     result = CliRunner().invoke(main, call)
@@ -190,14 +200,14 @@ def test_without_a_champion_the_way_to_one_is_said(project, tmp_path):
 
 
 @pytest.mark.slow
-def test_served_model_answers_the_same_scores(telemetry, champion, tmp_path):
+def test_served_model_answers_the_same_scores(telemetry, champion, uri, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", scoring.CHAMPION_URI]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": scoring.mlflow.get_tracking_uri()}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "PATH": path}
     rows = build_features(telemetry).iloc[::40]
     body = rows.to_json(orient="split", index=False, double_precision=15)
     request = urllib.request.Request(
