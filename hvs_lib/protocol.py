@@ -1,6 +1,6 @@
 """The evaluation protocol: the same folds, thinning, alarm choice and metrics for every model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -25,6 +25,7 @@ from hvs_lib.splits import Split, thin_normal_rows
 import numpy as np
 import pandas as pd
 from imblearn.pipeline import Pipeline
+from joblib import Parallel, delayed
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import FixedThresholdClassifier
 
@@ -40,6 +41,7 @@ class Assessment:
     rule, threshold : of the alarm.
     metrics : on the test racks; with the prefix ``cv_`` out of fold on the training racks.
     cv_scores, test_scores : scores frames, calibrated.
+    raw_cv_scores : array, shape (len(split.train),), `cv_scores` before calibration.
     seconds : spent on fitting and scoring [s].
     """
 
@@ -50,6 +52,7 @@ class Assessment:
     metrics: dict[str, float]
     cv_scores: pd.DataFrame
     test_scores: pd.DataFrame
+    raw_cv_scores: np.ndarray
     seconds: float
 
     @property
@@ -89,6 +92,7 @@ class Protocol:
         budget's place.
     seed : of the bootstrap.
     rules : of the alarm, to choose from.
+    n_jobs : fits at once, in threads; -1: as many as cores. What they find does not depend on it.
     """
 
     telemetry: pd.DataFrame
@@ -99,6 +103,7 @@ class Protocol:
     missed_event_costs: float = 0.0
     seed: int = 42
     rules: tuple[AlarmRule, ...] = RULES
+    n_jobs: int = -1
 
     def __post_init__(self):
         if self.normal_stride < 1:
@@ -141,23 +146,36 @@ class Protocol:
         -------
         array, shape (len(split.train),), in the order of ``split.train``.
         """
-        scores = np.full(len(self.X), np.nan)
-        for fit_rows, valid_rows in self.split.folds:
-            model = self.fit(pipeline, fit_rows)
-            scores[valid_rows] = models.hazard_score(model, self.X.iloc[valid_rows])
-        return scores[self.split.train]
+        return self._in_order(self._fit_and_score(pipeline, self.split.folds))
 
     def assess(self, pipeline: Pipeline) -> Assessment:
         """Assess a pipeline; see the class."""
         start = perf_counter()
-        cv_scores = self.out_of_fold_scores(pipeline)
-        model = self.fit(pipeline, self.split.train)
-        test_scores = models.hazard_score(model, self.X.iloc[self.split.test])
+        whole = (self.split.train, self.split.test)
+        (model, test_scores), *folds = self._fit_and_score(pipeline, [whole, *self.split.folds])
+        cv_scores = self._in_order(folds)
         seconds = perf_counter() - start
         train = self.split.train
         calibration = choose_calibration(self.y[train], cv_scores, self._fold_of_row()[train])
         calibrated = (calibration.apply(scores) for scores in (cv_scores, test_scores))
-        return self._report(*calibrated, model=model, calibration=calibration, seconds=seconds)
+        found = {"raw_cv_scores": cv_scores, "calibration": calibration, "seconds": seconds}
+        return self._report(*calibrated, model=model, **found)
+
+    def _fit_and_score(self, pipeline: Pipeline, parts: Sequence) -> list[tuple]:
+        """Fit on the first rows of each part and score the second, parts side by side."""
+
+        def one(fit_rows: np.ndarray, score_rows: np.ndarray) -> tuple[Pipeline, np.ndarray]:
+            model = self.fit(pipeline, fit_rows)
+            return model, models.hazard_score(model, self.X.iloc[score_rows])
+
+        return Parallel(n_jobs=self.n_jobs, prefer="threads")(delayed(one)(*part) for part in parts)
+
+    def _in_order(self, folds: Sequence[tuple]) -> np.ndarray:
+        """Put the scores of the folds in the order of ``split.train``."""
+        scores = np.full(len(self.X), np.nan)
+        for (_, held_out), (_, found) in zip(self.split.folds, folds, strict=True):
+            scores[held_out] = found
+        return scores[self.split.train]
 
     def assess_reference(
         self, score: Callable[[np.ndarray], np.ndarray], *, threshold: float | None = None
@@ -172,11 +190,12 @@ class Protocol:
         start = perf_counter()
         cv_scores, test_scores = score(self.split.train), score(self.split.test)
         seconds = perf_counter() - start
-        return self._report(cv_scores, test_scores, threshold=threshold, seconds=seconds)
+        found = {"raw_cv_scores": cv_scores, "seconds": seconds}
+        return self._report(cv_scores, test_scores, threshold=threshold, **found)
 
     def _report(
-        self, cv_scores, test_scores, *, seconds, model=None, calibration=NO_CALIBRATION,
-        threshold=None,
+        self, cv_scores, test_scores, *, raw_cv_scores, seconds, model=None,
+        calibration=NO_CALIBRATION, threshold=None,
     ) -> Assessment:  # fmt: skip
         cv = scores_frame(self.telemetry, self.split.train, cv_scores)
         test = scores_frame(self.telemetry, self.split.test, test_scores)
@@ -195,7 +214,8 @@ class Protocol:
             for name, value in metrics.items()
             if "false_alarms_per_module_day" in name
         }
-        return Assessment(model, calibration, rule, threshold, metrics, cv, test, seconds)
+        scores = {"cv_scores": cv, "test_scores": test, "raw_cv_scores": raw_cv_scores}
+        return Assessment(model, calibration, rule, threshold, metrics, **scores, seconds=seconds)
 
     def choose_alarm(self, cv_scores: pd.DataFrame) -> tuple[AlarmRule, float]:
         """Choose the alarm's rule and threshold on a frame of out-of-fold scores."""

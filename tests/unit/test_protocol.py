@@ -1,4 +1,5 @@
 from dataclasses import replace
+from threading import Barrier
 
 from hvs_lib import columns as col
 from hvs_lib.calibration import Calibration, fit_calibrator
@@ -144,3 +145,26 @@ def test_a_missed_event_that_costs_much_is_worth_false_alarms(protocol, pipeline
     false = [p.assess(pipeline).metrics["cv_n_false_alarms"] for p in (costly, cheap)]
     assert caught[0] >= caught[1]
     assert false[1] == 0
+
+
+def test_the_number_of_threads_changes_nothing(protocol, pipeline):
+    one, two = (replace(protocol, n_jobs=n).assess(pipeline) for n in (1, 2))
+    pd.testing.assert_frame_equal(one.cv_scores, two.cv_scores, check_exact=True)
+    pd.testing.assert_frame_equal(one.test_scores, two.test_scores, check_exact=True)
+    assert one.metrics == two.metrics
+
+
+def test_folds_are_fitted_side_by_side(protocol):
+    """Both threads wait for each other inside a fit: one after the other would never meet."""
+    pipeline = make_pipeline(Meeting())
+    replace(protocol, n_jobs=3).out_of_fold_scores(pipeline)
+
+
+class Meeting(LogisticRegression):
+    """A classifier whose fit waits for another fit."""
+
+    barrier = Barrier(2, timeout=60)
+
+    def fit(self, X, y, sample_weight=None):
+        self.barrier.wait()
+        return super().fit(X, y, sample_weight)
