@@ -40,9 +40,7 @@ def run(
             load_telemetry(given["data_path"])  # refused here, before a kernel starts
         if in_place and any(planned.values()):
             raise runner.RunError("--in-place keeps the outputs of the defaults: set no parameter.")
-        timings = runner.execute(
-            planned, say=click.echo, progress=sys.stderr.isatty(), in_place=in_place
-        )
+        timings = runner.execute(planned, say=click.echo, in_place=in_place)
     except (runner.RunError, DataError) as error:
         _fail(error)
     if runner.COMPARISON in planned:
@@ -93,18 +91,17 @@ def check(file: Path) -> None:
 def score(file: Path, output: Path, model: str | None) -> None:
     """Find the alarms in a telemetry FILE with the registered champion."""
     from hvs_lib.data import DataError
+    from hvs_lib.progress import ProgressBar
     from hvs_lib.scoring import CHAMPION_URI, ModelError, load_champion, score_file
     from hvs_lib.tracking import connect
 
-    from tqdm import tqdm
-
-    bar = tqdm(total=100, unit=" %", disable=not sys.stderr.isatty(), leave=False)
+    bar = ProgressBar(100, "percent")
     try:
         connect()
         champion = load_champion(model or CHAMPION_URI)
         start = time.perf_counter()
         tally = score_file(
-            file, output, champion, on_progress=lambda share: bar.update(100 * share - bar.n)
+            file, output, champion, on_progress=lambda share: bar.update(100 * share - bar.done)
         )
     except (DataError, ModelError, OSError) as error:
         _fail(error)

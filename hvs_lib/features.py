@@ -9,6 +9,7 @@ siblings. The second walks each module and sums the signals up over windows of t
 """
 
 from hvs_lib import columns as col
+from hvs_lib.progress import steps
 
 import numpy as np
 import pandas as pd
@@ -40,6 +41,7 @@ _WINDOWS_US = np.array([w * 60_000_000 for w in WINDOWS_MIN])
 _MIN_SPANS_S = np.array([w * 60.0 * MIN_SPAN for w in WINDOWS_MIN])
 _CARRY_US = int(CARRY_S * 1_000_000)
 _NEVER = np.iinfo(np.int64).max
+_MODULES_AT_ONCE = 16  # between two steps of the progress bar
 
 
 def feature_names() -> list[str]:
@@ -54,7 +56,7 @@ def feature_names() -> list[str]:
     return [name for s in SIGNALS for name in (s, *(f"{s}__{kept}" for kept in KEPT[s]))]
 
 
-def build_features(telemetry: pd.DataFrame) -> pd.DataFrame:
+def build_features(telemetry: pd.DataFrame, *, progress: bool = False) -> pd.DataFrame:
     """Turn each row of telemetry into causal features.
 
     The window of w minutes at time t holds the readings of (t - w, t]. Mean and standard deviation
@@ -68,6 +70,8 @@ def build_features(telemetry: pd.DataFrame) -> pd.DataFrame:
     telemetry : DataFrame of shape (n_samples, n_columns)
         As `load_telemetry` returns it: modules and racks in one piece, time increasing within a
         module. An absent sensor column counts as missing throughout.
+    progress : bool
+        Show a progress bar.
 
     Returns
     -------
@@ -84,7 +88,10 @@ def build_features(telemetry: pd.DataFrame) -> pd.DataFrame:
     names = feature_names()
     features = np.empty((len(telemetry), len(names)), dtype=np.float32)
     _derive_signals(times, modules, racks, *_derived_from(), signals)
-    _roll(times, modules, signals, _places(names), features)
+    parts = range(0, len(modules) - 1, _MODULES_AT_ONCE)
+    for first in steps(parts, "parts of the fleet") if progress else parts:
+        part = modules[first : first + _MODULES_AT_ONCE + 1]
+        _roll(times, part, signals, _places(names), features)
     return pd.DataFrame(features, index=telemetry.index, columns=names, copy=False)
 
 

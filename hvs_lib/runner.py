@@ -8,11 +8,12 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvs_lib.data import project_root
+from hvs_lib.progress import LOG_FILE, LogReader, log_file, log_line
+from hvs_lib.project import project_root
 
 import nbformat
 import papermill as pm
@@ -110,7 +111,6 @@ def execute(
     planned: Mapping[str, Mapping[str, object]],
     *,
     say: Callable[[str], None],
-    progress: bool,
     in_place: bool = False,
 ) -> list[Timing]:
     """Execute the planned notebooks in order, into a new folder ``runs/<time>/``.
@@ -118,8 +118,8 @@ def execute(
     Parameters
     ----------
     planned : from `plan`.
-    say : is given each line for the user.
-    progress : show a bar of cells done on the terminal.
+    say : is given each line for the user, those of the steps within a notebook too; they are also
+        in the folder's ``run.log``, with the time.
     in_place : also keep the outputs in ``notebooks/``, see `keep_outputs`.
 
     Raises
@@ -128,16 +128,29 @@ def execute(
         With the failing cell's error and the path of the partial notebook.
     """
     folder = _new_folder()
-    say(f"Executed notebooks go to {folder}")
-    timings = []
-    for number, (name, parameters) in enumerate(planned.items(), 1):
-        say(f"[{number}/{len(planned)}] {name} ...")
-        timing = _execute_one(name, parameters, folder / f"{name}.ipynb", progress=progress)
-        say(f"[{number}/{len(planned)}] {name} done in {timing.total:.0f} s")
-        timings.append(timing)
+    with _environment({LOG_FILE: str(folder / "run.log")}):
+        timings = _execute_all(planned, folder, say)
     if in_place:  # all or none: the committed notebooks belong together
         for name in planned:
             keep_outputs(folder / f"{name}.ipynb", notebooks()[name])
+    return timings
+
+
+def _execute_all(
+    planned: Mapping[str, Mapping[str, object]], folder: Path, say: Callable[[str], None]
+) -> list[Timing]:
+    def tell(text: str) -> None:
+        log_line(text)
+        say(text)
+
+    tell(f"Executed notebooks go to {folder}")
+    timings = []
+    for number, (name, parameters) in enumerate(planned.items(), 1):
+        tell(f"[{number}/{len(planned)}] {name} ...")
+        with LogReader(log_file(), say):
+            timing = _execute_one(name, parameters, folder / f"{name}.ipynb")
+        tell(f"[{number}/{len(planned)}] {name} done in {timing.total:.0f} s")
+        timings.append(timing)
     return timings
 
 
@@ -190,28 +203,26 @@ def timing_report(timings: list[Timing]) -> str:
     return "\n".join(lines)
 
 
-def _execute_one(
-    name: str, parameters: Mapping[str, object], output: Path, *, progress: bool
-) -> Timing:
+def _execute_one(name: str, parameters: Mapping[str, object], output: Path) -> Timing:
     # Imported here so that a refused call does not wait for MLflow.
     from hvs_lib import tracking
 
     # papermill only logs what an execution lacks; `plan` and the exceptions below say it better.
     logging.getLogger("papermill").setLevel(logging.ERROR)
     execution_id = uuid.uuid4().hex
-    os.environ["HVS_EXECUTION_ID"] = execution_id  # the kernel inherits it
     start = time.perf_counter()
     tracking.connect()
     failure = None
     try:
-        pm.execute_notebook(
-            notebooks()[name],
-            output,
-            parameters=dict(parameters),
-            kernel_name="python3",
-            progress_bar=progress,
-            extra_arguments=["--log-level=CRITICAL"],  # the kernel's own advice
-        )
+        with _environment({"HVS_EXECUTION_ID": execution_id}):
+            pm.execute_notebook(
+                notebooks()[name],
+                output,
+                parameters=dict(parameters),
+                kernel_name="python3",
+                progress_bar=False,  # the steps say more than a count of cells
+                extra_arguments=["--log-level=CRITICAL"],  # the kernel's own advice
+            )
     except PapermillExecutionError as error:
         failure = f"failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
     except DeadKernelError:
@@ -275,6 +286,21 @@ def _typed(parameter: str, value: object, default: object) -> object:
 def _nearest(name: str, known) -> str:
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(sorted(known))}."
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, which the kernels inherit, for a while."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _new_folder() -> Path:

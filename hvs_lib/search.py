@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -16,7 +15,6 @@ import numpy as np
 from imblearn.pipeline import Pipeline
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.metrics import average_precision_score, f1_score
-from tqdm import tqdm
 from xgboost import QuantileDMatrix, XGBClassifier, train
 
 SEARCHES = ("random", "halving")
@@ -157,15 +155,6 @@ class CandidateScorer:
                 found = dict(zip(SCORINGS, np.array(scores).T, strict=True))
                 self._on_candidate(self._finished, params, found)
         return score[SCORINGS.index(self._scoring)]
-
-
-def progress_bar(total: int, unit: str) -> tqdm:
-    """Return a bar for the terminal or the notebook that vanishes when it is closed.
-
-    It writes to standard output, since a notebook shows standard error as a warning, and seldom
-    enough for a headless log.
-    """
-    return tqdm(total=total, unit=f" {unit}", file=sys.stdout, leave=False, mininterval=1, ncols=80)
 
 
 def check_found(n_found: int, time_budget_min: float) -> None:

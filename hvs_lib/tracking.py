@@ -21,8 +21,9 @@ from pathlib import Path
 
 from hvs_lib import __version__, plots
 from hvs_lib import columns as col
-from hvs_lib.data import event_codes, project_root, sha256_of_file
+from hvs_lib.data import event_codes, sha256_of_file
 from hvs_lib.metrics import AlarmRule, undefined_metrics
+from hvs_lib.project import project_root
 from hvs_lib.protocol import Assessment, Protocol
 
 import joblib

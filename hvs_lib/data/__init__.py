@@ -5,7 +5,7 @@ time, ids as categories, sensors as float32, the label as int8, time in UTC with
 """
 
 from hvs_lib.data.codes import event_codes, module_codes, rack_codes
-from hvs_lib.data.files import DataError, project_root, sha256_of_file
+from hvs_lib.data.files import DataError, sha256_of_file
 from hvs_lib.data.loading import load_telemetry
 from hvs_lib.data.saving import save_telemetry
 from hvs_lib.data.simulated import simulated_fleet_path
@@ -18,7 +18,6 @@ __all__ = [
     "format_summary",
     "load_telemetry",
     "module_codes",
-    "project_root",
     "rack_codes",
     "read_racks",
     "save_telemetry",

@@ -1,7 +1,6 @@
 """What a refusal says, and what is known of a file before it is opened."""
 
 import hashlib
-import os
 from pathlib import Path
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
@@ -52,15 +51,3 @@ def sha256_of_file(path: str | Path) -> str:
     """Return the SHA-256 of a whole file as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def project_root() -> Path:
-    """Return the folder that holds data/, runs/ and the tracking store.
-
-    Returns
-    -------
-    Path
-        `HVS_PROJECT_ROOT` if that is set, else the folder above the package.
-    """
-    chosen = os.environ.get("HVS_PROJECT_ROOT")
-    return Path(chosen).expanduser().resolve() if chosen else Path(__file__).resolve().parents[2]

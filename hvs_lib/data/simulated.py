@@ -4,9 +4,9 @@ import hashlib
 from pathlib import Path
 
 from hvs_lib import __version__
-from hvs_lib.data.files import project_root
 from hvs_lib.data.reading import READ_ERRORS
 from hvs_lib.data.saving import write
+from hvs_lib.project import project_root
 
 import pyarrow as arrow
 import pyarrow.parquet
@@ -56,7 +56,7 @@ def _simulate_to(path: Path, sites: int, seed: int, stamp: str) -> None:
     # here, not at the top: it brings in numba, which reading a file does not need
     from hvs_lib.simulator import simulate_fleet
 
-    telemetry, _ = simulate_fleet(sites, SIMULATED_HOURS, seed)
+    telemetry, _ = simulate_fleet(sites, SIMULATED_HOURS, seed, n_jobs=-1, progress=True)
     stamps = {b"hvs_workbook_version": __version__.encode(), _FINGERPRINT: stamp.encode()}
     write(telemetry, path, stamps)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hvs_lib import columns as col
+from hvs_lib.progress import steps
 from hvs_lib.simulator import physics as ph
 from hvs_lib.simulator.events import N_RACKS, Event, draw_events, make_event
 from hvs_lib.simulator.physics import DT_S, N_MODULES
@@ -13,7 +14,6 @@ from hvs_lib.simulator.site import Fate, draw_dispatch, draw_room, fates, plan_r
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
-from tqdm.auto import tqdm
 
 START = np.datetime64("2025-01-01T00:00:00", "us")
 LABEL_FROM_S = col.LABEL_FROM_MIN * 60.0 + col.LABEL_UNTIL_S  # before the PNR
@@ -80,13 +80,8 @@ def simulate_fleet(
         delayed(simulate_site)(site, hours, seed, drop_lost_racks=drop_lost_racks)
         for site in range(sites)
     )
-    runs = []
-    with tqdm(total=sites, unit="site", desc="compiling", disable=not progress) as bar:
-        for run in Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(work):
-            runs.append(run)
-            bar.set_description("simulating", refresh=False)
-            bar.update()
-    return to_frames(runs)
+    done = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(work)
+    return to_frames(list(steps(done, "sites", total=sites) if progress else done))
 
 
 def _check_arguments(sites: int, hours: float, seed: int) -> None:

@@ -65,12 +65,13 @@ def test_check_accepts_telemetry_without_a_label(hvs, make_telemetry, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["fleet.csv", "fleet.parquet"])
-def test_simulate_writes_what_loads_and_never_overwrites(hvs, tmp_path, name):
-    path = tmp_path / name
+def test_simulate_writes_what_loads_and_never_overwrites(hvs, project, name):
+    path = project / name
     arguments = ["simulate", path, "--sites", 1, "--hours", 0.5, "--seed", 3]
     result = hvs(*arguments)
     assert result.exit_code == 0, result.output
     assert "modules" in result.output
+    assert "1 of 1 sites, 0 s left" in (project / "runs" / "hvs.log").read_text()
     telemetry = load_telemetry(path, require_label=False)
     assert telemetry[col.MODULE].nunique() == 64
     before = path.read_bytes()

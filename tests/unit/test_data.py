@@ -13,6 +13,7 @@ from hvs_lib.data import DataError, event_codes, load_telemetry, save_telemetry,
 from hvs_lib.data.loading import DEFAULT_SITE
 from hvs_lib.data.reading import MISSING
 from hvs_lib.data.schema import PLAUSIBLE
+from hvs_lib.project import project_root
 from hvs_lib.simulator import simulate_fleet
 
 import numpy as np
@@ -685,9 +686,9 @@ def test_sha256_of_file(tmp_path):
 
 
 def test_project_root(project, monkeypatch):
-    assert data.project_root() == project
+    assert project_root() == project
     monkeypatch.delenv("HVS_PROJECT_ROOT")
-    assert (data.project_root() / "hvs_lib" / "data" / "files.py").is_file()
+    assert (project_root() / "hvs_lib" / "data" / "files.py").is_file()
 
 
 def test_simulated_fleet_is_written_once_and_again_when_stale(project, monkeypatch):

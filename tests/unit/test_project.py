@@ -16,7 +16,7 @@ REQUIRED = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
 
 # The order of the flow: a module imports only from those before it.
 FLOW = [
-    ["columns"], ["simulator"],
+    ["project"], ["progress"], ["columns"], ["simulator"],
     ["data.files"], ["data.codes"], ["data.reading"], ["data.conversion"], ["data.schema"],
     ["data.loading"], ["data.streaming"], ["data.summary"], ["data.saving"],
     ["data.simulated"], ["data"],

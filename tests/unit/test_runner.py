@@ -30,7 +30,7 @@ def tiny(project, monkeypatch):
         nbformat.write(notebook, folder / "05_tiny.ipynb")
         said = []
         planned = plan([], parameters=parameters)
-        return runner.execute(planned, say=said.append, progress=False), said
+        return runner.execute(planned, say=said.append), said
 
     return execute
 
@@ -88,6 +88,15 @@ def test_executed_notebook_is_kept_and_logged_with_its_run(tiny, project):
     assert min(parts) >= 0
     assert sum(parts) == pytest.approx(timing.total)
     assert "share" in runner.timing_report([timing])
+
+
+@pytest.mark.slow
+def test_steps_of_a_notebook_are_said_and_logged(tiny, project):
+    step = "from hvs_lib.progress import steps; list(steps('ab', 'models'))"
+    _, said = tiny(GOOD, step, "run.finish()")
+    assert said[2:4] == ["  1 of 2 models, 0 s left", "  2 of 2 models, 0 s left"]
+    (log,) = project.glob("runs/*/run.log")
+    assert [line[len("2026-01-01 00:00:00 ") :] for line in log.read_text().splitlines()] == said
 
 
 @pytest.mark.slow

@@ -181,13 +181,14 @@ def test_bad_telemetry_is_refused_and_leaves_no_output(telemetry, champion, tmp_
         score_file(tmp_path / "absurd.parquet", tmp_path / "no" / "alarms.csv", champion)
 
 
-def test_command_says_what_it_did(telemetry, uri, expected, tmp_path):
+def test_command_says_what_it_did(telemetry, uri, expected, project, tmp_path):
     save_telemetry(telemetry, tmp_path / "t.parquet")
     call = ["score", str(tmp_path / "t.parquet"), "--output", str(tmp_path / "alarms.csv")]
     result = CliRunner().invoke(main, call)
     assert result.exit_code == 0, result.output
     assert "8 racks, 1,920 rows" in result.output
     assert f"{len(expected)} alarms in" in result.output
+    assert "100 of 100 percent, 0 s left" in (project / "runs" / "hvs.log").read_text()
     result = CliRunner().invoke(main, ["score", str(tmp_path / "none.csv")])
     assert (result.exit_code, "must exist" in result.output) == (1, True)
 

@@ -8,7 +8,6 @@ from hvs_lib.search import (
     SharedFolds,
     check_found,
     check_search,
-    progress_bar,
 )
 from hvs_lib.splits import split_by_rack
 
@@ -140,11 +139,3 @@ def test_refusals(changed, message):
     check_search(**good)
     with pytest.raises(ValueError, match=message):
         check_search(**(good | changed))
-
-
-def test_progress_goes_to_standard_output_and_vanishes(capsys):
-    with progress_bar(3, "candidates") as bar:
-        bar.update()
-    said = capsys.readouterr()
-    assert said.err == ""
-    assert said.out.endswith("\r")
