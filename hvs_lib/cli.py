@@ -23,11 +23,18 @@ def main() -> None:
     "-p", "--param", "params", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter."
 )
 @click.option("--profile", default="default", show_default=True, help="smoke, default or full.")
-@click.option("--in-place", is_flag=True, help="Keep the outputs in notebooks/, for committing.")
+@click.option("--fresh", is_flag=True, help="Execute also what was executed before.")
+@click.option(
+    "--in-place", is_flag=True, help="Keep the outputs in notebooks/, for committing; is fresh."
+)
 def run(
-    notebook: tuple[str, ...], params: tuple[tuple[str, str], ...], profile: str, in_place: bool
+    notebook: tuple[str, ...],
+    params: tuple[tuple[str, str], ...],
+    profile: str,
+    fresh: bool,
+    in_place: bool,
 ) -> None:
-    """Execute all notebooks, or those named, in order."""
+    """Execute all notebooks, or those named, in order; a run that was stopped goes on."""
     from hvs_lib import runner
     from hvs_lib.data import DataError, load_telemetry
 
@@ -40,12 +47,15 @@ def run(
             load_telemetry(given["data_path"])  # refused here, before a kernel starts
         if in_place and any(planned.values()):
             raise runner.RunError("--in-place keeps the outputs of the defaults: set no parameter.")
-        timings = runner.execute(planned, say=click.echo, in_place=in_place)
+        timings = runner.execute(
+            planned, say=click.echo, in_place=in_place, fresh=fresh or in_place
+        )
     except (runner.RunError, DataError) as error:
         _fail(error)
     if runner.COMPARISON in planned:
         _show_verdict()
-    click.echo("\n" + runner.timing_report(timings))
+    if timings:
+        click.echo("\n" + runner.timing_report(timings))
     click.echo("\nEvery run, figure and model: `make ui`, then open http://127.0.0.1:5000")
 
 

@@ -1,19 +1,23 @@
 """Execute the notebooks with papermill, in order, and say where the time went."""
 
+from __future__ import annotations
+
 import ast
 import contextlib
 import difflib
 import logging
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hvs_lib.progress import LOG_FILE, LogReader, log_file, log_line
-from hvs_lib.project import project_root
+from hvs_lib.project import EXECUTION, FINGERPRINT, FRESH, project_root
 
 import nbformat
 import papermill as pm
@@ -21,6 +25,9 @@ import yaml
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 _RUN_ID = re.compile(r"\b[0-9a-f]{32}\b")
@@ -112,8 +119,13 @@ def execute(
     *,
     say: Callable[[str], None],
     in_place: bool = False,
+    fresh: bool = False,
 ) -> list[Timing]:
     """Execute the planned notebooks in order, into a new folder ``runs/<time>/``.
+
+    A notebook that has been executed before, and everything it follows from is the same, is not
+    executed again but copied from its run; the comparison always is. A search that was stopped
+    goes on after its last finished candidate.
 
     Parameters
     ----------
@@ -121,6 +133,11 @@ def execute(
     say : is given each line for the user, those of the steps within a notebook too; they are also
         in the folder's ``run.log``, with the time.
     in_place : also keep the outputs in ``notebooks/``, see `keep_outputs`.
+    fresh : execute what has been executed before, too.
+
+    Returns
+    -------
+    list of Timing, of the notebooks that were executed.
 
     Raises
     ------
@@ -129,7 +146,7 @@ def execute(
     """
     folder = _new_folder()
     with _environment({LOG_FILE: str(folder / "run.log")}):
-        timings = _execute_all(planned, folder, say)
+        timings = _execute_all(planned, folder, say, fresh=fresh)
     if in_place:  # all or none: the committed notebooks belong together
         for name in planned:
             keep_outputs(folder / f"{name}.ipynb", notebooks()[name])
@@ -137,8 +154,18 @@ def execute(
 
 
 def _execute_all(
-    planned: Mapping[str, Mapping[str, object]], folder: Path, say: Callable[[str], None]
+    planned: Mapping[str, Mapping[str, object]],
+    folder: Path,
+    say: Callable[[str], None],
+    *,
+    fresh: bool,
 ) -> list[Timing]:
+    # Imported here so that a refused call does not wait for MLflow.
+    from hvs_lib import tracking
+    from hvs_lib.resume import fingerprint
+
+    tracking.connect()
+
     def tell(text: str) -> None:
         log_line(text)
         say(text)
@@ -146,10 +173,17 @@ def _execute_all(
     tell(f"Executed notebooks go to {folder}")
     timings = []
     for number, (name, parameters) in enumerate(planned.items(), 1):
-        tell(f"[{number}/{len(planned)}] {name} ...")
-        with LogReader(log_file(), say):
-            timing = _execute_one(name, parameters, folder / f"{name}.ipynb")
-        tell(f"[{number}/{len(planned)}] {name} done in {timing.total:.0f} s")
+        place, output = f"[{number}/{len(planned)}] {name}", folder / f"{name}.ipynb"
+        known = fingerprint(notebooks()[name], _defaults(notebooks()[name]) | dict(parameters))
+        run_id = None if fresh or name == COMPARISON else _copy_executed(known, output)
+        if run_id is not None:
+            tell(f"{place} done before, Run ID {run_id}; --fresh executes it again")
+            continue
+        tell(f"{place} ...")
+        variables = {FINGERPRINT: known, FRESH: "1" if fresh else ""}
+        with LogReader(log_file(), say), _environment(variables):
+            timing = _execute_one(name, parameters, output)
+        tell(f"{place} done in {timing.total:.0f} s")
         timings.append(timing)
     return timings
 
@@ -204,37 +238,73 @@ def timing_report(timings: list[Timing]) -> str:
 
 
 def _execute_one(name: str, parameters: Mapping[str, object], output: Path) -> Timing:
-    # Imported here so that a refused call does not wait for MLflow.
-    from hvs_lib import tracking
-
-    # papermill only logs what an execution lacks; `plan` and the exceptions below say it better.
-    logging.getLogger("papermill").setLevel(logging.ERROR)
     execution_id = uuid.uuid4().hex
     start = time.perf_counter()
-    tracking.connect()
-    failure = None
-    try:
-        with _environment({"HVS_EXECUTION_ID": execution_id}):
-            pm.execute_notebook(
-                notebooks()[name],
-                output,
-                parameters=dict(parameters),
-                kernel_name="python3",
-                progress_bar=False,  # the steps say more than a count of cells
-                extra_arguments=["--log-level=CRITICAL"],  # the kernel's own advice
-            )
-    except PapermillExecutionError as error:
-        failure = f"failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
-    except DeadKernelError:
-        failure = "failed: its kernel died"
-    parent = tracking.parent_of_execution(execution_id)
-    if parent is not None:
-        tracking.log_notebook(parent.info.run_id, output)
-    tracking.close_killed_runs()
-    if failure is not None:
-        raise RunError(f"{name} {failure}\nThe notebook up to there: {output}")
+    with _environment({EXECUTION: execution_id}):
+        failure = _failure_of(notebooks()[name], output, parameters)
+    parent, not_closed = _close(execution_id, output)
+    failure = failure or not_closed
+    if failure:
+        kept = f"\nThe notebook up to there: {output}" if output.exists() else ""
+        raise RunError(f"{name} {failure}{kept}")
     tracked = parent.data.metrics.get("seconds_tracking", 0.0) if parent else 0.0
     return _timing(name, output, total=time.perf_counter() - start, tracked=tracked)
+
+
+def _failure_of(notebook: Path, output: Path, parameters: Mapping[str, object]) -> str:
+    """Execute a notebook and say what went wrong; empty where all is well."""
+    # papermill only logs what an execution lacks; `plan` and the exceptions below say it better.
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    try:
+        pm.execute_notebook(
+            notebook,
+            output,
+            parameters=dict(parameters),
+            kernel_name="python3",
+            progress_bar=False,  # the steps say more than a count of cells
+            extra_arguments=["--log-level=CRITICAL"],  # the kernel's own advice
+        )
+    except PapermillExecutionError as error:
+        return f"failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
+    except DeadKernelError:
+        return "failed: its kernel died"
+    except (OSError, RuntimeError) as error:  # the latter where the kernel does not start
+        return f"failed: {_first_line(error)}"
+    return ""
+
+
+def _close(execution_id: str, output: Path) -> tuple[Run | None, str]:
+    """Log the notebook with its run and close what dead processes left.
+
+    Returns
+    -------
+    The parent run, if there is one, and what went wrong; empty where all is well.
+    """
+    from hvs_lib import tracking
+
+    from mlflow.exceptions import MlflowException
+
+    parent = None
+    try:
+        parent = tracking.parent_of_execution(execution_id)
+        if parent is not None:
+            tracking.log_notebook(parent.info.run_id, output)
+        tracking.close_killed_runs()
+    except (OSError, MlflowException) as error:
+        return parent, f"was executed, but its run could not be closed: {_first_line(error)}"
+    return parent, ""
+
+
+def _copy_executed(fingerprint: str, output: Path) -> str | None:
+    """Copy the notebook of an earlier execution, and return the Run ID; None if there is none."""
+    from hvs_lib import tracking
+
+    found = tracking.executed_before(fingerprint, output.name)
+    if found is None:
+        return None
+    run_id, executed = found
+    shutil.copy(executed, output)
+    return run_id
 
 
 def _timing(name: str, executed: Path, *, total: float, tracked: float) -> Timing:
@@ -281,6 +351,10 @@ def _typed(parameter: str, value: object, default: object) -> object:
             f"got {value!r}."
         )
     return value
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
 
 
 def _nearest(name: str, known) -> str:

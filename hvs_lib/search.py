@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from threading import Lock
@@ -27,10 +27,12 @@ class PreparedFold:
 
     Attributes
     ----------
+    number : of the fold, from 0.
     rows : array of int, shape (n_rows,), positions of the rows to fit on.
     fitting, held_out : the binned features of these rows and of the rows to score.
     """
 
+    number: int
     rows: np.ndarray
     fitting: QuantileDMatrix
     held_out: QuantileDMatrix
@@ -47,13 +49,28 @@ class SharedFolds:
     ----------
     pipeline : from `make_pipeline`, with an XGBClassifier and without a sampler.
     protocol : its folds, thinning and row weights.
+    names : the parameters that are searched; they tell the candidates apart.
+    scored : parameters and metrics of the candidates that an earlier search has scored on these
+        folds, from ``run.scored_candidates``: they are not fitted again.
     time_budget_min : no candidate starts later than so many minutes after the making of the folds;
         0 sets no limit [min].
     """
 
-    def __init__(self, pipeline: Pipeline, protocol: Protocol, *, time_budget_min: float = 0.0):
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        protocol: Protocol,
+        *,
+        names: Iterable[str],
+        scored: Iterable[tuple[Mapping, Mapping]] = (),
+        time_budget_min: float = 0.0,
+    ):
+        self.names = tuple(names)
         self.cv = [(protocol.fitting_rows(rows), held) for rows, held in protocol.split.folds]
-        self.folds = [_prepare(pipeline, protocol, *rows) for rows in self.cv]
+        self.folds = [
+            _prepare(pipeline, protocol, number, *rows) for number, rows in enumerate(self.cv)
+        ]
+        self._scored = {self._key(params): metrics for params, metrics in scored}
         self._deadline = monotonic() + 60 * time_budget_min if time_budget_min else np.inf
 
     def __sklearn_clone__(self) -> SharedFolds:
@@ -62,6 +79,15 @@ class SharedFolds:
     def fitted_on(self, rows: np.ndarray) -> PreparedFold:
         """Find the fold by the rows that it is fitted on."""
         return next(fold for fold in self.folds if np.array_equal(fold.rows, rows))
+
+    def scored_before(self, params: Mapping, fold: int) -> tuple[float, float] | None:
+        """Return a candidate's `SCORINGS` on a fold from an earlier search, if it has them."""
+        metrics = self._scored.get(self._key(params), {})
+        names = [_fold_metric(name, fold) for name in SCORINGS]
+        return tuple(metrics[name] for name in names) if metrics.keys() >= set(names) else None
+
+    def _key(self, params: Mapping) -> tuple[str, ...]:
+        return tuple(str(params[name]) for name in self.names)  # MLflow keeps parameters as text
 
     @property
     def time_is_up(self) -> bool:
@@ -87,11 +113,12 @@ class SharedFoldClassifier(ClassifierMixin, BaseEstimator):
         self.folds = folds
 
     def fit(self, rows: np.ndarray, y: np.ndarray) -> SharedFoldClassifier:
-        """Grow the trees; none where the time budget is spent."""
+        """Grow the trees; none where the scores are known or the time budget is spent."""
         self.classes_ = np.array([0, 1])
         self.fold_ = self.folds.fitted_on(rows[:, 0])
         self.booster_ = None
-        if not self.folds.time_is_up:
+        self.scores_ = self.folds.scored_before(self.get_params(), self.fold_.number)
+        if self.scores_ is None and not self.folds.time_is_up:
             with self.fold_.lock:
                 self.booster_ = train(
                     self.classify.get_xgb_params(),
@@ -118,42 +145,40 @@ class CandidateScorer:
     Parameters
     ----------
     scoring : one of `SCORINGS`, what the search maximises.
-    names : the parameters that are searched; they tell the candidates apart.
-    n_folds : scores that make a candidate complete.
-    on_candidate : called with the candidate's number, its parameters and a dict of `SCORINGS` to
-        its scores, shape (n_folds,), in the order in which the folds ended.
+    folds : what the candidates are fitted on.
+    on_candidate : called with the candidate's number, its parameters and its metrics: of each of
+        `SCORINGS` the mean, the standard deviation and the score of each fold.
     """
 
     def __init__(
         self,
         scoring: str,
+        folds: SharedFolds,
         *,
-        names: Iterable[str],
-        n_folds: int,
-        on_candidate: Callable[[int, dict, dict[str, np.ndarray]], None],
+        on_candidate: Callable[[int, dict, dict[str, float]], None],
     ):
         self._scoring = scoring
-        self._names = tuple(names)
-        self._n_folds = n_folds
+        self._folds = folds
         self._on_candidate = on_candidate
-        self._scores: dict[tuple, list[tuple[float, float]]] = {}
+        self._scores: dict[tuple, dict[int, tuple[float, float]]] = {}
         self._finished = 0
         self._lock = Lock()
 
     def __call__(self, estimator: BaseEstimator, X, y) -> float:
         """Score one fold of one candidate; NaN where the time was up."""
-        hazard = estimator.predict_proba(X)[:, 1]
-        if np.isnan(hazard[0]):
-            return np.nan
-        score = f1_score(y, hazard >= 0.5), average_precision_score(y, hazard)
-        params = {name: estimator.get_params()[name] for name in self._names}
+        score = estimator.scores_
+        if score is None:
+            hazard = estimator.predict_proba(X)[:, 1]
+            if np.isnan(hazard[0]):
+                return np.nan
+            score = f1_score(y, hazard >= 0.5), average_precision_score(y, hazard)
+        params = {name: estimator.get_params()[name] for name in self._folds.names}
         with self._lock:
-            scores = self._scores.setdefault(tuple(params.values()), [])
-            scores.append(score)
-            if len(scores) == self._n_folds:
+            scores = self._scores.setdefault(tuple(params.values()), {})
+            scores[estimator.fold_.number] = score
+            if len(scores) == len(self._folds.folds):
                 self._finished += 1
-                found = dict(zip(SCORINGS, np.array(scores).T, strict=True))
-                self._on_candidate(self._finished, params, found)
+                self._on_candidate(self._finished, params, _candidate_metrics(scores))
         return score[SCORINGS.index(self._scoring)]
 
 
@@ -192,8 +217,22 @@ def check_search(search: str, scoring: str, n_iter: int, time_budget_min: float)
         raise ValueError(f"time_budget_min must be 0 (no limit) or more, got {time_budget_min}.")
 
 
+def _candidate_metrics(scores: Mapping[int, tuple[float, float]]) -> dict[str, float]:
+    metrics = {}
+    for place, name in enumerate(SCORINGS):
+        of_folds = {fold: scores[fold][place] for fold in sorted(scores)}
+        values = list(of_folds.values())
+        metrics |= {f"cv_{name}": np.mean(values), f"cv_{name}_std": np.std(values)}
+        metrics |= {_fold_metric(name, fold): value for fold, value in of_folds.items()}
+    return metrics
+
+
+def _fold_metric(name: str, fold: int) -> str:
+    return f"cv_{name}_fold_{fold + 1}"
+
+
 def _prepare(
-    pipeline: Pipeline, protocol: Protocol, rows: np.ndarray, held: np.ndarray
+    pipeline: Pipeline, protocol: Protocol, number: int, rows: np.ndarray, held: np.ndarray
 ) -> PreparedFold:
     X, y = protocol.X, protocol.y
     prepare = clone(pipeline[:-1]).fit(X.iloc[rows])
@@ -205,4 +244,4 @@ def _prepare(
         **bins,
     )
     held_out = QuantileDMatrix(prepare.transform(X.iloc[held]), ref=fitting)
-    return PreparedFold(rows, fitting, held_out)
+    return PreparedFold(number, rows, fitting, held_out)

@@ -23,7 +23,7 @@ from hvs_lib import __version__, plots
 from hvs_lib import columns as col
 from hvs_lib.data import event_codes, sha256_of_file
 from hvs_lib.metrics import AlarmRule, undefined_metrics
-from hvs_lib.project import project_root
+from hvs_lib.project import EXECUTION, FINGERPRINT, FRESH, project_root
 from hvs_lib.protocol import Assessment, Protocol
 
 import joblib
@@ -147,6 +147,21 @@ class NotebookRun:
             self._client.log_batch(child.info.run_id, metrics=_metrics(metrics), params=params)
             self._client.set_terminated(child.info.run_id)
         return child.info.run_id
+
+    def scored_candidates(self) -> list[tuple[dict[str, str], dict[str, float]]]:
+        """Return parameters and metrics of the candidates that the same search scored before.
+
+        The same is one that the runner has started with this fingerprint, see `hvs_lib.resume`;
+        there is none in an interactive session, nor after ``hvs run --fresh``.
+        """
+        if "fingerprint" not in self._tags or os.environ.get(FRESH):
+            return []
+        with self._clock():
+            found = _search(
+                f"attributes.status = 'FINISHED' and tags.role = 'candidate' and "
+                f"tags.fingerprint = '{self._tags['fingerprint']}'"
+            )
+        return [(run.data.params, run.data.metrics) for run in found]
 
     def log_assessment(
         self,
@@ -279,12 +294,14 @@ def start(
         "data_sha256": data_sha256 or "none",
         "workbook_version": __version__,
         "process": _this_process(),
-        "execution_id": os.environ.get("HVS_EXECUTION_ID", "interactive"),
+        "execution_id": os.environ.get(EXECUTION, "interactive"),
         "mlflow.source.name": f"notebooks/{notebook}.ipynb",
         "mlflow.source.type": "NOTEBOOK",
         "packages": json.dumps(package_versions()),
         **_git_tags(),
     }
+    if os.environ.get(FINGERPRINT):
+        tags["fingerprint"] = os.environ[FINGERPRINT]
     client = MlflowClient()
     run = client.create_run(
         _experiment_id(EXPERIMENTS[stage]), run_name=notebook, tags=tags | {"role": "parent"}
@@ -324,7 +341,7 @@ def close_killed_runs() -> list[str]:
 
 
 def parent_of_execution(execution_id: str) -> Run | None:
-    """Find the parent run that was started with this ``HVS_EXECUTION_ID``, if there is one."""
+    """Find the parent run of one execution by the runner, if it came so far."""
     runs = _search(f"tags.execution_id = '{execution_id}' and tags.role = 'parent'")
     return runs[0] if runs else None
 
@@ -398,6 +415,29 @@ def _with_names(runs: pd.DataFrame) -> pd.DataFrame:
 def read_scores(run_id: str, name: str = "test_scores.parquet") -> pd.DataFrame:
     """Read a scores frame, shape (n_samples, ...), that a run has logged."""
     return pd.read_parquet(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name))
+
+
+def executed_before(fingerprint: str, name: str) -> tuple[str, Path] | None:
+    """Find the newest finished execution of this fingerprint that has logged its notebook.
+
+    Parameters
+    ----------
+    fingerprint : from `hvs_lib.resume.fingerprint`.
+    name : of the notebook's file.
+
+    Returns
+    -------
+    The Run ID of the parent and a copy of the notebook; None if there is none.
+    """
+    for run in _search(
+        f"attributes.status = 'FINISHED' and tags.role = 'parent' and "
+        f"tags.fingerprint = '{fingerprint}'"
+    ):
+        run_id = run.info.run_id
+        if name in {artifact.path for artifact in MlflowClient().list_artifacts(run_id)}:
+            path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name)
+            return run_id, Path(path)
+    return None
 
 
 def log_notebook(run_id: str, executed: Path) -> None:

@@ -1,12 +1,11 @@
 """The simulated fleet, when there is no file of telemetry."""
 
-import hashlib
 from pathlib import Path
 
 from hvs_lib import __version__
 from hvs_lib.data.reading import READ_ERRORS
 from hvs_lib.data.saving import write
-from hvs_lib.project import project_root
+from hvs_lib.project import project_root, sources_sha256
 
 import pyarrow as arrow
 import pyarrow.parquet
@@ -69,12 +68,7 @@ def simulator_fingerprint() -> str:
     str
         Over the simulator's files and `columns.py`, which holds the label window.
     """
-    package = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for source in [*sorted((package / "simulator").rglob("*.py")), package / "columns.py"]:
-        digest.update(source.relative_to(package).as_posix().encode())
-        digest.update(source.read_bytes().replace(b"\r\n", b"\n"))
-    return digest.hexdigest()
+    return sources_sha256("simulator/**/*.py", "columns.py")
 
 
 def _stamp_of(path: Path) -> str | None:

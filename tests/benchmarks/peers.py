@@ -93,12 +93,14 @@ def _table(X, y=None, sample_weight=None) -> pd.DataFrame:
 def search_ours(protocol: Protocol, seconds: float) -> BaseEstimator:
     """Search as 02_tuning does, with as many candidates as the time allows."""
     pipeline = make_pipeline(XGBClassifier(**XGBOOST_BY_HAND, random_state=42, n_jobs=1))
-    folds = SharedFolds(pipeline, protocol, time_budget_min=seconds / 60)
+    names = {"names": XGBOOST_SEARCH_SPACE}
+    folds = SharedFolds(pipeline, protocol, time_budget_min=seconds / 60, **names)
     found = []
-    scorer = CandidateScorer(
-        "pr_auc", names=XGBOOST_SEARCH_SPACE, n_folds=len(folds.cv),
-        on_candidate=lambda _, params, scores: found.append((scores["pr_auc"].mean(), params)),
-    )  # fmt: skip
+
+    def keep(_, params: dict, metrics: dict[str, float]) -> None:
+        found.append((metrics["cv_pr_auc"], params))
+
+    scorer = CandidateScorer("pr_auc", folds, on_candidate=keep)
     search = RandomizedSearchCV(
         SharedFoldClassifier(pipeline[-1], folds), XGBOOST_SEARCH_SPACE, n_iter=1000, cv=folds.cv,
         scoring=scorer, refit=False, random_state=42, n_jobs=2,

@@ -43,10 +43,8 @@ def plain(protocol, pipeline, scoring, n_iter):
 
 def shared(protocol, pipeline, scoring, n_iter, *, halving=False):
     """Prepare and bin each fold once."""
-    folds = SharedFolds(pipeline, protocol)
-    scorer = CandidateScorer(
-        scoring, names=XGBOOST_SEARCH_SPACE, n_folds=3, on_candidate=lambda *_: None
-    )
+    folds = SharedFolds(pipeline, protocol, names=XGBOOST_SEARCH_SPACE)
+    scorer = CandidateScorer(scoring, folds, on_candidate=lambda *_: None)
     classifier = SharedFoldClassifier(pipeline[-1], folds)
     options = {"scoring": scorer, "cv": folds.cv, **COMMON}
     if halving:

@@ -16,7 +16,7 @@ def tiny(project, monkeypatch):
     folder.mkdir()
     monkeypatch.setattr(runner, "NOTEBOOKS", folder)
 
-    def execute(*sources, parameters=None):
+    def execute(*sources, parameters=None, **options):
         cells = [new_code_cell("word = 'a'  # any", metadata={"tags": ["parameters"]})]
         imports = "from hvs_lib import tracking"
         cells += [new_code_cell(imports, metadata={"tags": ["imports"]})]
@@ -30,7 +30,7 @@ def tiny(project, monkeypatch):
         nbformat.write(notebook, folder / "05_tiny.ipynb")
         said = []
         planned = plan([], parameters=parameters)
-        return runner.execute(planned, say=said.append), said
+        return runner.execute(planned, say=said.append, **options), said
 
     return execute
 
@@ -130,6 +130,41 @@ def test_failure_before_the_run_starts_leaves_no_run(tiny):
     with pytest.raises(RunError, match="ValueError: no such telemetry"):
         tiny("raise ValueError('no such telemetry')", GOOD)
     assert tracking._search("attributes.status != 'FINISHED'") == []
+
+
+@pytest.mark.slow
+def test_what_is_done_is_not_done_again_unless_asked_to(tiny, project):
+    (_,), _ = tiny(GOOD, "run.finish()")
+    timings, said = tiny(GOOD, "run.finish()")
+    (parent,) = tracking._search("tags.role = 'parent'")
+    assert timings == []
+    assert said[1:] == [
+        f"[1/1] 05_tiny done before, Run ID {parent.info.run_id}; --fresh executes it again"
+    ]
+    assert len({path.read_bytes() for path in project.glob("runs/*/05_tiny.ipynb")}) == 1
+    assert len(tiny(GOOD, "run.finish()", fresh=True)[0]) == 1
+    assert len(tiny(GOOD, "run.finish()", parameters={"word": "b"})[0]) == 1
+    assert len(tracking._search("tags.role = 'parent'")) == 3
+
+
+@pytest.mark.slow
+def test_what_failed_is_done_again(tiny, project):
+    fails_once = (
+        "from pathlib import Path; flag = Path('{}')\nif not flag.exists(): flag.touch(); 1/0"
+    )
+    sources = GOOD, fails_once.format(project / "flag"), "run.finish()"
+    with pytest.raises(RunError, match="ZeroDivisionError"):
+        tiny(*sources)
+    assert len(tiny(*sources)[0]) == 1
+    statuses = {run.info.status for run in tracking._search("tags.role = 'parent'")}
+    assert statuses == {"FAILED", "FINISHED"}
+
+
+@pytest.mark.slow
+def test_kernel_that_does_not_start_is_told(tiny, monkeypatch):
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+    with pytest.raises(RunError, match="05_tiny failed: "):
+        tiny("1 + 1")
 
 
 def test_outputs_are_kept_without_what_differs_from_run_to_run(project):

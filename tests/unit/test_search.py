@@ -1,4 +1,4 @@
-from hvs_lib import models
+from hvs_lib import models, search
 from hvs_lib.features import build_features
 from hvs_lib.models import make_pipeline, row_weights
 from hvs_lib.protocol import Protocol
@@ -36,21 +36,20 @@ def pipeline():
     return make_pipeline(XGBClassifier(**models.XGBOOST_BY_HAND, random_state=0, n_jobs=1))
 
 
-def scorer_into(seen, scoring="f1_class1", names=SPACE):
-    return CandidateScorer(
-        scoring, names=names, n_folds=3, on_candidate=lambda *found: seen.append(found)
-    )
+def scorer_into(seen, folds, scoring="f1_class1"):
+    return CandidateScorer(scoring, folds, on_candidate=lambda *found: seen.append(found))
 
 
-def search_shared(protocol, pipeline, *, scoring="f1_class1", n_jobs=2, time_budget_min=0.0):
-    seen, folds = [], SharedFolds(pipeline, protocol, time_budget_min=time_budget_min)
-    search = RandomizedSearchCV(
+def search_shared(protocol, pipeline, *, scoring="f1_class1", n_jobs=2, **options):
+    seen, folds = [], SharedFolds(pipeline, protocol, names=SPACE, **options)
+    tuner = RandomizedSearchCV(
         SharedFoldClassifier(pipeline[-1], folds), SPACE, n_iter=5, cv=folds.cv, refit=False,
-        scoring=scorer_into(seen, scoring), random_state=3, n_jobs=n_jobs, error_score="raise",
+        scoring=scorer_into(seen, folds, scoring), random_state=3, n_jobs=n_jobs,
+        error_score="raise",
     )  # fmt: skip
     with joblib.parallel_config(backend="threading"):
-        search.fit(np.arange(len(protocol.X))[:, None], protocol.y)
-    return search.cv_results_, seen
+        tuner.fit(np.arange(len(protocol.X))[:, None], protocol.y)
+    return tuner.cv_results_, seen
 
 
 @pytest.mark.parametrize(
@@ -77,7 +76,7 @@ def test_each_candidate_is_reported_once_with_both_scores(protocol, pipeline):
     assert [number for number, *_ in seen] == [1, 2, 3, 4, 5]
     for _, params, scores in seen:
         place = results["params"].index(params)
-        assert scores["f1_class1"].mean() == pytest.approx(results["mean_test_score"][place])
+        assert scores["cv_f1_class1"] == pytest.approx(results["mean_test_score"][place])
         settings = clone(pipeline).set_params(**params)
         hazard = [
             (
@@ -87,9 +86,29 @@ def test_each_candidate_is_reported_once_with_both_scores(protocol, pipeline):
             for rows, held in protocol.split.folds
         ]
         by_hand = [average_precision_score(*pair) for pair in hazard]
-        assert sorted(scores["pr_auc"]) == pytest.approx(sorted(by_hand), abs=1e-9)
+        of_folds = [scores[f"cv_pr_auc_fold_{k}"] for k in (1, 2, 3)]
+        assert of_folds == pytest.approx(by_hand, abs=1e-9)
+        assert scores["cv_pr_auc_std"] == pytest.approx(np.std(by_hand), abs=1e-9)
         by_hand = [f1_score(y, score >= 0.5) for y, score in hazard]
-        assert sorted(scores["f1_class1"]) == pytest.approx(sorted(by_hand), abs=1e-9)
+        of_folds = [scores[f"cv_f1_class1_fold_{k}"] for k in (1, 2, 3)]
+        assert of_folds == pytest.approx(by_hand, abs=1e-9)
+
+
+def test_candidates_scored_before_are_not_fitted_again(protocol, pipeline, monkeypatch):
+    """The scores come back to the bit, whatever the store turns parameters into."""
+    results, seen = search_shared(protocol, pipeline)
+    fitted = []
+    train = search.train
+    monkeypatch.setattr(search, "train", lambda *a, **k: fitted.append(1) or train(*a, **k))
+    scored = [({name: str(v) for name, v in params.items()}, m) for _, params, m in seen[:3]]
+    again, seen_again = search_shared(protocol, pipeline, scored=scored)
+    assert len(fitted) == 2 * 3  # two candidates on three folds
+    np.testing.assert_array_equal(again["mean_test_score"], results["mean_test_score"])
+    assert {str(found[1:]) for found in seen_again} == {str(found[1:]) for found in seen}
+    unfinished = [(params, {"cv_pr_auc": m["cv_pr_auc"]}) for params, m in scored]
+    fitted.clear()
+    search_shared(protocol, pipeline, scored=unfinished)
+    assert len(fitted) == 5 * 3
 
 
 def test_the_number_of_threads_changes_nothing(protocol, pipeline):
@@ -98,16 +117,17 @@ def test_the_number_of_threads_changes_nothing(protocol, pipeline):
 
 
 def test_halving_gives_the_best_third_more_trees(protocol, pipeline):
-    seen, folds = [], SharedFolds(pipeline, protocol)
-    search = HalvingRandomSearchCV(
+    names = ["classify__max_depth", "classify__n_estimators"]
+    seen, folds = [], SharedFolds(pipeline, protocol, names=names)
+    tuner = HalvingRandomSearchCV(
         SharedFoldClassifier(pipeline[-1], folds), {"classify__max_depth": list(range(1, 10))},
         n_candidates=9, factor=3, resource="classify__n_estimators", min_resources=4,
-        max_resources=36, scoring=scorer_into(seen), cv=folds.cv, refit=False, random_state=0,
-        return_train_score=False, error_score="raise",
+        max_resources=36, scoring=scorer_into(seen, folds), cv=folds.cv, refit=False,
+        random_state=0, return_train_score=False, error_score="raise",
     ).fit(np.arange(len(protocol.X))[:, None], protocol.y)  # fmt: skip
     trees = [params["classify__n_estimators"] for _, params, _ in seen]
     assert trees == [4] * 9 + [12] * 3 + [36]
-    assert search.best_params_["classify__n_estimators"] == 36
+    assert tuner.best_params_["classify__n_estimators"] == 36
 
 
 def test_no_candidate_starts_after_the_time_budget(protocol, pipeline, monkeypatch):

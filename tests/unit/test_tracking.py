@@ -299,3 +299,23 @@ def test_several_processes_meet_on_a_fresh_store(project):
     assert [process.communicate()[1] for process in running] == [b""] * 3
     tracking.connect()
     assert len(tracking._search("attributes.status = 'FINISHED'")) == 9
+
+
+def test_candidates_of_the_same_search_are_found_again(store, data_file, monkeypatch):
+    candidate = make_pipeline(XGBClassifier(max_depth=3, learning_rate=0.1 + 0.2))
+    score = {"cv_pr_auc": 1 / 3}
+
+    def start(fingerprint):
+        monkeypatch.setenv("HVS_FINGERPRINT", fingerprint)
+        return tracking.start("02_tuning", stage="tuning", params={}, data_path=data_file)
+
+    first = start("one")
+    assert first.scored_candidates() == []
+    first.log_candidate("candidate 1", candidate, score, model_name="XGBoost candidate")
+    ((params, metrics),) = start("one").scored_candidates()
+    assert float(params["classify__learning_rate"]) == 0.1 + 0.2  # to the bit, as the scores
+    assert metrics == score
+    assert start("two").scored_candidates() == []
+    assert start("").scored_candidates() == []
+    monkeypatch.setenv("HVS_FRESH", "1")
+    assert start("one").scored_candidates() == []
