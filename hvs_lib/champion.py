@@ -56,10 +56,7 @@ def rank_models(
     ValueError
         For an unknown policy, a `min_precision` outside 0 to 1, or where no run qualifies.
     """
-    if policy not in POLICIES:
-        raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}.")
-    if not 0 <= min_precision <= 1:
-        raise ValueError(f"min_precision must be between 0 and 1, got {min_precision}.")
+    check_policy(policy, min_precision)
     able = runs[(runs["role"] == "model") & (runs["leaky"] == "false")]
     if policy == "recall":
         able = able[able["cv_precision_class1"] >= min_precision]
@@ -70,6 +67,14 @@ def rank_models(
         )
     order = [POLICIES[policy], "cv_pr_auc"]
     return able.sort_values(order, ascending=False, kind="stable").reset_index(drop=True)
+
+
+def check_policy(policy: str, min_precision: float) -> None:
+    """Refuse an unknown policy or a precision out of range, with a ValueError."""
+    if policy not in POLICIES:
+        raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}.")
+    if not 0 <= min_precision <= 1:
+        raise ValueError(f"min_precision must be between 0 and 1, got {min_precision}.")
 
 
 def paired_by_policy(

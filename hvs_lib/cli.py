@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from hvs_lib import __version__
+from hvs_lib.project import STORE_WAIT, StoreError, environment
 
 import click
 
@@ -27,30 +28,35 @@ def main() -> None:
 @click.option(
     "--in-place", is_flag=True, help="Keep the outputs in notebooks/, for committing; is fresh."
 )
+@click.option(
+    "--store-wait", default=60.0, show_default=True, envvar=STORE_WAIT, type=click.FloatRange(0),
+    help="Seconds to wait for a tracking server that has stopped answering.",
+)  # fmt: skip
 def run(
     notebook: tuple[str, ...],
     params: tuple[tuple[str, str], ...],
     profile: str,
     fresh: bool,
     in_place: bool,
+    store_wait: float,
 ) -> None:
     """Execute all notebooks, or those named, in order; a run that was stopped goes on."""
     from hvs_lib import runner
-    from hvs_lib.data import DataError, load_telemetry
+    from hvs_lib.data import DataError
 
     try:
         given = dict(params)
         if given.get("data_path"):
             given["data_path"] = str(Path(given["data_path"]).resolve())
         planned = runner.plan(list(notebook), profile=profile, parameters=given)
-        if given.get("data_path"):
-            load_telemetry(given["data_path"])  # refused here, before a kernel starts
+        runner.check_telemetry(planned)
         if in_place and any(planned.values()):
             raise runner.RunError("--in-place keeps the outputs of the defaults: set no parameter.")
-        timings = runner.execute(
-            planned, say=click.echo, in_place=in_place, fresh=fresh or in_place
-        )
-    except (runner.RunError, DataError) as error:
+        with environment({STORE_WAIT: str(store_wait)}):
+            timings = runner.execute(
+                planned, say=click.echo, in_place=in_place, fresh=fresh or in_place
+            )
+    except (runner.RunError, DataError, StoreError) as error:
         _fail(error)
     if runner.COMPARISON in planned:
         _show_verdict()
@@ -113,13 +119,28 @@ def score(file: Path, output: Path, model: str | None) -> None:
         tally = score_file(
             file, output, champion, on_progress=lambda share: bar.update(100 * share - bar.done)
         )
-    except (DataError, ModelError, OSError) as error:
+    except (DataError, ModelError, StoreError, OSError) as error:
         _fail(error)
     finally:
         bar.close()
     speed = tally.rows / (time.perf_counter() - start)
     click.echo(f"{tally.racks} racks, {tally.rows:,} rows, {speed:,.0f} rows/s")
     click.echo(f"{tally.alarms} alarms in {output}")
+
+
+@main.command()
+@click.argument("run_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def push(run_dir: Path) -> None:
+    """Log what RUN_DIR, a folder of runs/, keeps because the tracking store had failed."""
+    from hvs_lib.tracking import push_unlogged
+
+    try:
+        pushed = push_unlogged(run_dir)
+    except StoreError as error:
+        _fail(error)
+    for run_id in pushed:
+        click.echo(f"logged as Run ID {run_id}")
+    click.echo(f"{len(pushed)} runs logged" if pushed else f"{run_dir} keeps no unlogged run")
 
 
 @main.command()
@@ -132,7 +153,7 @@ def reproduce(run_id: str) -> None:
 
     try:
         table = execute_again(run_id, say=click.echo)
-    except RunError as error:
+    except (RunError, StoreError) as error:
         _fail(error)
     for name, metrics in table.groupby("run", sort=False):
         click.echo(f"\n{name}")

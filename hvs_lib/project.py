@@ -2,6 +2,9 @@
 
 import hashlib
 import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 # What the runner hands its kernels in the environment: which execution this is, what it executes
@@ -9,6 +12,11 @@ from pathlib import Path
 EXECUTION = "HVS_EXECUTION_ID"
 FINGERPRINT = "HVS_FINGERPRINT"
 FRESH = "HVS_FRESH"
+STORE_WAIT = "HVS_STORE_WAIT_S"  # how long to wait for a store that does not answer [s]
+
+
+class StoreError(Exception):
+    """The tracking store did not answer, or refused; the text is for the user."""
 
 
 def project_root() -> Path:
@@ -36,3 +44,32 @@ def sources_sha256(*patterns: str) -> str:
         digest.update(source.relative_to(package).as_posix().encode())
         digest.update(source.read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give the name of a file to write, which takes the place of `path` when it is complete.
+
+    So a reader sees the old file or the whole new one, whatever happens to the writer or its disk.
+    """
+    unfinished = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, which child processes inherit, for a while."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -106,18 +106,10 @@ class Protocol:
     n_jobs: int = -1
 
     def __post_init__(self):
-        if self.normal_stride < 1:
-            raise ValueError(f"normal_stride must be at least 1, got {self.normal_stride}.")
-        if self.max_false_alarms_per_site_day <= 0:
-            raise ValueError(
-                "max_false_alarms_per_site_day must be above 0, got "
-                f"{self.max_false_alarms_per_site_day}."
-            )
-        if self.missed_event_costs < 0:
-            raise ValueError(
-                f"missed_event_costs must be 0 or more, got {self.missed_event_costs}: 0 keeps to "
-                "the alarm budget."
-            )
+        check_protocol(
+            self.normal_stride, self.max_false_alarms_per_site_day, self.missed_event_costs,
+            self.n_jobs,
+        )  # fmt: skip
 
     @property
     def y(self) -> np.ndarray:
@@ -234,6 +226,28 @@ class Protocol:
         for number, (_, valid_rows) in enumerate(self.split.folds):
             fold[valid_rows] = number
         return fold
+
+
+def check_protocol(
+    normal_stride: int,
+    max_false_alarms_per_site_day: float,
+    missed_event_costs: float,
+    n_jobs: int,
+) -> None:
+    """Refuse settings of a `Protocol` that are out of range, with a ValueError."""
+    if normal_stride < 1:
+        raise ValueError(f"normal_stride must be at least 1, got {normal_stride}.")
+    if not max_false_alarms_per_site_day > 0:
+        raise ValueError(
+            f"max_false_alarms_per_site_day must be above 0, got {max_false_alarms_per_site_day}."
+        )
+    if not missed_event_costs >= 0:
+        raise ValueError(
+            f"missed_event_costs must be 0 or more, got {missed_event_costs}: 0 keeps to the alarm "
+            "budget."
+        )
+    if n_jobs == 0:
+        raise ValueError("n_jobs must be 1 or more, or -1 for as many as cores, got 0.")
 
 
 def _is_of_events(name: str) -> bool:

@@ -5,19 +5,27 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import inspect
 import logging
-import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hvs_lib.progress import LOG_FILE, LogReader, log_file, log_line
-from hvs_lib.project import EXECUTION, FINGERPRINT, FRESH, project_root
+from hvs_lib.project import (
+    EXECUTION,
+    FINGERPRINT,
+    FRESH,
+    StoreError,
+    environment,
+    project_root,
+    whole_file,
+)
 
 import nbformat
 import papermill as pm
@@ -25,6 +33,7 @@ import yaml
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
+from papermill.iorw import LocalHandler, papermill_io
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -34,6 +43,14 @@ _RUN_ID = re.compile(r"\b[0-9a-f]{32}\b")
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 PROFILES = ("smoke", "default", "full")
 COMPARISON = "04_comparison"
+
+
+class _WholeFiles(LocalHandler):
+    """Keeps the notebook as of the last cell where a disk is too full for the next."""
+
+    def write(self, buf: str, path: str) -> None:
+        with whole_file(Path(path)) as unfinished:
+            unfinished.write_text(buf, encoding="utf-8")
 
 
 class RunError(Exception):
@@ -89,7 +106,7 @@ def plan(
     Raises
     ------
     RunError
-        For an unknown name, with the nearest one, or a value of another type.
+        For an unknown name, with the nearest one, or a value of another type or out of range.
     """
     known = notebooks()
     for name in names:
@@ -104,7 +121,7 @@ def plan(
             hint = _nearest(parameter, everywhere)
             raise RunError(f"{', '.join(defaults)} has no parameter {parameter!r}. {hint}")
     chosen = _profile(profile) | dict(parameters or {})
-    return {
+    planned = {
         name: {
             parameter: _typed(parameter, value, of_one[parameter])
             for parameter, value in chosen.items()
@@ -112,6 +129,41 @@ def plan(
         }
         for name, of_one in defaults.items()
     }
+    for name, of_one in defaults.items():
+        _check_values(of_one | planned[name])
+    return planned
+
+
+def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> None:
+    """Refuse a telemetry file of the user's own before a kernel starts, as the notebooks would.
+
+    Parameters
+    ----------
+    planned : from `plan`.
+
+    Raises
+    ------
+    DataError
+        With all that is wrong.
+    """
+    from hvs_lib.data import load_telemetry
+    from hvs_lib.splits import check_labels, split_by_rack
+
+    uses = {
+        name: _defaults(notebooks()[name]) | dict(parameters)
+        for name, parameters in planned.items()
+        if parameters.get("data_path")
+    }
+    if not uses:
+        return
+    (path,) = {parameters["data_path"] for parameters in uses.values()}
+    telemetry = load_telemetry(path)
+    check_labels(telemetry)
+    of_split = ("test_size", "n_folds", "seed", "split")
+    for parameters in uses.values():
+        if set(of_split) <= set(parameters):
+            split_by_rack(telemetry, **{name: parameters[name] for name in of_split})
+            break  # the notebooks split alike
 
 
 def execute(
@@ -145,7 +197,8 @@ def execute(
         With the failing cell's error and the path of the partial notebook.
     """
     folder = _new_folder()
-    with _environment({LOG_FILE: str(folder / "run.log")}):
+    papermill_io.register(str(folder), _WholeFiles())
+    with environment({LOG_FILE: str(folder / "run.log")}):
         timings = _execute_all(planned, folder, say, fresh=fresh)
     if in_place:  # all or none: the committed notebooks belong together
         for name in planned:
@@ -181,7 +234,7 @@ def _execute_all(
             continue
         tell(f"{place} ...")
         variables = {FINGERPRINT: known, FRESH: "1" if fresh else ""}
-        with LogReader(log_file(), say), _environment(variables):
+        with LogReader(log_file(), say), environment(variables):
             timing = _execute_one(name, parameters, output)
         tell(f"{place} done in {timing.total:.0f} s")
         timings.append(timing)
@@ -205,7 +258,8 @@ def keep_outputs(executed: Path, notebook: Path) -> None:
         if cell.cell_type == "code":
             cell.outputs = _for_reading(cell.outputs)
     text = nbformat.writes(cleaned)
-    notebook.write_text(_RUN_ID.sub("<run id>", text) + "\n", encoding="utf-8")
+    with whole_file(notebook) as unfinished:
+        unfinished.write_text(_RUN_ID.sub("<run id>", text) + "\n", encoding="utf-8")
 
 
 def _for_reading(outputs: list[NotebookNode]) -> list[NotebookNode]:
@@ -240,7 +294,7 @@ def timing_report(timings: list[Timing]) -> str:
 def _execute_one(name: str, parameters: Mapping[str, object], output: Path) -> Timing:
     execution_id = uuid.uuid4().hex
     start = time.perf_counter()
-    with _environment({EXECUTION: execution_id}):
+    with environment({EXECUTION: execution_id}):
         failure = _failure_of(notebooks()[name], output, parameters)
     parent, not_closed = _close(execution_id, output)
     failure = failure or not_closed
@@ -254,7 +308,7 @@ def _execute_one(name: str, parameters: Mapping[str, object], output: Path) -> T
 def _failure_of(notebook: Path, output: Path, parameters: Mapping[str, object]) -> str:
     """Execute a notebook and say what went wrong; empty where all is well."""
     # papermill only logs what an execution lacks; `plan` and the exceptions below say it better.
-    logging.getLogger("papermill").setLevel(logging.ERROR)
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)
     try:
         pm.execute_notebook(
             notebook,
@@ -282,16 +336,15 @@ def _close(execution_id: str, output: Path) -> tuple[Run | None, str]:
     """
     from hvs_lib import tracking
 
-    from mlflow.exceptions import MlflowException
-
     parent = None
     try:
-        parent = tracking.parent_of_execution(execution_id)
-        if parent is not None:
-            tracking.log_notebook(parent.info.run_id, output)
-        tracking.close_killed_runs()
-    except (OSError, MlflowException) as error:
-        return parent, f"was executed, but its run could not be closed: {_first_line(error)}"
+        with tracking.store_failures_told():
+            parent = tracking.parent_of_execution(execution_id)
+            if parent is not None:
+                tracking.log_notebook(parent.info.run_id, output)
+            tracking.close_killed_runs()
+    except StoreError as error:
+        return parent, f"was executed, but its run could not be closed: {error}"
     return parent, ""
 
 
@@ -299,7 +352,8 @@ def _copy_executed(fingerprint: str, output: Path) -> str | None:
     """Copy the notebook of an earlier execution, and return the Run ID; None if there is none."""
     from hvs_lib import tracking
 
-    found = tracking.executed_before(fingerprint, output.name)
+    with tracking.store_failures_told():
+        found = tracking.executed_before(fingerprint, output.name)
     if found is None:
         return None
     run_id, executed = found
@@ -328,6 +382,25 @@ def _defaults(notebook: Path) -> dict[str, object]:
     """Read the names and default values of a notebook's parameters."""
     inspected = pm.inspect_notebook(str(notebook))
     return {name: ast.literal_eval(found["default"]) for name, found in inspected.items()}
+
+
+def _check_values(parameters: Mapping[str, object]) -> None:
+    """Hand a notebook's parameters to the checks of the functions that will get them."""
+    from hvs_lib.champion import check_policy
+    from hvs_lib.data.simulated import check_fleet
+    from hvs_lib.protocol import check_protocol
+    from hvs_lib.samplers import check_sampling
+    from hvs_lib.search import check_search
+    from hvs_lib.splits import check_split
+
+    checks = (check_fleet, check_split, check_protocol, check_search, check_sampling, check_policy)
+    for check in checks:
+        names = inspect.signature(check).parameters
+        if names.keys() <= parameters.keys():
+            try:
+                check(**{name: parameters[name] for name in names})
+            except ValueError as error:
+                raise RunError(str(error)) from error
 
 
 def _profile(name: str) -> dict[str, object]:
@@ -360,21 +433,6 @@ def _first_line(error: Exception) -> str:
 def _nearest(name: str, known) -> str:
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(sorted(known))}."
-
-
-@contextlib.contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables, which the kernels inherit, for a while."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def _new_folder() -> Path:

@@ -41,6 +41,7 @@ def make_samplers(
     878-887 (borderline); He et al., IJCNN (2008) 1322-1328 (ADASYN); Batista, Prati, Monard,
     SIGKDD Explorations 6 (2004) 20-29 (SMOTE-Tomek, SMOTE-ENN).
     """
+    check_sampling(k_neighbors, sampling_strategy)
     k = _usable_neighbors(y_by_fold, k_neighbors)
     _check_strategy(y_by_fold, sampling_strategy)
     ratio = {"sampling_strategy": sampling_strategy, "random_state": seed}
@@ -78,9 +79,17 @@ def estimate_seconds(
     return (perf_counter() - start) * (len(y) / len(rows)) ** 2
 
 
+def check_sampling(smote_k_neighbors: int, sampling_strategy: float) -> None:
+    """Refuse settings of `make_samplers` that no telemetry allows, with a ValueError."""
+    if smote_k_neighbors < 1:
+        raise ValueError(f"smote_k_neighbors must be at least 1, got {smote_k_neighbors}.")
+    if not 0 < sampling_strategy <= 1:
+        raise ValueError(
+            f"sampling_strategy must be above 0 and 1 at most, got {sampling_strategy}."
+        )
+
+
 def _usable_neighbors(y_by_fold: list[np.ndarray], k_neighbors: int) -> int:
-    if k_neighbors < 1:
-        raise ValueError(f"smote_k_neighbors must be at least 1, got {k_neighbors}.")
     fewest = min(int(np.sum(y)) for y in y_by_fold)
     if fewest < 2:
         raise ValueError(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from hvs_lib.calibration import CalibratedClassifier
 from hvs_lib.data import DataError, rack_codes, read_racks
 from hvs_lib.features import build_features
 from hvs_lib.metrics import raise_alarms, scores_frame
+from hvs_lib.project import whole_file
 from hvs_lib.tracking import CHAMPION, REGISTERED_MODEL, read_alarm
 
 import mlflow
@@ -118,22 +117,20 @@ def score_file(
     if not output.parent.is_dir():
         problem = f"The folder must exist, {output.parent} does not; create it."
         raise DataError(f"{output} cannot be written", [problem])
-    unfinished = output.with_name(f".{uuid.uuid4().hex[:8]}.{output.name}")
     tally = Tally()
-    try:
+    with (
+        whole_file(output) as unfinished,
+        tempfile.TemporaryDirectory(prefix="hvs-score-") as folder,
+    ):
         pd.DataFrame(columns=COLUMNS).to_csv(unfinished, index=False)
-        with tempfile.TemporaryDirectory(prefix="hvs-score-") as folder:
-            for share, telemetry in read_racks(path, folder):
-                alarms = score_racks(telemetry, champion)
-                # The threads of a forest add up in any order, so the last digits mean nothing.
-                alarms.to_csv(unfinished, mode="a", header=False, index=False, float_format="%.6g")
-                tally.racks += int(rack_codes(telemetry).max()) + 1
-                tally.rows += len(telemetry)
-                tally.alarms += len(alarms)
-                on_progress(share)
-        os.replace(unfinished, output)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        for share, telemetry in read_racks(path, folder):
+            alarms = score_racks(telemetry, champion)
+            # Six digits: where a forest has threads, they add up in any order.
+            alarms.to_csv(unfinished, mode="a", header=False, index=False, float_format="%.6g")
+            tally.racks += int(rack_codes(telemetry).max()) + 1
+            tally.rows += len(telemetry)
+            tally.alarms += len(alarms)
+            on_progress(share)
     return tally
 
 

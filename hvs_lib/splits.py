@@ -109,20 +109,35 @@ def split_by_rack(
     DataError
         If some part would have no event.
     """
-    _check_parameters(test_size, n_folds, split)
-    if col.LABEL not in telemetry:
-        cure = "add the labels; telemetry without them can only be scored."
-        raise DataError(_TITLE, [f"{col.LABEL} must be a column, it is absent; {cure}"])
+    check_split(test_size, n_folds, split)
+    check_labels(telemetry)
     racks, events = rack_codes(telemetry), event_codes(telemetry)
-    if events.max(initial=-1) < 0:
-        cure = "take telemetry with events, or score it with a trained model."
-        raise DataError(_TITLE, [f"It must hold events, {col.LABEL} is 0 in every row; {cure}"])
     deal = _deal_racks if split == "rack" else _deal_rows
     train, test, folds = deal(telemetry, racks, events, test_size, n_folds, seed)
     named = {f"fold {i}": valid for i, (_, valid) in enumerate(folds, start=1)}
     parts = _describe(telemetry, racks, events, {**named, "train": train, "test": test})
     _check_parts(parts)
     return Split(train, test, folds, split, seed, parts)
+
+
+def check_labels(telemetry: pd.DataFrame) -> None:
+    """Refuse telemetry from which nothing can be learnt.
+
+    Raises
+    ------
+    DataError
+        Without a label, without an event, or without a normal row.
+    """
+    if col.LABEL not in telemetry:
+        cure = "add the labels; telemetry without them can only be scored."
+        raise DataError(_TITLE, [f"{col.LABEL} must be a column, it is absent; {cure}"])
+    if not telemetry[col.LABEL].any():
+        cure = "take telemetry with events, or score it with a trained model."
+        raise DataError(_TITLE, [f"It must hold events, {col.LABEL} is 0 in every row; {cure}"])
+    if telemetry[col.LABEL].all():
+        cure = "add the telemetry of quiet times, with the label 0."
+        rule = f"It must hold rows without a hazard, {col.LABEL} is 1 in every row"
+        raise DataError(_TITLE, [f"{rule}; {cure}"])
 
 
 def thin_normal_rows(telemetry: pd.DataFrame, rows: np.ndarray, stride: int) -> np.ndarray:
@@ -159,7 +174,8 @@ def thin_normal_rows(telemetry: pd.DataFrame, rows: np.ndarray, stride: int) -> 
     return rows[keep]
 
 
-def _check_parameters(test_size: float, n_folds: int, split: str) -> None:
+def check_split(test_size: float, n_folds: int, split: str) -> None:
+    """Refuse settings of `split_by_rack` that are out of range, with a ValueError."""
     if not 0 < test_size < 1:
         raise ValueError(f"test_size must be between 0 and 1, got {test_size}.")
     if int(n_folds) != n_folds or n_folds < 2:

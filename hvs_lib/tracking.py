@@ -9,13 +9,16 @@ import json
 import math
 import os
 import platform
+import re
+import shutil
 import sqlite3
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import closing, contextmanager
-from dataclasses import asdict
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,7 +26,17 @@ from hvs_lib import __version__, plots
 from hvs_lib import columns as col
 from hvs_lib.data import event_codes, sha256_of_file
 from hvs_lib.metrics import AlarmRule, undefined_metrics
-from hvs_lib.project import EXECUTION, FINGERPRINT, FRESH, project_root
+from hvs_lib.progress import log_file
+from hvs_lib.project import (
+    EXECUTION,
+    FINGERPRINT,
+    FRESH,
+    STORE_WAIT,
+    StoreError,
+    environment,
+    project_root,
+    whole_file,
+)
 from hvs_lib.protocol import Assessment, Protocol
 
 import joblib
@@ -40,9 +53,12 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from sklearn.base import BaseEstimator
 from sklearn.metrics import classification_report
+from sqlalchemy import create_engine
+from sqlalchemy.exc import SQLAlchemyError
 
 EXPERIMENTS = {
     "data": "HVS_Fire_Prediction_Data",
@@ -55,6 +71,7 @@ REGISTERED_MODEL = "hvs-fire-prediction"
 CHAMPION = "champion"
 AUDIT = "leakage_audit.csv"
 MODEL_CARD = "model_card.md"
+UNLOGGED = "unlogged"  # folder of what a store did not take
 
 # What a logged model needs to be loaded elsewhere; inferring it costs seconds for each model.
 _MODEL_PACKAGES = (
@@ -68,6 +85,39 @@ _MODEL_PACKAGES = (
 )
 _PACKAGES = (*_MODEL_PACKAGES, "scipy", "numba", "pyarrow")
 _TRUSTED_MODULES = ("sklearn.", "imblearn.", "xgboost.", "numpy.", "scipy.", "hvs_lib.")
+
+
+# What MLflow raises where its store does not answer; requests' errors are OSErrors.
+_STORE_FAILURES = (MlflowException, OSError)
+_RETRIES, _TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
+
+
+@dataclass(frozen=True)
+class ModelToLog:
+    """A model with what its file says beside it.
+
+    Attributes
+    ----------
+    model : with its calibration and threshold.
+    example : frame, shape (n_rows, n_features), of which the signature is inferred.
+    metadata : alarm settings.
+    """
+
+    model: BaseEstimator
+    example: pd.DataFrame
+    metadata: dict[str, object]
+
+
+@dataclass(frozen=True)
+class ChildRun:
+    """All that a child run is made of; `artifacts` is a folder of files."""
+
+    name: str
+    tags: dict[str, str]
+    params: dict[str, object]
+    metrics: dict[str, float]
+    artifacts: Path | None = None
+    model: ModelToLog | None = None
 
 
 class NotebookRun:
@@ -88,8 +138,11 @@ class NotebookRun:
     def _clock(self):
         """Add to the time spent on tracking, which the runner reports as a share."""
         start = time.perf_counter()
-        yield
-        self._seconds_tracking += time.perf_counter() - start
+        try:
+            with store_failures_told():
+                yield
+        finally:
+            self._seconds_tracking += time.perf_counter() - start
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Log numbers of the notebook as a whole."""
@@ -141,12 +194,7 @@ class NotebookRun:
         tags = self._child_tags(
             role="candidate", model_name=model_name, imbalance_technique=imbalance_technique
         )
-        with self._clock():
-            child = self._client.create_run(self.experiment_id, run_name=name, tags=tags)
-            params = _params(_model_params(candidate))
-            self._client.log_batch(child.info.run_id, metrics=_metrics(metrics), params=params)
-            self._client.set_terminated(child.info.run_id)
-        return child.info.run_id
+        return self._log_child(ChildRun(name, tags, _model_params(candidate), dict(metrics)))
 
     def scored_candidates(self) -> list[tuple[dict[str, str], dict[str, float]]]:
         """Return parameters and metrics of the candidates that the same search scored before.
@@ -199,25 +247,31 @@ class NotebookRun:
             child_tags["undefined_metrics"] = ",".join(missing)
         logged = _model_params(assessment.model) | _alarm_params(assessment)
         logged |= _protocol_params(protocol) | dict(params or {})
-        with (
-            self._clock(),
-            mlflow.start_run(
-                experiment_id=self.experiment_id,
-                parent_run_id=self.run_id,
-                nested=True,
-                run_name=f"{model_name}, {imbalance_technique}" if role == "model" else model_name,
-                tags=child_tags,
-            ) as child,
-        ):
-            run_id = child.info.run_id
-            metrics = assessment.metrics | {"seconds": assessment.seconds}
-            self._client.log_batch(run_id, metrics=_metrics(metrics), params=_params(logged))
-            with tempfile.TemporaryDirectory() as folder:
-                _write_artifacts(Path(folder), assessment, protocol, title=model_name)
-                self._client.log_artifacts(run_id, folder)
+        title = f"{model_name}, {imbalance_technique}" if role == "model" else model_name
+        metrics = assessment.metrics | {"seconds": assessment.seconds}
+        with tempfile.TemporaryDirectory() as folder:
+            _write_artifacts(Path(folder), assessment, protocol, title=model_name)
+            model = None
             if assessment.model is not None:
-                _log_model(assessment, protocol.X.iloc[protocol.split.test[:100]])
-        return run_id
+                example = protocol.X.iloc[protocol.split.test[:100]]
+                model = ModelToLog(assessment.deployable(), example, _alarm_params(assessment))
+            child = ChildRun(title, child_tags, logged, metrics, Path(folder), model)
+            return self._log_child(child)
+
+    def _log_child(self, child: ChildRun) -> str:
+        """Log a child run; where the store does not take it, keep it for `push_unlogged`."""
+        try:
+            with self._clock():
+                return _log_child(self.experiment_id, child)
+        except StoreError as error:
+            try:
+                folder = keep_unlogged(child, EXPERIMENTS[self._tags["stage"]])
+            except OSError as full:
+                raise StoreError(f"{error}\nNor can the run be kept: {full}") from error
+            raise StoreError(
+                f"{error}\nThe run {child.name!r} is kept in {folder}: `hvs push "
+                f"{folder.parents[1]}` logs it when the store answers."
+            ) from error
 
     def finish(self) -> None:
         """Close the parent run as FINISHED."""
@@ -225,8 +279,9 @@ class NotebookRun:
             "seconds": time.perf_counter() - self._started,
             "seconds_tracking": self._seconds_tracking,
         }
-        self._client.log_batch(self.run_id, metrics=_metrics(metrics))
-        self._client.set_terminated(self.run_id)
+        with self._clock():
+            self._client.log_batch(self.run_id, metrics=_metrics(metrics))
+            self._client.set_terminated(self.run_id)
         _watch(None)
 
     def _child_tags(self, **tags: str) -> dict[str, str]:
@@ -235,6 +290,10 @@ class NotebookRun:
     def _after_cell(self, result) -> None:
         """Let the run's status follow the last cell's."""
         error = result.error_before_exec or result.error_in_exec
+        with suppress(*_STORE_FAILURES):  # the next start closes what stays open
+            self._follow(error)
+
+    def _follow(self, error: BaseException | None) -> None:
         if error is not None:
             self._client.set_tag(self.run_id, "error", f"{type(error).__name__}: {error}"[:5000])
             self._client.set_terminated(self.run_id, "FAILED")
@@ -243,23 +302,67 @@ class NotebookRun:
             self._client.update_run(self.run_id, status="RUNNING")
 
 
+@contextmanager
+def store_failures_told() -> Iterator[None]:
+    """Turn whatever MLflow raises where its store fails into a StoreError."""
+    try:
+        yield
+    except (*_STORE_FAILURES, SQLAlchemyError, ModuleNotFoundError) as error:
+        raise _store_error(error) from error
+
+
 def connect() -> None:
     """Point MLflow at the store, and make it ready if it is new.
 
     The store is ``MLFLOW_TRACKING_URI`` if set, else SQLite at the project root, whatever the
-    working directory.
+    working directory. A server is asked once whether it answers; what is logged later is tried
+    again for ``HVS_STORE_WAIT_S`` seconds (60 if unset).
+
+    Raises
+    ------
+    StoreError
+        Where the store does not answer, or refuses.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlflow.db'}"
-    mlflow.set_tracking_uri(uri)
-    folder = _sqlite_folder(uri)
-    if folder is None:
-        return
+    with store_failures_told():
+        mlflow.set_tracking_uri(uri)
+        folder = _sqlite_folder(uri)
+        if folder is not None:
+            _make_ready(uri, folder)
+        else:
+            _ask(uri)
+
+
+def _make_ready(uri: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # Several processes that create the tables of a fresh file at once break it.
     with FileLock(folder / "mlflow.db.lock"):
         MlflowClient().search_experiments(max_results=1)
         with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database:
             database.execute("PRAGMA journal_mode=WAL")  # readers do not wait for a writer
+
+
+def _ask(uri: str) -> None:
+    if not uri.startswith(("http://", "https://")):
+        with create_engine(uri).connect():  # MLflow would try for an hour
+            pass
+    with environment({_RETRIES: "0", _TIMEOUT: "10"}):
+        MlflowClient().search_experiments(max_results=1)
+    # MLflow waits 0, 2, 4, ... seconds between its tries, 2 ** tries - 2 in all.
+    wait_s = float(os.environ.get(STORE_WAIT) or 60)
+    os.environ[_RETRIES] = str(round(math.log2(wait_s + 2)) if wait_s > 0 else 0)
+    os.environ.setdefault(_TIMEOUT, "30")
+
+
+def _store_error(error: Exception) -> StoreError:
+    """Say that the store failed, and do not wait for it again in this process."""
+    os.environ[_RETRIES] = "0"
+    uri = re.sub(r"//[^/@]*@", "//", mlflow.get_tracking_uri())  # without a password
+    reason = re.sub(r"//[^/@]*@", "//", str(error)).strip().split("\n", 1)[0]
+    return StoreError(
+        f"the tracking store {uri} failed: {reason}\nStart or mend it, or set "
+        "MLFLOW_TRACKING_URI to another; unset, the store is mlflow.db in the project."
+    )
 
 
 def start(
@@ -559,18 +662,86 @@ def _check_rows(assessment: Assessment, protocol: Protocol, *, count: int = 200)
     return protocol.X.iloc[protocol.split.test[chosen]].assign(y_score=scores[chosen])
 
 
-def _log_model(assessment: Assessment, example: pd.DataFrame) -> None:
-    model = assessment.deployable()
-    mlflow.sklearn.log_model(
-        model,
-        name="model",
-        signature=infer_signature(example, model.predict_proba(example)),
-        input_example=example.head(3),
-        skops_trusted_types=_trusted_types(model),
-        pyfunc_predict_fn="predict_proba",
-        pip_requirements=[f"{name}=={version(name)}" for name in _MODEL_PACKAGES],
-        metadata=_alarm_params(assessment),
-    )
+def _log_child(experiment_id: str, child: ChildRun) -> str:
+    client = MlflowClient()
+    with mlflow.start_run(
+        experiment_id=experiment_id,
+        parent_run_id=child.tags["mlflow.parentRunId"],
+        nested=True,
+        run_name=child.name,
+        tags=child.tags,
+    ) as run:
+        run_id = run.info.run_id
+        client.log_batch(run_id, metrics=_metrics(child.metrics), params=_params(child.params))
+        if child.artifacts is not None:
+            client.log_artifacts(run_id, child.artifacts)
+        if child.model is not None:
+            mlflow.sklearn.log_model(name="model", **_for_mlflow(child.model))
+    return run_id
+
+
+def _for_mlflow(logged: ModelToLog) -> dict[str, object]:
+    model, example = logged.model, logged.example
+    return {
+        "sk_model": model,
+        "signature": infer_signature(example, model.predict_proba(example)),
+        "input_example": example.head(3),
+        "skops_trusted_types": _trusted_types(model),
+        "pyfunc_predict_fn": "predict_proba",
+        "pip_requirements": [f"{name}=={version(name)}" for name in _MODEL_PACKAGES],
+        "metadata": logged.metadata,
+    }
+
+
+def keep_unlogged(child: ChildRun, experiment: str) -> Path:
+    """Write a child run to a folder of its own below the log file's; return the folder."""
+    folder = log_file().parent / UNLOGGED / uuid.uuid4().hex[:8]
+    folder.mkdir(parents=True)
+    if child.artifacts is not None:
+        shutil.copytree(child.artifacts, folder / "artifacts")
+    if child.model is not None:
+        mlflow.sklearn.save_model(path=folder / "model", **_for_mlflow(child.model))
+        child.model.example.to_parquet(folder / "example.parquet")
+    values = {"name": child.name, "tags": child.tags, "metrics": child.metrics}
+    values |= {"params": {name: str(value) for name, value in child.params.items()}}
+    text = json.dumps(values | {"experiment": experiment}, indent=1)
+    with whole_file(folder / "run.json") as unfinished:  # last: with it the folder is complete
+        unfinished.write_text(text, encoding="utf-8")
+    return folder
+
+
+def push_unlogged(folder: Path) -> list[str]:
+    """Log the runs that a store did not take, and remove what was kept of them.
+
+    Parameters
+    ----------
+    folder : of a run, ``runs/<time>``, which `keep_unlogged` has written to.
+
+    Returns
+    -------
+    list of the new Run IDs.
+
+    Raises
+    ------
+    StoreError
+        Where the store fails again; what is logged by then is removed, the rest stays.
+    """
+    connect()
+    pushed = []
+    for kept in sorted((folder / UNLOGGED).glob("*/run.json")):
+        values = json.loads(kept.read_text(encoding="utf-8"))
+        experiment = values.pop("experiment")
+        artifacts, model = kept.with_name("artifacts"), None
+        if kept.with_name("model").exists():
+            path = kept.with_name("model")
+            metadata = mlflow.models.Model.load(path).metadata
+            example = pd.read_parquet(kept.with_name("example.parquet"))
+            model = ModelToLog(mlflow.sklearn.load_model(str(path)), example, metadata)
+        child = ChildRun(**values, artifacts=artifacts if artifacts.exists() else None, model=model)
+        with store_failures_told():
+            pushed.append(_log_child(_experiment_id(experiment), child))
+        shutil.rmtree(kept.parent)
+    return pushed
 
 
 def _trusted_types(model: BaseEstimator) -> list[str]:

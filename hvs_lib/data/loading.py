@@ -7,7 +7,7 @@ from hvs_lib.data.codes import module_codes, order_of
 from hvs_lib.data.conversion import to_frame
 from hvs_lib.data.files import refusal
 from hvs_lib.data.reading import READ_ERRORS, RawFile, read_file
-from hvs_lib.data.schema import validate
+from hvs_lib.data.schema import untypical, validate
 
 import numpy as np
 import pandas as pd
@@ -42,6 +42,7 @@ def load_telemetry(path: str | Path, *, require_label: bool = True) -> pd.DataFr
         frame = to_frame(raw)
     except READ_ERRORS as error:
         raise refusal(path, _unreadable(path, error)) from error
+    raw.problems += untypical(frame)
     return to_telemetry(path, raw, frame, require_label=require_label)
 
 

@@ -42,16 +42,27 @@ def _check_file(path: Path) -> None:
     """Refuse what is not a telemetry file before anything is opened."""
     if path.is_dir():
         raise refusal(path, "The path must name a file, got a directory; name one file in it.")
-    if not path.exists():
-        raise refusal(path, f"The file must exist, got a path to nothing; {_other_file(path)}")
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        problem = f"The file must exist, got a path to nothing; {_other_file(path)}"
+        raise refusal(path, problem) from None
+    except OSError as error:  # a link to itself, a name too long, a folder we may not enter
+        reason = error.strerror or str(error)
+        raise refusal(path, f"The path must lead to a file, got: {reason}; check it.") from error
+    if not path.is_file():
+        raise refusal(path, "The path must name a regular file, got a pipe or device; save it.")
     if not path.name.lower().endswith(SUFFIXES):
         raise refusal(path, unknown_format(path))
-    if path.stat().st_size == 0:
+    if size == 0:
         raise refusal(path, _EMPTY)
 
 
 def _other_file(path: Path) -> str:
-    present = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    try:
+        present = [other.name for other in path.parent.iterdir()]
+    except OSError:
+        present = []
     near = difflib.get_close_matches(path.name, present, n=1)
     return f"did you mean {near[0]}?" if near else "check the path."
 
@@ -100,6 +111,7 @@ def _csv_header(path: Path) -> list[str]:
         line = next((line for line in file if line.strip()), b"")
     if not line:
         raise refusal(path, _EMPTY)
+    ends = line.endswith((b"\n", b"\r"))
     line = line.rstrip(b"\r\n")
     if b"\0" in line:
         problem = "The text must be UTF-8, got UTF-16 or binary data; save the file as 'CSV UTF-8'."
@@ -117,6 +129,9 @@ def _csv_header(path: Path) -> list[str]:
             f"Columns must be separated by commas, the header is {names[0][:60]!r};"
             " save it with commas between columns and points in decimals.",
         )
+    if not ends:
+        problem = "The table must have rows, got a header alone; export it again."
+        raise refusal(path, problem)
     return names
 
 

@@ -1,11 +1,10 @@
 """Write telemetry to a file."""
 
-import os
-import uuid
 from pathlib import Path
 
 from hvs_lib import columns as col
 from hvs_lib.data.files import SUFFIXES, DataError, unknown_format
+from hvs_lib.project import whole_file
 
 import pandas as pd
 import pyarrow as arrow
@@ -46,16 +45,12 @@ def _unwritable(path: Path, problem: str) -> DataError:
 def write(telemetry: pd.DataFrame, path: Path, stamps: dict[bytes, bytes]) -> None:
     """Write a file such that a reader sees the old one or the whole new one."""
     table = arrow.Table.from_pandas(telemetry, preserve_index=False)
-    unfinished = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
-    try:
+    with whole_file(path) as unfinished:
         if path.suffix.lower() == ".parquet":
             table = table.replace_schema_metadata({**(table.schema.metadata or {}), **stamps})
             _write_parquet(table, unfinished)
         else:
             _write_csv(table, unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _write_parquet(table: arrow.Table, path: Path) -> None:

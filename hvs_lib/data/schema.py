@@ -29,6 +29,16 @@ PLAUSIBLE = {
     col.AMBIENT: (-60.0, 1500.0, "degC"),
 }
 
+# What most readings of a file lie between: a wrong unit or swapped columns move them all, where
+# one rack that burns, or is switched off, does not.
+TYPICAL = {
+    col.TEMP_AVG: (-60.0, 200.0, "degC"),
+    col.TEMP_MAX: (-60.0, 200.0, "degC"),
+    col.VOLTAGE: (0.5, 2000.0, "V"),
+    col.SOC: (0.0, 105.0, "%"),
+    col.AMBIENT: (-60.0, 200.0, "degC"),
+}
+
 # check name -> (rule, cure); the value found stands between them
 _RULES = {
     "number": (
@@ -161,6 +171,57 @@ def validate(frame: pd.DataFrame, raw: RawFile, *, require_label: bool) -> list[
     except SchemaErrors as errors:
         return [_problem(error, frame, raw) for error in errors.schema_errors]
     return []
+
+
+def untypical(frame: pd.DataFrame) -> list[str]:
+    """Return what is wrong with a file as a whole, seen on all or many of its rows.
+
+    Parameters
+    ----------
+    frame : DataFrame of shape (n_samples, n_columns)
+        Its columns may hold text, which `validate` refuses.
+    """
+    problems = [_untypical_level(frame, name) for name in TYPICAL]
+    problems += [_fraction(frame), _swapped(frame, col.TEMP_AVG, col.TEMP_MAX)]
+    return [problem for problem in problems if problem]
+
+
+def _untypical_level(frame: pd.DataFrame, name: str) -> str:
+    low, high, unit = TYPICAL[name]
+    read = _finite(frame, name)
+    if not len(read) or low <= (middle := float(np.median(read))) <= high:
+        return ""
+    return (
+        f"{name} must lie between {low:g} and {high:g} {unit} in most rows, its median is"
+        f" {middle:g}; check the unit, and whether columns are swapped."
+    )
+
+
+def _fraction(frame: pd.DataFrame) -> str:
+    read = _finite(frame, col.SOC)
+    if not len(read) or read.min() < 0 or not 0 < read.max() <= 1:
+        return ""
+    return (
+        f"{col.SOC} must be in percent, it lies between {read.min():g} and {read.max():g}"
+        " throughout; multiply a fraction by 100."
+    )
+
+
+def _swapped(frame: pd.DataFrame, lower: str, upper: str) -> str:
+    if not {lower, upper} <= set(frame):
+        return ""
+    below = as_numbers(frame[upper]) < as_numbers(frame[lower])  # False where one is missing
+    if below.sum() <= len(frame) / 2:
+        return ""
+    return (
+        f"{upper} must not be below {lower}, got {count_rows(int(below.sum()))} where it is; the"
+        " columns may be swapped: rename them."
+    )
+
+
+def _finite(frame: pd.DataFrame, name: str) -> np.ndarray:
+    values = as_numbers(frame[name]).to_numpy() if name in frame else np.empty(0)
+    return values[np.isfinite(values)]
 
 
 def _problem(error: SchemaError, frame: pd.DataFrame, raw: RawFile) -> str:

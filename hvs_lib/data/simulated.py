@@ -37,10 +37,7 @@ def simulated_fleet_path(sites: int, seed: int) -> Path:
     ValueError
         If `sites` or `seed` is out of range.
     """
-    if sites < 1:
-        raise ValueError(f"sites must be at least 1, got {sites}.")
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}.")
+    check_fleet(sites, seed)
     path = project_root() / "data" / "raw" / f"fleet_{sites}sites_seed{seed}.parquet"
     stamp = simulator_fingerprint()
     if _stamp_of(path) != stamp:
@@ -49,6 +46,14 @@ def simulated_fleet_path(sites: int, seed: int) -> Path:
             if _stamp_of(path) != stamp:
                 _simulate_to(path, sites, seed, stamp)
     return path
+
+
+def check_fleet(sites: int, seed: int) -> None:
+    """Refuse what cannot be simulated, with a ValueError; models take the same seeds."""
+    if sites < 1:
+        raise ValueError(f"sites must be at least 1, got {sites}.")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must lie between 0 and {2**32 - 1}, got {seed}.")
 
 
 def _simulate_to(path: Path, sites: int, seed: int, stamp: str) -> None:

@@ -11,6 +11,7 @@ from hvs_lib.data.conversion import to_frame
 from hvs_lib.data.files import refusal
 from hvs_lib.data.loading import load_telemetry, to_telemetry
 from hvs_lib.data.reading import READ_ERRORS, RawFile, column_names, read_batches
+from hvs_lib.data.schema import untypical
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ import pyarrow.parquet
 
 ROWS_IN_MEMORY = 2_000_000  # rows that wait for the end of their rack before they go to the disk
 ROWS_TOGETHER = 100_000  # small racks are handed out together up to about so many rows
+_SAMPLED = 1000  # rows of each piece of the file that show what is typical
 _ROW = "row of the file"
 
 
@@ -50,11 +52,13 @@ def read_racks(
         If the file or a rack of it breaks a rule of the table.
     """
     path = Path(path)
-    known = [name for name in col.TELEMETRY if name in column_names(path)]
-    if not {col.RACK, col.MODULE, col.TIMESTAMP} <= set(known):
-        load_telemetry(path, require_label=False)  # says what is missing, with the nearest name
     racks = _Racks(Path(folder), rows_in_memory)
     try:
+        names = column_names(path)
+        known = [name for name in col.TELEMETRY if name in names]
+        once = all(names.count(name) == 1 for name in known)
+        if not once or not {col.RACK, col.MODULE, col.TIMESTAMP} <= set(known):
+            load_telemetry(path, require_label=False)  # says what is wrong
         for batch in read_batches(path, known):
             racks.add(batch)
     except READ_ERRORS as error:
@@ -62,6 +66,9 @@ def read_racks(
         raise refusal(path, f"The file must be readable to its end, got: {error}") from error
     if not racks.n_rows:
         load_telemetry(path, require_label=False)
+    problems = untypical(to_frame(RawFile(*racks.sample(), str)))
+    if problems:
+        raise refusal(path, *problems)
     done = 0
     for table in racks.complete():
         done += len(table)
@@ -85,12 +92,15 @@ class _Racks:
         self._waiting: dict[tuple, list[arrow.Table]] = defaultdict(list)
         self._files: dict[tuple, list[Path]] = defaultdict(list)
         self._n_waiting = 0
+        self._sample: list[arrow.Table] = []
 
     def add(self, batch: arrow.Table) -> None:
         """Take rows; `_ROW` counts them from 1, the header of a CSV file not included."""
         numbers = np.arange(self.n_rows + 1, self.n_rows + 1 + len(batch))
         batch = batch.append_column(_ROW, arrow.array(numbers))
         self.n_rows += len(batch)
+        every = max(len(batch) // _SAMPLED, 1)
+        self._sample.append(batch.take(arrow.array(np.arange(0, len(batch), every))))
         rack, names = _rack_of_row(batch)
         order = np.argsort(rack, kind="stable")
         batch = batch if (np.diff(order) == 1).all() else batch.take(arrow.array(order))
@@ -100,6 +110,12 @@ class _Racks:
         self._n_waiting += len(batch)
         if self._n_waiting > self._most:
             self._flush()
+
+    def sample(self) -> tuple[dict[str, arrow.ChunkedArray], list[str]]:
+        """Return the sensor columns of some rows from all over the file, and their names."""
+        table = _joined(self._sample)
+        names = [name for name in col.SENSORS if name in table.column_names]
+        return {name: table[name] for name in names}, names
 
     def _flush(self) -> None:
         for number, (name, tables) in enumerate(self._waiting.items()):

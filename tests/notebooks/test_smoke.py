@@ -277,6 +277,13 @@ def test_telemetry_without_event_ids_runs_from_end_to_end(workplace, smoke):
     assert "Champion:" in result.stdout
 
 
+def test_models_have_one_thread_so_that_their_scores_are_the_same_to_the_bit(smoke):
+    """The threads of a forest add up in any order."""
+    for stage in ("Baseline", "Tuning", "SMOTE"):
+        threads = {run.data.params.get("classify__n_jobs") for run in children_of(stage, "model")}
+        assert threads <= {"1", None}  # None: logistic regression
+
+
 def test_executed_notebooks_say_what_the_run_found(smoke, workplace):
     executed = min(workplace.root.glob("runs/*/04_comparison.ipynb"))  # of the first run
     text = json.dumps(nbformat.read(executed, 4))

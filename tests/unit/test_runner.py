@@ -61,6 +61,34 @@ def test_each_notebook_gets_the_parameters_that_it_has():
         ({"parameters": {"n_iter": "true"}}, "'n_iter' must be int"),
         ({"parameters": {"test_size": "a: b: c"}}, "'test_size' must be float"),
         ({"names": ["00_data"], "parameters": {"n_iter": 5}}, "00_data has no parameter 'n_iter'"),
+        *(
+            ({"parameters": {name: value}}, message)
+            for name, value, message in [
+                ("sites", 0, "sites must be at least 1, got 0"),
+                ("sites", "1e6", "'sites' must be int"),
+                ("seed", -1, "seed must lie between 0 and 4294967295, got -1"),
+                ("seed", 2**32, "seed must lie between"),
+                ("test_size", 1.0, "test_size must be between 0 and 1, got 1.0"),
+                ("test_size", "nan", "'test_size' must be float"),
+                ("test_size", ".nan", "test_size must be between 0 and 1, got nan"),
+                ("n_folds", 1, "n_folds must be a whole number of at least 2, got 1"),
+                ("split", "rows", "split must be one of rack, row, got 'rows'"),
+                ("normal_stride", 0, "normal_stride must be at least 1, got 0"),
+                ("max_false_alarms_per_site_day", 0.0, "max_false_alarms_per_site_day must be"),
+                ("max_false_alarms_per_site_day", ".nan", "must be above 0, got nan"),
+                ("missed_event_costs", -1.0, "missed_event_costs must be 0 or more, got -1.0"),
+                ("n_jobs", 0, "n_jobs must be 1 or more, or -1"),
+                ("n_iter", 0, "n_iter must be at least 1, got 0"),
+                ("search", "halfing", "did you mean 'halving'?"),
+                ("scoring", "f2", "scoring must be one of f1_class1, pr_auc, got 'f2'"),
+                ("time_budget_min", -1.0, "time_budget_min must be 0 (no limit) or more"),
+                ("smote_k_neighbors", 0, "smote_k_neighbors must be at least 1, got 0"),
+                ("sampling_strategy", 1.5, "sampling_strategy must be above 0 and 1 at most"),
+                ("slow_samplers", "maybe", "'slow_samplers' must be bool"),
+                ("policy", "best", "policy must be one of"),
+                ("min_precision", 2.0, "min_precision must be between 0 and 1, got 2.0"),
+            ]
+        ),
     ],
 )
 def test_refusals(arguments, message):

@@ -204,7 +204,7 @@ def test_row_split_of_too_few_labelled_rows_is_refused(make_telemetry):
 
 def test_row_split_of_labelled_rows_alone_is_refused(make_telemetry):
     telemetry = make_telemetry().assign(**{col.LABEL: np.int8(1)})
-    with pytest.raises(DataError, match="and 0 with label 0"):
+    with pytest.raises(DataError, match="It must hold rows without a hazard"):
         split_by_rack(telemetry, split="row")
 
 

@@ -1,0 +1,211 @@
+"""A tracking server on PostgreSQL: all by its URI, and nothing lost when it stops half way."""
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+BIN = Path(sys.executable).parent
+PASSWORD = "of the test"
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory):
+    """Start PostgreSQL on loopback and return the URI of a fresh database."""
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    initdb = shutil.which("initdb") or (versions and str(versions[-1]))
+    if not initdb:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    folder = tmp_path_factory.mktemp("postgres")
+    # PostgreSQL refuses to run as root.
+    user = {"user": "nobody"} if os.geteuid() == 0 else {}
+    if user:
+        for parent in (folder, *folder.parents[:2]):
+            parent.chmod(0o755)
+        os.chown(folder, pwd.getpwnam("nobody").pw_uid, -1)
+    secret = folder / "password"
+    secret.write_text(PASSWORD)
+    data, port = folder / "data", free_port()
+    command = [initdb, "-D", data, "-U", "hvs", "--pwfile", secret, "-A", "scram-sha-256"]
+    subprocess.run(command, check=True, capture_output=True, cwd=folder, **user)
+    server = [Path(initdb).with_name("postgres"), "-D", data, "-p", str(port), "-h", "127.0.0.1"]
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen([*server, "-k", folder], cwd=folder, stderr=log, **user)
+        wait_until(lambda: "ready to accept connections" in (folder / "log").read_text())
+        yield f"postgresql://hvs:{PASSWORD.replace(' ', '%20')}@127.0.0.1:{port}/postgres"
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+
+
+def wait_until(is_true, seconds=120):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if is_true():
+                return
+        except OSError:
+            pass
+        time.sleep(0.2)
+    raise AssertionError("waited in vain")
+
+
+@pytest.fixture(scope="module")
+def server(postgres, tmp_path_factory):
+    """Return `mlflow server`, with functions to start and stop it."""
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+
+    class Server:
+        uri = f"http://127.0.0.1:{port}"
+
+        def start(self):
+            command = [BIN / "mlflow", "server", "--backend-store-uri", postgres, "--workers", "1"]
+            command += ["--artifacts-destination", folder / "artifacts", "--port", str(port)]
+            with open(folder / "log", "a") as log:
+                self.process = subprocess.Popen(
+                    [*command, "--host", "127.0.0.1"], cwd=folder, stdout=log, stderr=log,
+                    start_new_session=True,
+                )  # fmt: skip
+            wait_until(lambda: urllib.request.urlopen(f"{self.uri}/health").status == 200)
+
+        def stop(self):
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    found = Server()
+    found.start()
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def hvs(tmp_path, workplace, smoke):
+    """Return a function that starts `hvs` with a tracking URI, in a project with telemetry."""
+    (tmp_path / "data").mkdir()
+    shutil.copytree(workplace.root / "data" / "raw", tmp_path / "data" / "raw")
+
+    def start(uri, *arguments):
+        environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "HVS_PROJECT_ROOT": str(tmp_path)}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([BIN / "hvs", *arguments], env=environment, cwd=tmp_path, **pipes)
+
+    return start
+
+
+def runs_of(uri):
+    client = MlflowClient(uri)
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    return list(client.search_runs(experiments, max_results=1000))
+
+
+def results(uri):
+    """Map each finished child run, by what was run, to its metrics."""
+    return {
+        json.dumps([run.data.tags["stage"], run.data.params], sort_keys=True): {
+            name: value for name, value in run.data.metrics.items() if "seconds" not in name
+        }
+        for run in runs_of(uri)
+        if run.info.status == "FINISHED" and run.data.tags["role"] != "parent"
+    }
+
+
+@pytest.mark.slow
+def test_the_uri_alone_moves_everything_to_the_server(hvs, server, smoke, workplace, tmp_path):
+    process = hvs(server.uri, "run", "--profile", "smoke")
+    said, complained = process.communicate()
+    assert process.returncode == 0, complained
+    assert "Champion:" in said
+    assert not (tmp_path / "mlflow.db").exists()
+    here = results(server.uri)
+    there = results(f"sqlite:///{workplace.root / 'mlflow.db'}")
+    assert here.items() <= there.items()
+    assert len(here) > 20
+    process = hvs(server.uri, "score", next((tmp_path / "data" / "raw").glob("*.parquet")))
+    said, complained = process.communicate()
+    assert process.returncode == 0, complained
+    assert "alarms in" in said
+
+
+@pytest.mark.slow
+def test_what_a_stopped_server_did_not_take_is_kept_and_pushed_later(hvs, server, tmp_path):
+    before = {run.info.run_id for run in runs_of(server.uri)}
+    arguments = ["--profile", "smoke", "-p", "n_iter", "12", "--fresh", "--store-wait", "3"]
+    process = hvs(server.uri, "run", "02_tuning", *arguments)
+    for line in process.stdout:
+        if "candidates," in line:
+            break
+    server.stop()
+    try:
+        _, complained = process.communicate(timeout=300)  # without a bound it waits for ever
+    finally:
+        server.start()
+    assert process.returncode == 1
+    assert "Traceback" not in complained
+    (folder,) = (tmp_path / "runs").glob("2*")
+    assert f"the tracking store {server.uri} failed" in complained
+    assert f"`hvs push {folder}` logs it" in complained
+    kept = [json.loads(path.read_text()) for path in folder.glob("unlogged/*/run.json")]
+    assert kept
+
+    process = hvs(server.uri, "push", folder)
+    said, complained = process.communicate()
+    assert process.returncode == 0, complained
+    assert f"{len(kept)} runs logged" in said
+    logged = [run for run in runs_of(server.uri) if run.info.run_id not in before]
+    for record in kept:
+        (same,) = (
+            run
+            for run in logged
+            if run.info.status == "FINISHED" and run.data.params == record["params"]
+        )
+        assert same.data.metrics == record["metrics"]
+        assert same.data.tags["mlflow.parentRunId"] == record["tags"]["mlflow.parentRunId"]
+    assert not list(folder.glob("unlogged/*"))
+    process = hvs(server.uri, "push", folder)
+    assert "keeps no unlogged run" in process.communicate()[0]
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("http://127.0.0.1:9", "refused"),
+        ("http://nowhere.invalid", "nowhere.invalid"),
+        ("htp://127.0.0.1", "htp"),
+        ("postgresql://hvs:secret@127.0.0.1:9/postgres", "refused"),
+        ("sqlite:////proc/nothing/mlflow.db", "/proc/nothing"),
+    ],
+)
+def test_a_wrong_uri_is_told_at_once(hvs, tmp_path, uri, reason):
+    process = hvs(uri, "run", "--profile", "smoke")
+    said, complained = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "Traceback" not in complained
+    assert complained.startswith("Error: the tracking store ")
+    assert reason in complained
+    assert "secret" not in complained
+    assert "MLFLOW_TRACKING_URI" in complained
+    assert "[1/5]" not in said
+
+
+def test_a_refused_login_is_told_at_once(hvs, postgres):
+    process = hvs(postgres.replace("of%20the%20test", "wrong"), "run", "--profile", "smoke")
+    said, complained = process.communicate()
+    assert process.returncode == 1
+    assert "password authentication failed" in complained
+    assert "wrong" not in complained
+    assert "[1/5]" not in said
