@@ -1,0 +1,228 @@
+"""The workbook in a real browser: JupyterLab's Run All, the slider, and the MLflow UI.
+
+The screenshots are kept in runs/screenshots, or the folder that HVS_SCREENSHOTS names.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from hvs_lib import runner
+
+import nbformat
+import papermill as pm
+import pytest
+import yaml
+from mlflow import MlflowClient
+from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[2]
+SCREENSHOTS = Path(os.environ.get("HVS_SCREENSHOTS") or ROOT / "runs" / "screenshots")
+SETTINGS = {  # all cells in the page at once, so that each can be looked at
+    "@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"},
+    "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {"fetchNews": "false"},
+}
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (shutil.which("chromedriver") and shutil.which("chromium")),
+        reason="needs a browser: apt-get install chromium chromium-driver",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000"):
+        options.add_argument(flag)
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    driver = webdriver.Chrome(options=options, service=service)
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    yield driver
+    driver.quit()
+
+
+def serve(command, address, environment):
+    """Start a server and wait until it answers."""
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    for _ in range(600):
+        assert process.poll() is None, f"{command[0]} has ended"
+        try:
+            urllib.request.urlopen(address)
+            return process
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(f"{address} does not answer")
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def lab(smoke, workplace, tmp_path_factory):
+    """Serve copies of the notebooks, with the parameters of the smoke profile, in JupyterLab."""
+    folder, port = tmp_path_factory.mktemp("lab"), free_port()
+    parameters = yaml.safe_load((ROOT / "notebooks" / "params" / "smoke.yaml").read_text())
+    for name, path in runner.notebooks().items():
+        own = {k: v for k, v in parameters.items() if k in pm.inspect_notebook(str(path))}
+        pm.execute_notebook(
+            path, folder / f"{name}.ipynb", own, prepare_only=True, progress_bar=False
+        )
+    for name, values in SETTINGS.items():
+        path = folder / "settings" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+    environment = os.environ | {
+        "HVS_PROJECT_ROOT": str(workplace.root), "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings")
+    }  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    command = [BIN / "jupyter", "lab", f"--notebook-dir={folder}", f"--port={port}", "--no-browser"]
+    command += ["--allow-root", "--IdentityProvider.token=", "--ip=127.0.0.1"]
+    process = serve(command, f"{address}/api", environment)
+    yield address, folder
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def mlflow_ui(smoke, workplace):
+    port = free_port()
+    store = f"sqlite:///{workplace.root / 'mlflow.db'}"
+    command = [BIN / "mlflow", "ui", "--backend-store-uri", store, "--port", str(port)]
+    process = serve([*command, "--workers", "1"], f"http://127.0.0.1:{port}/health", os.environ)
+    yield f"http://127.0.0.1:{port}", MlflowClient(store)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait()
+
+
+def wait(browser, is_true, seconds=180):
+    """Wait until a script that returns a value returns a true one."""
+
+    def ask(_):
+        try:
+            return browser.execute_script(is_true)
+        except WebDriverException:
+            return False
+
+    return WebDriverWait(browser, seconds, poll_frequency=0.3).until(ask, message=is_true)
+
+
+def has_text(text):
+    return f"return document.body.innerText.includes({json.dumps(text)})"
+
+
+def open_and_run_all(browser, lab, name):
+    """Open a notebook, choose Run All Cells from the menu and wait for the last cell."""
+    address, _ = lab
+    browser.get(f"{address}/lab/tree/{name}.ipynb?reset")
+    idle = "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status"
+    wait(browser, f"return {idle} === 'idle'")
+    for text, kind in (("Run", "lm-MenuBar-itemLabel"), ("Run All Cells", "lm-Menu-itemLabel")):
+        click = (
+            f"const item = [...document.querySelectorAll('.{kind}')].find("
+            f"item => item.textContent === '{text}'); if (!item) return false;"
+            "for (const type of ['mousedown', 'mouseup', 'click']) item.dispatchEvent("
+            "new MouseEvent(type, {bubbles: true, button: 0, clientX: "
+            "item.getBoundingClientRect().x + 5, clientY: item.getBoundingClientRect().y + 5}));"
+            "return true"
+        )
+        wait(browser, click)
+        time.sleep(0.5)
+    prompts = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.innerText)"
+    wait(browser, f"return {prompts}.some(p => /\\[[*\\d]+\\]/.test(p))")
+    wait(browser, f"return {idle} === 'idle' && {prompts}.every(p => /\\[\\d+\\]/.test(p))", 400)
+
+
+@pytest.mark.parametrize("name", runner.notebooks())
+def test_run_all_ends_without_an_error_and_shows_the_figures(browser, lab, name):
+    open_and_run_all(browser, lab, name)
+    outputs = "[...document.querySelectorAll('.jp-OutputArea-output')]"
+    kinds = browser.execute_script(f"return {outputs}.map(output => output.dataset.mimeType)")
+    assert "application/vnd.jupyter.error" not in kinds
+    assert "application/vnd.jupyter.stderr" not in kinds
+    committed = nbformat.read(runner.notebooks()[name], 4)
+    expected = sum(
+        "image/png" in output.get("data", {})
+        for cell in committed.cells
+        for output in cell.get("outputs", [])
+    )
+    sizes = browser.execute_script(
+        "return [...document.querySelectorAll('.jp-OutputArea img')].map(i => i.naturalWidth)"
+    )
+    assert len(sizes) >= expected >= 1
+    assert min(sizes) > 300
+    browser.execute_script(
+        "document.querySelectorAll('.jp-OutputArea img')[0].scrollIntoView({block: 'center'})"
+    )
+    time.sleep(0.5)
+    browser.save_screenshot(SCREENSHOTS / f"{name}.png")
+
+
+def test_slider_moves_and_its_figure_follows(browser, lab):
+    open_and_run_all(browser, lab, "04_comparison")
+    source = "document.querySelector('.widget-interact img, .jupyter-widgets img')?.src"
+    wait(browser, f"return {source}")
+    handle = browser.find_element(By.CSS_SELECTOR, ".noUi-handle")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", handle)
+    browser.save_screenshot(SCREENSHOTS / "slider_before.png")
+    before = browser.execute_script(f"return {source}")
+    handle.send_keys(*[Keys.ARROW_LEFT] * 12)
+    wait(browser, f"const now = {source}; return now && now !== {json.dumps(before)}")
+    time.sleep(1)
+    browser.save_screenshot(SCREENSHOTS / "slider_after.png")
+
+
+def test_mlflow_shows_experiments_nested_runs_a_comparison_and_a_figure(browser, mlflow_ui):
+    address, client = mlflow_ui
+    browser.get(f"{address}/#/experiments")
+    for stage in ("Data", "Baseline", "Tuning", "SMOTE", "Comparison"):
+        wait(browser, has_text(f"HVS_Fire_Prediction_{stage}"))
+    browser.save_screenshot(SCREENSHOTS / "mlflow_experiments.png")
+
+    experiment = client.get_experiment_by_name("HVS_Fire_Prediction_Tuning").experiment_id
+    browser.get(f"{address}/#/experiments/{experiment}/runs?searchFilter=&viewStateShareKey=")
+    wait(browser, has_text("02_tuning"))
+    candidates = [
+        run
+        for run in client.search_runs([experiment])
+        if run.data.tags["role"] == "candidate" and run.info.status == "FINISHED"
+    ]
+    expand = "document.querySelector('[data-testid=\"expander-button\"], .ag-row button')"
+    browser.execute_script(f"{expand}?.click()")
+    wait(browser, has_text("candidate 01"))
+    browser.save_screenshot(SCREENSHOTS / "mlflow_nested_runs.png")
+
+    ids = json.dumps([run.info.run_id for run in candidates[:2]])
+    browser.get(f'{address}/#/compare-runs?runs={ids}&experiments=["{experiment}"]')
+    wait(browser, has_text("Comparing 2 Runs"))
+    wait(browser, has_text("cv_pr_auc"))
+    browser.save_screenshot(SCREENSHOTS / "mlflow_compare.png")
+
+    (model, *_) = [
+        run for run in client.search_runs([experiment]) if run.data.tags["role"] == "model"
+    ]
+    place = f"{address}/#/experiments/{experiment}/runs/{model.info.run_id}/artifacts"
+    browser.get(f"{place}/confusion_matrix.png")
+    wait(browser, "return [...document.querySelectorAll('img')].some(i => i.naturalWidth > 300)")
+    browser.save_screenshot(SCREENSHOTS / "mlflow_figure.png")
