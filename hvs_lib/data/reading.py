@@ -3,6 +3,7 @@
 import csv
 import difflib
 import gzip
+import io
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -227,7 +228,8 @@ def _uneven(path: Path, skipped: list[int], expected: int) -> list[str]:
 
 def _data_lines(path: Path, skipped: list[int]) -> list[int]:
     """Return the line number, as an editor counts, of every row read from a CSV file."""
-    with _open(path) as file:
-        filled = [number for number, line in enumerate(file, start=1) if line.strip(b"\r\n")]
+    # Arrow ends a line at a CR alone, too; which bytes a line holds does not matter here.
+    with _open(path) as file, io.TextIOWrapper(file, encoding="latin-1") as text:
+        filled = [number for number, line in enumerate(text, start=1) if line.strip("\n")]
     left_out = {1, *skipped}  # 1: the header
     return [line for row, line in enumerate(filled, start=1) if row not in left_out]

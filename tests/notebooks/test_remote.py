@@ -81,7 +81,11 @@ def server(postgres, tmp_path_factory):
                     [*command, "--host", "127.0.0.1"], cwd=folder, stdout=log, stderr=log,
                     start_new_session=True,
                 )  # fmt: skip
-            wait_until(lambda: urllib.request.urlopen(f"{self.uri}/health").status == 200)
+            wait_until(self.answers)
+
+        def answers(self):
+            assert self.process.poll() is None, (folder / "log").read_text()
+            return urllib.request.urlopen(f"{self.uri}/health").status == 200
 
         def stop(self):
             os.killpg(self.process.pid, signal.SIGKILL)

@@ -161,6 +161,7 @@ CASES = {
     "total at the end": (text(lambda t: t + "Total" + "," * 13), "line 722"),
     "short line": (text(lambda t: t.replace(",23.", "\n", 1)), "line 2"),
     "zero bytes": (cells(col.VOLTAGE, "52\0"), "Voltage_V must be a number"),
+    "CR within a cell": (cells(col.TIMESTAMP, "2025-06-01\r"), "Every row must have"),
     "cut off": (text(lambda t: t[: t.rindex("23.")]), "line 721"),
     "header alone": (text(lambda t: t.split("\n")[0]), "must have rows"),
     # no file
