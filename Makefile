@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help venv run test test-fast torture lab ui lint bench bench-peers notebooks lock
+.PHONY: help venv run test test-fast test-browser torture lab ui lint bench bench-peers notebooks lock
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -25,6 +25,9 @@ run: venv  ## simulate the fleet, run all notebooks, name the champion
 
 test: venv  ## all tests: unit, notebook rules, smoke runs, committed outputs
 	$(BIN)/pytest
+
+test-browser: venv  ## the notebooks and the MLflow UI in headless chromium, with screenshots
+	$(BIN)/pytest -ra tests/notebooks/test_browser.py
 
 torture: venv  ## kill the whole run 24 times, start it again, compare; about an hour
 	HVS_TORTURE=24 $(BIN)/pytest -s tests/notebooks/test_torture.py

@@ -59,7 +59,7 @@ def model_card(
             *_section("By cause: events caught", [_table(by_cause)], bullet=""),
             *_section(
                 "Causes it misses",
-                [f"{cause}: fewer than half of its events are caught" for cause in missed]
+                [f"{_escape(cause)}: fewer than half of its events are caught" for cause in missed]
                 or ["none of those in the data is caught in fewer than half of the cases"],
             ),
             *_section("Alarm settings", _alarm(params)),
@@ -86,12 +86,12 @@ hvs reproduce {run_id}
 ```
 
 ```python
-import mlflow
+from hvs_lib.model_files import load_model
 from hvs_lib.tracking import connect
 
 connect()
-model = mlflow.pyfunc.load_model("models:/hvs-fire-prediction@champion")
-model.predict(X)[:, 1]  # X from hvs_lib.features.build_features
+model, _ = load_model("models:/hvs-fire-prediction@champion")
+model.predict_proba(X)[:, 1]  # X from hvs_lib.features.build_features
 ```"""
 
 
@@ -156,7 +156,9 @@ def _table(frame: pd.DataFrame) -> str:
 
 def _escape(text: object) -> str:
     """Keep ids and causes that come from data from reading as HTML or as a table's border."""
-    return str(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    entities = {"&": "&amp;", "<": "&lt;", "|": "\\|", "`": "&#96;"}
+    escaped = "".join(entities.get(letter, letter) for letter in str(text))
+    return escaped.replace("](", "]&#40;")  # nor as a link
 
 
 def _section(title: str, lines: Sequence[str], *, bullet: str = "- ") -> list[str]:

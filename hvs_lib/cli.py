@@ -107,8 +107,9 @@ def check(file: Path) -> None:
 def score(file: Path, output: Path, model: str | None) -> None:
     """Find the alarms in a telemetry FILE with the registered champion."""
     from hvs_lib.data import DataError
+    from hvs_lib.model_files import ModelError
     from hvs_lib.progress import ProgressBar
-    from hvs_lib.scoring import CHAMPION_URI, ModelError, load_champion, score_file
+    from hvs_lib.scoring import CHAMPION_URI, load_champion, score_file
     from hvs_lib.tracking import connect
 
     bar = ProgressBar(100, "percent")

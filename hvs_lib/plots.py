@@ -42,6 +42,11 @@ def confusion_matrix(scores: pd.DataFrame, *, threshold: float, title: str) -> F
     return fig
 
 
+def plain(text: str) -> str:
+    """Keep matplotlib from reading a text from data as mathematics."""
+    return text.replace("$", r"\$")
+
+
 def precision_recall(scores: dict[str, pd.DataFrame], *, title: str) -> Figure:
     """Overlay the precision-recall curves of several scores frames over the same rows.
 
@@ -249,7 +254,7 @@ def _lead_time(scores: pd.DataFrame, alarm: dict, event: pd.Series) -> float:
 def _title(event: pd.Series) -> str:
     """Name the event's cause, where it is known, and its module."""
     cause = event.get(col.EVENT_TYPE)
-    return event[col.MODULE] if pd.isna(cause) else f"{cause}, {event[col.MODULE]}"
+    return plain(event[col.MODULE] if pd.isna(cause) else f"{cause}, {event[col.MODULE]}")
 
 
 def _before(frame: pd.DataFrame, end: pd.Timestamp, minutes: float, **ids: str) -> pd.DataFrame:

@@ -39,7 +39,8 @@ class ProgressBar(tqdm):
     """
 
     def __init__(self, total: float, unit: str):
-        in_notebook = "ipykernel" in sys.modules
+        ipython = sys.modules.get("IPython")
+        in_notebook = hasattr(ipython and ipython.get_ipython(), "kernel")
         super().__init__(
             total=total, unit=f" {unit}", file=sys.stdout, leave=False, mininterval=1, ncols=80,
             disable=False if in_notebook else None,

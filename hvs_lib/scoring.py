@@ -12,6 +12,7 @@ from hvs_lib.calibration import CalibratedClassifier
 from hvs_lib.data import DataError, rack_codes, read_racks
 from hvs_lib.features import build_features
 from hvs_lib.metrics import raise_alarms, scores_frame
+from hvs_lib.model_files import ModelError, load_model
 from hvs_lib.project import whole_file
 from hvs_lib.tracking import CHAMPION, REGISTERED_MODEL, read_alarm
 
@@ -19,7 +20,6 @@ import mlflow
 import numpy as np
 import pandas as pd
 from imblearn.pipeline import Pipeline
-from mlflow.exceptions import MlflowException
 from sklearn.ensemble import RandomForestClassifier
 from xgboost import DMatrix, XGBClassifier
 
@@ -27,10 +27,6 @@ CHAMPION_URI = f"models:/{REGISTERED_MODEL}@{CHAMPION}"
 N_TOP = 3
 COLUMNS = [col.SITE, col.RACK, col.MODULE, "alarm_start", "score"]
 COLUMNS += [name for k in range(1, N_TOP + 1) for name in (f"feature_{k}", f"contribution_{k}")]
-
-
-class ModelError(Exception):
-    """There is no model to score with; the text is for the user."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +67,16 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
     Raises
     ------
     ModelError
-        If there is none, or it carries no alarm settings.
+        If there is none, it is refused, or it carries no alarm settings.
     """
     try:
-        metadata = mlflow.models.get_model_info(uri).metadata
-        fixed = mlflow.sklearn.load_model(uri)
-    except MlflowException as error:
+        fixed, metadata = load_model(uri)
+    except ModelError as error:
         raise ModelError(
-            f"there is no model {uri} in {mlflow.get_tracking_uri()}: `hvs run` trains and "
-            "registers one, or set MLFLOW_TRACKING_URI to the store that has it."
+            f"{error}\nThe store is {mlflow.get_tracking_uri()}: `hvs run` trains and registers "
+            "one, or set MLFLOW_TRACKING_URI to the store that has it."
         ) from error
-    if not metadata or "alarm_threshold" not in metadata:
+    if "alarm_threshold" not in metadata:
         raise ModelError(f"the model {uri} carries no alarm settings: run the notebooks again.")
     return Champion(fixed.estimator.estimator, read_alarm(metadata))
 

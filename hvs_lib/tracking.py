@@ -1,8 +1,4 @@
-"""MLflow: one parent run for a notebook, a child run for each model and each search candidate.
-
-A model is loaded with the types that its own file names as trusted, so load models from your own
-store only.
-"""
+"""MLflow: one parent run for a notebook, a child run for each model and each search candidate."""
 
 import hashlib
 import json
@@ -17,7 +13,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +22,7 @@ from hvs_lib import __version__, plots
 from hvs_lib import columns as col
 from hvs_lib.data import event_codes, sha256_of_file
 from hvs_lib.metrics import AlarmRule, undefined_metrics
+from hvs_lib.model_files import load_model, types_to_trust
 from hvs_lib.progress import log_file
 from hvs_lib.project import (
     EXECUTION,
@@ -39,7 +36,6 @@ from hvs_lib.project import (
 )
 from hvs_lib.protocol import Assessment, Protocol
 
-import joblib
 import matplotlib.pyplot as plt
 import mlflow
 import numpy as np
@@ -84,7 +80,6 @@ _MODEL_PACKAGES = (
     "skops",
 )
 _PACKAGES = (*_MODEL_PACKAGES, "scipy", "numba", "pyarrow")
-_TRUSTED_MODULES = ("sklearn.", "imblearn.", "xgboost.", "numpy.", "scipy.", "hvs_lib.")
 
 
 # What MLflow raises where its store does not answer; requests' errors are OSErrors.
@@ -336,7 +331,7 @@ def connect() -> None:
 def _make_ready(uri: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # Several processes that create the tables of a fresh file at once break it.
-    with FileLock(folder / "mlflow.db.lock"):
+    with _one_at_a_time():
         MlflowClient().search_experiments(max_results=1)
         with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database:
             database.execute("PRAGMA journal_mode=WAL")  # readers do not wait for a writer
@@ -595,9 +590,10 @@ def register_champion(run_id: str) -> str:
     str, the version of the registered model.
     """
     client = MlflowClient()
-    known = client.search_model_versions(f"name = '{REGISTERED_MODEL}' and run_id = '{run_id}'")
-    version = (known[0] if known else _register(client, run_id)).version
-    client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, version)
+    with _one_at_a_time():
+        known = client.search_model_versions(f"name = '{REGISTERED_MODEL}' and run_id = '{run_id}'")
+        version = (known[0] if known else _register(client, run_id)).version
+        client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, version)
     return str(version)
 
 
@@ -651,7 +647,7 @@ def _write_artifacts(
     test.to_parquet(folder / "test_scores.parquet", index=False)
     assessment.cv_scores.to_parquet(folder / "cv_scores.parquet", index=False)
     if assessment.model is not None:
-        joblib.dump(assessment.model.named_steps["scale"], folder / "scaler.joblib")
+        skops.io.dump(assessment.model.named_steps["scale"], folder / "scaler.skops")
         _check_rows(assessment, protocol).to_parquet(folder / "check_rows.parquet")
 
 
@@ -686,7 +682,7 @@ def _for_mlflow(logged: ModelToLog) -> dict[str, object]:
         "sk_model": model,
         "signature": infer_signature(example, model.predict_proba(example)),
         "input_example": example.head(3),
-        "skops_trusted_types": _trusted_types(model),
+        "skops_trusted_types": types_to_trust(model),
         "pyfunc_predict_fn": "predict_proba",
         "pip_requirements": [f"{name}=={version(name)}" for name in _MODEL_PACKAGES],
         "metadata": logged.metadata,
@@ -733,27 +729,14 @@ def push_unlogged(folder: Path) -> list[str]:
         experiment = values.pop("experiment")
         artifacts, model = kept.with_name("artifacts"), None
         if kept.with_name("model").exists():
-            path = kept.with_name("model")
-            metadata = mlflow.models.Model.load(path).metadata
+            loaded, metadata = load_model(kept.with_name("model"))
             example = pd.read_parquet(kept.with_name("example.parquet"))
-            model = ModelToLog(mlflow.sklearn.load_model(str(path)), example, metadata)
+            model = ModelToLog(loaded, example, metadata)
         child = ChildRun(**values, artifacts=artifacts if artifacts.exists() else None, model=model)
         with store_failures_told():
             pushed.append(_log_child(_experiment_id(experiment), child))
         shutil.rmtree(kept.parent)
     return pushed
-
-
-def _trusted_types(model: BaseEstimator) -> list[str]:
-    """Name the types that a model's file holds, all of them from the libraries that we use."""
-    types = skops.io.get_untrusted_types(data=skops.io.dumps(model))
-    strange = [name for name in types if not name.startswith(_TRUSTED_MODULES)]
-    if strange:
-        raise TypeError(
-            f"a logged model may hold types of {', '.join(_TRUSTED_MODULES)} only, got {strange}: "
-            "leave them out of the pipeline."
-        )
-    return types
 
 
 def _protocol_params(protocol: Protocol) -> dict[str, object]:
@@ -825,11 +808,17 @@ def _experiment_id(name: str) -> str:
     folder = _sqlite_folder(mlflow.get_tracking_uri())
     if folder is None:
         return mlflow.set_experiment(name).experiment_id
-    with FileLock(folder / "mlflow.db.lock"):
+    with _one_at_a_time():
         found = client.get_experiment_by_name(name)
         if found is not None:
             return found.experiment_id
         return client.create_experiment(name, artifact_location=(folder / "mlartifacts").as_uri())
+
+
+def _one_at_a_time() -> AbstractContextManager:
+    """Keep other processes off a SQLite store meanwhile; a server sees to that by itself."""
+    folder = _sqlite_folder(mlflow.get_tracking_uri())
+    return nullcontext() if folder is None else FileLock(folder / "mlflow.db.lock")
 
 
 def _sqlite_folder(uri: str) -> Path | None:

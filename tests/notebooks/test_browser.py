@@ -14,9 +14,11 @@ import time
 import urllib.request
 from pathlib import Path
 
+from hvs_lib import columns as col
 from hvs_lib import runner
 
 import nbformat
+import pandas as pd
 import papermill as pm
 import pytest
 import yaml
@@ -154,11 +156,15 @@ def open_and_run_all(browser, lab, name):
     wait(browser, f"return {idle} === 'idle' && {prompts}.every(p => /\\[\\d+\\]/.test(p))", 400)
 
 
+def kinds_of_output(browser):
+    outputs = "[...document.querySelectorAll('.jp-OutputArea-output')]"
+    return browser.execute_script(f"return {outputs}.map(output => output.dataset.mimeType)")
+
+
 @pytest.mark.parametrize("name", runner.notebooks())
 def test_run_all_ends_without_an_error_and_shows_the_figures(browser, lab, name):
     open_and_run_all(browser, lab, name)
-    outputs = "[...document.querySelectorAll('.jp-OutputArea-output')]"
-    kinds = browser.execute_script(f"return {outputs}.map(output => output.dataset.mimeType)")
+    kinds = kinds_of_output(browser)
     assert "application/vnd.jupyter.error" not in kinds
     assert "application/vnd.jupyter.stderr" not in kinds
     committed = nbformat.read(runner.notebooks()[name], 4)
@@ -177,6 +183,37 @@ def test_run_all_ends_without_an_error_and_shows_the_figures(browser, lab, name)
     )
     time.sleep(0.5)
     browser.save_screenshot(SCREENSHOTS / f"{name}.png")
+
+
+EVIL = "<script>document.title = 'evil'</script>../../../etc/$\\frac$"
+
+
+@pytest.fixture(scope="module")
+def evil_notebook(lab, workplace):
+    """Give 00_data telemetry whose ids are HTML, paths and mathematics."""
+    (fleet,) = (workplace.root / "data" / "raw").glob("*.parquet")
+    telemetry = pd.read_parquet(fleet)
+    for name in (col.SITE, col.RACK, col.MODULE, col.EVENT_TYPE):
+        telemetry[name] = EVIL + telemetry[name].astype(object)
+    _, folder = lab
+    telemetry.to_parquet(folder / "evil.parquet")
+    own = {"data_path": str(folder / "evil.parquet")}
+    path = runner.notebooks()["00_data"]
+    pm.execute_notebook(path, folder / "evil.ipynb", own, prepare_only=True, progress_bar=False)
+    return "evil"
+
+
+def test_ids_from_data_are_shown_as_text(browser, lab, evil_notebook):
+    open_and_run_all(browser, lab, evil_notebook)
+    assert browser.title != "evil"
+    assert browser.execute_script(
+        "return document.querySelectorAll('.jp-OutputArea script').length"
+    ) == 0  # fmt: skip
+    assert "application/vnd.jupyter.error" not in kinds_of_output(browser)
+    table = "document.querySelector('.jp-RenderedHTMLCommon table')"
+    assert EVIL in browser.execute_script(f"return {table}.innerText")
+    browser.execute_script(f"{table}.scrollIntoView({{block: 'center'}})")
+    browser.save_screenshot(SCREENSHOTS / "evil_ids.png")
 
 
 def test_slider_moves_and_its_figure_follows(browser, lab):

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 EXPERIMENTS = ["Data", "Baseline", "Tuning", "SMOTE", "Comparison"]
 MODEL_ARTIFACTS = {
     "check_rows.parquet", "classification_report.txt", "confusion_matrix.png",
-    "cv_scores.parquet", "pr_curve.png", "scaler.joblib", "splits.json", "test_scores.parquet",
+    "cv_scores.parquet", "pr_curve.png", "scaler.skops", "splits.json", "test_scores.parquet",
 }  # fmt: skip
 
 

@@ -60,3 +60,9 @@ def test_costs_take_the_budgets_place(card):
 def test_names_from_the_data_stay_text(card):
     assert "<script>" not in card()
     assert "&lt;script>\\|x" in card()
+
+
+def test_causes_from_the_data_are_neither_html_nor_links(card):
+    text = card(missed=["<img src=x onerror=alert(1)>", "[x](javascript:alert(1))"])
+    assert "<img" not in text
+    assert "](javascript" not in text

@@ -32,6 +32,13 @@ def test_event_counts_to_its_point_of_no_return_and_shows_its_label(telemetry):
     assert "short" in temperature.get_title()
 
 
+def test_ids_from_data_are_no_mathematics(telemetry):
+    evil = telemetry.assign(**{col.MODULE: "$\\frac$" + telemetry[col.MODULE].astype(str)})
+    fig = plots.module_timeline(evil, event_codes(evil) == 0)
+    fig.canvas.draw()
+    assert r"\$\frac\$" in fig.axes[0].get_title()
+
+
 def test_look_alike_has_no_label_and_counts_to_its_end(telemetry):
     fig = plots.module_timeline(telemetry, (telemetry[col.EVENT_TYPE] == "hot_day").to_numpy())
     assert fig.axes[2].get_xlabel() == "minutes to its end"

@@ -1,9 +1,10 @@
 import re
-import sys
+from types import SimpleNamespace
 
 from hvs_lib import progress
 from hvs_lib.progress import LOG_FILE, STEP, LogReader, ProgressBar, log_file, log_line, steps
 
+import IPython
 import pytest
 
 
@@ -90,7 +91,7 @@ def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
 
 
 def test_bar_goes_to_standard_output_of_a_notebook_and_vanishes(log, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ipykernel", None)
+    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(kernel=1))
     with ProgressBar(3, "candidates") as bar:
         bar.update(2)
         bar.refresh()
@@ -100,8 +101,7 @@ def test_bar_goes_to_standard_output_of_a_notebook_and_vanishes(log, capsys, mon
     assert printed.err == ""
 
 
-def test_no_bar_in_a_file(log, capsys, monkeypatch):
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+def test_no_bar_in_a_file(log, capsys):
     list(steps("abc", "models"))
     assert capsys.readouterr() == ("", "")
     assert len(log()) == 3

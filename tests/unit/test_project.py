@@ -22,6 +22,7 @@ FLOW = [
     ["data.simulated"], ["data"],
     ["features"], ["splits"], ["models"], ["samplers"], ["scores"],
     ["alarms"], ["metrics"], ["calibration"], ["protocol"], ["search"], ["champion"], ["audit"],
+    ["model_files"],
     ["report"], ["card"], ["plots"], ["tracking"], ["resume"], ["scoring"], ["runner"],
     ["reproduction"], ["cli"],
 ]  # fmt: skip

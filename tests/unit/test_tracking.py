@@ -6,6 +6,7 @@ import sys
 
 from hvs_lib import tracking
 from hvs_lib.features import build_features
+from hvs_lib.model_files import ModelError
 from hvs_lib.models import make_pipeline
 from hvs_lib.protocol import Protocol
 from hvs_lib.splits import split_by_rack
@@ -101,7 +102,7 @@ def test_model_run_is_complete(run, protocol):
     names = {artifact.path for artifact in MlflowClient().list_artifacts(run_id)}
     assert names == {
         "check_rows.parquet", "classification_report.txt", "confusion_matrix.png",
-        "cv_scores.parquet", "pr_curve.png", "scaler.joblib", "splits.json", "test_scores.parquet",
+        "cv_scores.parquet", "pr_curve.png", "scaler.skops", "splits.json", "test_scores.parquet",
     }  # fmt: skip
     scores = tracking.read_scores(run_id)
     pd.testing.assert_frame_equal(scores, found.test_scores)
@@ -126,7 +127,7 @@ def test_foreign_types_are_not_logged(run, protocol):
     class Foreign(LogisticRegression):
         pass
 
-    with pytest.raises(TypeError, match="a logged model may hold types of"):
+    with pytest.raises(ModelError, match="types that the workbook does not use"):
         log(run, protocol, Foreign())
 
 

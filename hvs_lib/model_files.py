@@ -1,0 +1,113 @@
+"""Model files: what they may hold, and loading one without executing what it brings.
+
+A store's files may have been written by anybody who can write to its artifacts. So a file is
+loaded as skops reads it, with the types below and no other; a pickle, or a model with code of its
+own, is refused. `mlflow.sklearn.load_model`, `mlflow.pyfunc` and ``mlflow models serve`` trust
+whatever the file itself asks for: use them on your own store only.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import skops.io
+import yaml
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from sklearn.base import BaseEstimator
+
+# Beyond what skops trusts: what the workbook's pipelines hold. None executes code as it loads.
+TRUSTED_TYPES = frozenset(
+    {
+        "hvs_lib.calibration.CalibratedClassifier",
+        "imblearn.combine._smote_enn.SMOTEENN",
+        "imblearn.combine._smote_tomek.SMOTETomek",
+        "imblearn.over_sampling._adasyn.ADASYN",
+        "imblearn.over_sampling._smote.base.SMOTE",
+        "imblearn.over_sampling._smote.filter.BorderlineSMOTE",
+        "imblearn.pipeline.Pipeline",
+        "imblearn.under_sampling._prototype_selection._edited_nearest_neighbours."
+        "EditedNearestNeighbours",
+        "imblearn.under_sampling._prototype_selection._random_under_sampler.RandomUnderSampler",
+        "imblearn.under_sampling._prototype_selection._tomek_links.TomekLinks",
+        "numpy.dtype",
+        "sklearn.metrics._dist_metrics.EuclideanDistance64",
+        "sklearn.neighbors._kd_tree.KDTree",
+        "sklearn.tree._tree.Tree",
+        "xgboost.core.Booster",
+        "xgboost.sklearn.XGBClassifier",
+    }
+)
+
+
+class ModelError(Exception):
+    """A model that is not there or is refused; the text is for the user."""
+
+
+def types_to_trust(model: BaseEstimator) -> list[str]:
+    """Return the types of a model that skops must be told to trust.
+
+    Raises
+    ------
+    ModelError
+        Where the workbook would refuse to load the model again.
+    """
+    return _checked(skops.io.get_untrusted_types(data=skops.io.dumps(model)), "the model to log")
+
+
+def load_model(uri: str | Path) -> tuple[BaseEstimator, dict[str, Any]]:
+    """Load a model that a notebook has logged.
+
+    Parameters
+    ----------
+    uri : of a model of the store that MLflow points at, such as ``runs:/<run id>/model``, or the
+        folder of a saved one.
+
+    Returns
+    -------
+    The model, with its calibration and threshold, and the metadata of its file.
+
+    Raises
+    ------
+    ModelError
+        If there is none, or its file is not of the kind that the workbook logs.
+    """
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(str(uri)))
+        described = Model.load(folder)
+    except (MlflowException, OSError, yaml.YAMLError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise ModelError(f"there is no model {uri}: {reason}") from error
+    file = folder / _file_name(described, uri)
+    try:
+        types = _checked(skops.io.get_untrusted_types(file=file), f"the model {uri}")
+        return skops.io.load(file, trusted=types), described.metadata or {}
+    except ModelError:
+        raise
+    except Exception as error:  # whatever a damaged or forged file makes skops stumble over
+        raise ModelError(f"the model {uri} cannot be read: {error}") from error
+
+
+def _file_name(described: Model, uri: str | Path) -> str:
+    flavor = described.flavors.get("sklearn", {})
+    codes = [flavor.get("code") for flavor in described.flavors.values()]
+    name = str(flavor.get("pickled_model", ""))
+    if flavor.get("serialization_format") != "skops" or not name or Path(name).name != name:
+        raise ModelError(
+            f"the model {uri} is refused: it is not stored as skops, and loading another format "
+            "can execute code. Log it again with the workbook."
+        )
+    if any(codes):
+        raise ModelError(f"the model {uri} is refused: it brings code of its own.")
+    return name
+
+
+def _checked(types: list[str], what: str) -> list[str]:
+    strange = sorted(set(types) - TRUSTED_TYPES)
+    if strange:
+        raise ModelError(
+            f"{what} is refused: it holds types that the workbook does not use, "
+            f"{', '.join(strange)}. Where you know them, add them to TRUSTED_TYPES of "
+            "hvs_lib/model_files.py."
+        )
+    return types
