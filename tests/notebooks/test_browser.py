@@ -141,19 +141,12 @@ def open_and_run_all(browser, lab, name):
     idle = "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status"
     wait(browser, f"return {idle} === 'idle'")
     for text, kind in (("Run", "lm-MenuBar-itemLabel"), ("Run All Cells", "lm-Menu-itemLabel")):
-        click = (
-            f"const item = [...document.querySelectorAll('.{kind}')].find("
-            f"item => item.textContent === '{text}'); if (!item) return false;"
-            "for (const type of ['mousedown', 'mouseup', 'click']) item.dispatchEvent("
-            "new MouseEvent(type, {bubbles: true, button: 0, clientX: "
-            "item.getBoundingClientRect().x + 5, clientY: item.getBoundingClientRect().y + 5}));"
-            "return true"
-        )
-        wait(browser, click)
-        time.sleep(0.5)
+        labels = f"[...document.querySelectorAll('.{kind}')]"
+        find = f"return {labels}.find(label => label.textContent === {json.dumps(text)})"
+        wait(browser, find).click()
     prompts = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.innerText)"
-    wait(browser, f"return {prompts}.some(p => /\\[[*\\d]+\\]/.test(p))")
-    wait(browser, f"return {idle} === 'idle' && {prompts}.every(p => /\\[\\d+\\]/.test(p))", 400)
+    ended = f"{prompts}.some(p => /\\d/.test(p)) && !{prompts}.some(p => p.includes('*'))"
+    wait(browser, f"return {idle} === 'idle' && {ended}", 400)
 
 
 def kinds_of_output(browser):

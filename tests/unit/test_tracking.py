@@ -6,8 +6,9 @@ import sys
 
 from hvs_lib import tracking
 from hvs_lib.features import build_features
-from hvs_lib.model_files import ModelError
+from hvs_lib.model_files import ModelError, load_model
 from hvs_lib.models import make_pipeline
+from hvs_lib.project import StoreError
 from hvs_lib.protocol import Protocol
 from hvs_lib.splits import split_by_rack
 
@@ -320,3 +321,47 @@ def test_candidates_of_the_same_search_are_found_again(store, data_file, monkeyp
     assert start("").scored_candidates() == []
     monkeypatch.setenv("HVS_FRESH", "1")
     assert start("one").scored_candidates() == []
+
+
+def test_what_the_store_does_not_take_is_kept_and_pushed(store, protocol):
+    """The store's table of metrics is away for a while."""
+    run = tracking.start("01_baseline", stage="baseline", params={})
+
+    def rename(one, other):
+        with sqlite3.connect(store / "mlflow.db") as database:
+            database.execute(f"ALTER TABLE {one} RENAME TO {other}")
+
+    rename("metrics", "away")
+    with pytest.raises(StoreError, match=r"`hvs push .*runs` logs it when the store answers"):
+        log(run, protocol)
+    (kept,) = (store / "runs" / "unlogged").glob("*/run.json")
+    with pytest.raises(StoreError):
+        tracking.push_unlogged(store / "runs")
+    assert kept.exists()
+    rename("away", "metrics")
+    (run_id,) = tracking.push_unlogged(store / "runs")
+    pushed = MlflowClient().get_run(run_id)
+    assert pushed.data.tags["mlflow.parentRunId"] == run.run_id
+    assert not kept.exists()
+    again, _ = log(run, protocol)
+    other = MlflowClient().get_run(again)
+    assert pushed.data.params == other.data.params
+    assert pushed.data.metrics | {"seconds": 0} == other.data.metrics | {"seconds": 0}
+    paths = [
+        {artifact.path for artifact in MlflowClient().list_artifacts(found)}
+        for found in (run_id, again)
+    ]
+    assert paths[0] == paths[1]
+    X = protocol.X.head(20)
+    np.testing.assert_array_equal(
+        load_model(f"runs:/{run_id}/model")[0].predict_proba(X),
+        load_model(f"runs:/{again}/model")[0].predict_proba(X),
+    )
+
+
+def test_a_password_is_not_told(project, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    with pytest.raises(StoreError) as refused:
+        tracking.connect()
+    assert "secret" not in str(refused.value)
+    assert "//127.0.0.1:9" in str(refused.value)
