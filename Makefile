@@ -23,8 +23,8 @@ venv: .venv/.installed  ## set up .venv
 run: venv  ## simulate the fleet, run all notebooks, name the champion
 	$(BIN)/hvs run
 
-test: venv  ## all tests: unit, notebook rules, smoke runs, committed outputs
-	$(BIN)/pytest
+test: venv  ## all tests: unit, notebook rules, smoke runs, committed outputs, browser
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 test-browser: venv  ## the notebooks and the MLflow UI in headless chromium, with screenshots
 	$(BIN)/pytest -ra tests/notebooks/test_browser.py

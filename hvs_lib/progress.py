@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 LOG_FILE = "HVS_LOG_FILE"  # environment variable: another file than `runs/hvs.log`
 STEP = "  "  # before the lines of a step, so that they stand under those of their notebook
-_LINES = 20  # of a bar at most, and where steps are many
-_PAUSE_S = 5.0  # between two lines at least
+_LINES = 20  # of a bar at most
+_PAUSE_S = 1.0  # between two lines at least
 _TIME = "%Y-%m-%d %H:%M:%S "  # before each line
 _STAMP = len(time.strftime(_TIME))
 
@@ -29,8 +29,8 @@ class ProgressBar(tqdm):
 
     Parameters
     ----------
-    total : steps, or any unit of work. Of more than twenty, a twentieth part is a line, and none
-        follows within five seconds.
+    total : steps, or any unit of work. Each is a line in the log; of more than twenty a
+        twentieth part is, and of those that take less than a second only some are.
     unit : what is counted, in the plural.
 
     Attributes
@@ -56,7 +56,7 @@ class ProgressBar(tqdm):
         part = self._part()
         self.done += n
         now = time.monotonic()
-        waited = self._of <= _LINES or self.done >= self._of or now - self._told >= _PAUSE_S
+        waited = self.done >= self._of or now - self._told >= _PAUSE_S
         if self._part() > part and waited:
             self._told = now
             left = (now - self._start) * max(self._of - self.done, 0) / self.done

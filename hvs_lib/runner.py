@@ -320,6 +320,8 @@ def _failure_of(notebook: Path, output: Path, parameters: Mapping[str, object]) 
         )
     except PapermillExecutionError as error:
         return f"failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
+    except KeyboardInterrupt:
+        return "was stopped; start it again to go on"
     except DeadKernelError:
         return "failed: its kernel died"
     except (OSError, RuntimeError) as error:  # the latter where the kernel does not start

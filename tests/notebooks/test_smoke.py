@@ -266,17 +266,6 @@ def test_candidates_can_be_made_again_from_their_runs(smoke):
         assert {"classify__min_child_weight", "classify__random_state"} <= set(run.data.params)
 
 
-def test_telemetry_without_event_ids_runs_from_end_to_end(workplace, smoke):
-    """Event_ID and Event_Type are optional, so every notebook must do without."""
-    (fleet,) = (workplace.root / "data" / "raw").glob("*.parquet")
-    path = workplace.root / "own.parquet"
-    pd.read_parquet(fleet).drop(columns=[col.EVENT_ID, col.EVENT_TYPE]).to_parquet(path)
-    arguments = ["--profile", "smoke", "-p", "n_iter", "1", "-p", "data_path", path]
-    result = workplace("hvs", "run", *arguments)
-    assert result.returncode == 0, result.stderr
-    assert "Champion:" in result.stdout
-
-
 def test_models_have_one_thread_so_that_their_scores_are_the_same_to_the_bit(smoke):
     """The threads of a forest add up in any order."""
     for stage in ("Baseline", "Tuning", "SMOTE"):
