@@ -344,7 +344,10 @@ def _ask(uri: str) -> None:
     with environment({_RETRIES: "0", _TIMEOUT: "10"}):
         MlflowClient().search_experiments(max_results=1)
     # MLflow waits 0, 2, 4, ... seconds between its tries, 2 ** tries - 2 in all.
-    wait_s = float(os.environ.get(STORE_WAIT) or 60)
+    try:
+        wait_s = float(os.environ.get(STORE_WAIT) or 60)
+    except ValueError as error:
+        raise StoreError(f"{STORE_WAIT} must be a number of seconds: {error}.") from error
     os.environ[_RETRIES] = str(round(math.log2(wait_s + 2)) if wait_s > 0 else 0)
     os.environ.setdefault(_TIMEOUT, "30")
 

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
 
 from hvs_lib import columns as col
 
@@ -118,3 +125,58 @@ def store(project, fresh_database):
     shutil.copy(fresh_database, project / "mlflow.db")
     tracking.connect()
     return project
+
+
+class Server:
+    """A process that answers on loopback; it can be stopped, and started again.
+
+    Parameters
+    ----------
+    command : gives the words to call for a port.
+    log : file for what it prints.
+    path : answers as soon as it is ready.
+    options : of `Popen`.
+    """
+
+    def __init__(self, command: Callable[[int], list], log: Path, *, path: str, **options):
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        self.address = f"http://127.0.0.1:{port}"
+        self._command = [str(word) for word in command(port)]
+        self._log, self._path, self._options = log, path, options
+
+    def start(self) -> None:
+        with open(self._log, "a") as log:
+            self._process = subprocess.Popen(
+                self._command, stdout=log, stderr=log, start_new_session=True, **self._options
+            )
+        for _ in range(900):
+            assert self._process.poll() is None, self._log.read_text()
+            try:
+                urllib.request.urlopen(self.address + self._path, timeout=60)
+                return
+            except OSError:
+                time.sleep(0.2)
+        raise AssertionError(f"{self._command[0]} does not answer: {self._log.read_text()}")
+
+    def stop(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory):
+    """Return a function that starts a server, which is stopped in the end."""
+    servers = []
+
+    def start(command, *, path="/health", **options):
+        log = tmp_path_factory.mktemp("server") / "log"
+        server = Server(command, log, path=path, **options)
+        server.start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()

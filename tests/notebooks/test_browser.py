@@ -6,12 +6,8 @@ The screenshots are kept in runs/screenshots, or the folder that HVS_SCREENSHOTS
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 from hvs_lib import columns as col
@@ -59,32 +55,10 @@ def browser():
     driver.quit()
 
 
-def serve(command, address, environment):
-    """Start a server and wait until it answers."""
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
-    for _ in range(600):
-        assert process.poll() is None, f"{command[0]} has ended"
-        try:
-            urllib.request.urlopen(address)
-            return process
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError(f"{address} does not answer")
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def lab(smoke, workplace, tmp_path_factory):
+def lab(smoke, workplace, serve, tmp_path_factory):
     """Serve copies of the notebooks, with the parameters of the smoke profile, in JupyterLab."""
-    folder, port = tmp_path_factory.mktemp("lab"), free_port()
+    folder = tmp_path_factory.mktemp("lab")
     parameters = yaml.safe_load((ROOT / "notebooks" / "params" / "smoke.yaml").read_text())
     for name, path in runner.notebooks().items():
         own = {k: v for k, v in parameters.items() if k in pm.inspect_notebook(str(path))}
@@ -98,24 +72,17 @@ def lab(smoke, workplace, tmp_path_factory):
     environment = os.environ | {
         "HVS_PROJECT_ROOT": str(workplace.root), "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings")
     }  # fmt: skip
-    address = f"http://127.0.0.1:{port}"
-    command = [BIN / "jupyter", "lab", f"--notebook-dir={folder}", f"--port={port}", "--no-browser"]
-    command += ["--allow-root", "--IdentityProvider.token=", "--ip=127.0.0.1"]
-    process = serve(command, f"{address}/api", environment)
-    yield address, folder
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait()
+    command = [BIN / "jupyter", "lab", f"--notebook-dir={folder}", "--no-browser", "--allow-root"]
+    command += ["--IdentityProvider.token=", "--ip=127.0.0.1"]
+    server = serve(lambda port: [*command, f"--port={port}"], path="/api", env=environment)
+    return server.address, folder
 
 
 @pytest.fixture(scope="module")
-def mlflow_ui(smoke, workplace):
-    port = free_port()
+def mlflow_ui(smoke, workplace, serve):
     store = f"sqlite:///{workplace.root / 'mlflow.db'}"
-    command = [BIN / "mlflow", "ui", "--backend-store-uri", store, "--port", str(port)]
-    process = serve([*command, "--workers", "1"], f"http://127.0.0.1:{port}/health", os.environ)
-    yield f"http://127.0.0.1:{port}", MlflowClient(store)
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait()
+    command = [BIN / "mlflow", "ui", "--backend-store-uri", store, "--workers", "1", "--port"]
+    return serve(lambda port: [*command, port]).address, MlflowClient(store)
 
 
 def wait(browser, is_true, seconds=180):

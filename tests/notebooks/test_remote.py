@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 from hvs_lib import columns as col
@@ -50,54 +49,20 @@ def postgres(tmp_path_factory):
     server = [Path(initdb).with_name("postgres"), "-D", data, "-p", str(port), "-h", "127.0.0.1"]
     with open(folder / "log", "w") as log:
         process = subprocess.Popen([*server, "-k", folder], cwd=folder, stderr=log, **user)
-        wait_until(lambda: "ready to accept connections" in (folder / "log").read_text())
+        while "ready to accept connections" not in (folder / "log").read_text():
+            assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.2)
         yield f"postgresql://hvs:{PASSWORD.replace(' ', '%20')}@127.0.0.1:{port}/postgres"
         process.send_signal(signal.SIGINT)
         process.wait(timeout=60)
 
 
-def wait_until(is_true, seconds=120):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if is_true():
-                return
-        except OSError:
-            pass
-        time.sleep(0.2)
-    raise AssertionError("waited in vain")
-
-
 @pytest.fixture(scope="module")
-def server(postgres, tmp_path_factory):
-    """Return `mlflow server`, with functions to start and stop it."""
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
-
-    class Server:
-        uri = f"http://127.0.0.1:{port}"
-
-        def start(self):
-            command = [BIN / "mlflow", "server", "--backend-store-uri", postgres, "--workers", "1"]
-            command += ["--artifacts-destination", folder / "artifacts", "--port", str(port)]
-            with open(folder / "log", "a") as log:
-                self.process = subprocess.Popen(
-                    [*command, "--host", "127.0.0.1"], cwd=folder, stdout=log, stderr=log,
-                    start_new_session=True,
-                )  # fmt: skip
-            wait_until(self.answers)
-
-        def answers(self):
-            assert self.process.poll() is None, (folder / "log").read_text()
-            return urllib.request.urlopen(f"{self.uri}/health").status == 200
-
-        def stop(self):
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
-    found = Server()
-    found.start()
-    yield found
-    found.stop()
+def server(postgres, serve, tmp_path_factory):
+    artifacts = tmp_path_factory.mktemp("artifacts")
+    command = [BIN / "mlflow", "server", "--backend-store-uri", postgres, "--workers", "1"]
+    command += ["--artifacts-destination", artifacts, "--host", "127.0.0.1", "--port"]
+    return serve(lambda port: [*command, port], cwd=artifacts)
 
 
 @pytest.fixture
@@ -138,16 +103,16 @@ def test_the_uri_alone_moves_everything_to_the_server(hvs, server, workplace, tm
     own = tmp_path / "own.parquet"
     pd.read_parquet(fleet).drop(columns=[col.EVENT_ID, col.EVENT_TYPE]).to_parquet(own)
     arguments = ["--profile", "smoke", "-p", "n_iter", "1", "-p", "data_path", own]
-    process = hvs(server.uri, "run", *arguments)
+    process = hvs(server.address, "run", *arguments)
     said, complained = process.communicate()
     assert process.returncode == 0, complained
     assert "Champion:" in said
     assert not (tmp_path / "mlflow.db").exists()
-    assert {run.info.status for run in runs_of(server.uri)} == {"FINISHED"}
-    here = average_precision(server.uri)
+    assert {run.info.status for run in runs_of(server.address)} == {"FINISHED"}
+    here = average_precision(server.address)
     assert len(here) == 7
     assert here == average_precision(f"sqlite:///{workplace.root / 'mlflow.db'}")
-    process = hvs(server.uri, "score", own)
+    process = hvs(server.address, "score", own)
     said, complained = process.communicate()
     assert process.returncode == 0, complained
     assert "alarms in" in said
@@ -155,9 +120,9 @@ def test_the_uri_alone_moves_everything_to_the_server(hvs, server, workplace, tm
 
 @pytest.mark.slow
 def test_what_a_stopped_server_did_not_take_is_kept_and_pushed_later(hvs, server, tmp_path):
-    before = {run.info.run_id for run in runs_of(server.uri)}
+    before = {run.info.run_id for run in runs_of(server.address)}
     arguments = ["--profile", "smoke", "-p", "n_iter", "12", "--fresh", "--store-wait", "3"]
-    process = hvs(server.uri, "run", "02_tuning", *arguments)
+    process = hvs(server.address, "run", "02_tuning", *arguments)
     for line in process.stdout:
         if "candidates," in line:
             break
@@ -169,16 +134,16 @@ def test_what_a_stopped_server_did_not_take_is_kept_and_pushed_later(hvs, server
     assert process.returncode == 1
     assert "Traceback" not in complained
     (folder,) = (tmp_path / "runs").glob("2*")
-    assert f"the tracking store {server.uri} failed" in complained
+    assert f"the tracking store {server.address} failed" in complained
     assert f"`hvs push {folder}` logs it" in complained
     kept = [json.loads(path.read_text()) for path in folder.glob("unlogged/*/run.json")]
     assert kept
 
-    process = hvs(server.uri, "push", folder)
+    process = hvs(server.address, "push", folder)
     said, complained = process.communicate()
     assert process.returncode == 0, complained
     assert f"{len(kept)} runs logged" in said
-    logged = [run for run in runs_of(server.uri) if run.info.run_id not in before]
+    logged = [run for run in runs_of(server.address) if run.info.run_id not in before]
     for record in kept:
         (same,) = (
             run
@@ -188,7 +153,7 @@ def test_what_a_stopped_server_did_not_take_is_kept_and_pushed_later(hvs, server
         assert same.data.metrics == record["metrics"]
         assert same.data.tags["mlflow.parentRunId"] == record["tags"]["mlflow.parentRunId"]
     assert not list(folder.glob("unlogged/*"))
-    process = hvs(server.uri, "push", folder)
+    process = hvs(server.address, "push", folder)
     assert "keeps no unlogged run" in process.communicate()[0]
 
 

@@ -1,10 +1,6 @@
 import json
 import os
-import signal
-import socket
-import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -201,40 +197,20 @@ def test_without_a_champion_the_way_to_one_is_said(project, tmp_path):
 
 
 @pytest.mark.slow
-def test_served_model_answers_the_same_scores(telemetry, champion, uri, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def test_served_model_answers_the_same_scores(telemetry, champion, uri, serve):
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", scoring.CHAMPION_URI]
-    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "PATH": path}
+    server = serve(lambda port: [*command, port], env=environment)
     rows = build_features(telemetry).iloc[::40]
     body = rows.to_json(orient="split", index=False, double_precision=15)
     request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/invocations",
+        f"{server.address}/invocations",
         data=json.dumps({"dataframe_split": json.loads(body)}).encode(),
         headers={"Content-Type": "application/json"},
     )
-    with open(tmp_path / "server.log", "wb") as log:
-        server = subprocess.Popen(
-            command, env=environment, cwd=tmp_path, start_new_session=True, stdout=log,
-            stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    try:
-        answer = None
-        while answer is None and server.poll() is None:
-            try:
-                with urllib.request.urlopen(request, timeout=60) as response:
-                    answer = json.load(response)["predictions"]
-            except urllib.error.HTTPError as error:
-                raise AssertionError(error.read().decode()) from error
-            except urllib.error.URLError:
-                time.sleep(0.5)
-    finally:
-        if server.poll() is None:
-            os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
-    assert answer is not None, (tmp_path / "server.log").read_text()
+    with urllib.request.urlopen(request, timeout=60) as response:
+        answer = json.load(response)["predictions"]
     expected = champion.model.predict_proba(rows)
     np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-6)
