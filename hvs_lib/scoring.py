@@ -222,7 +222,8 @@ def _rows_of(telemetry: pd.DataFrame, alarms: pd.DataFrame) -> np.ndarray:
     """Find the rows at which alarms start, as positions."""
     if alarms.empty:
         return np.empty(0, dtype=np.int64)
-    place = pd.Series(np.arange(len(telemetry)), index=_keys(telemetry))
+    near = np.flatnonzero(telemetry[col.TIMESTAMP].isin(alarms[col.TIMESTAMP]))
+    place = pd.Series(near, index=_keys(telemetry.iloc[near]))
     return place.loc[_keys(alarms)].to_numpy()
 
 

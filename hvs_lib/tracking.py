@@ -51,6 +51,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from sklearn.base import BaseEstimator
 from sklearn.metrics import classification_report
 from sqlalchemy import create_engine
@@ -81,9 +82,8 @@ _MODEL_PACKAGES = (
 )
 _PACKAGES = (*_MODEL_PACKAGES, "scipy", "numba", "pyarrow")
 
-
-# What MLflow raises where its store does not answer; requests' errors are OSErrors.
-_STORE_FAILURES = (MlflowException, OSError)
+# What is raised where the store does not answer; requests' errors are OSErrors.
+_STORE_FAILURES = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)
 _RETRIES, _TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 
@@ -302,7 +302,7 @@ def store_failures_told() -> Iterator[None]:
     """Turn whatever MLflow raises where its store fails into a StoreError."""
     try:
         yield
-    except (*_STORE_FAILURES, SQLAlchemyError, ModuleNotFoundError) as error:
+    except (*_STORE_FAILURES, ModuleNotFoundError) as error:  # a database's driver
         raise _store_error(error) from error
 
 
@@ -338,12 +338,19 @@ def _make_ready(uri: str, folder: Path) -> None:
 
 
 def _ask(uri: str) -> None:
-    if not uri.startswith(("http://", "https://")):
+    if re.split(r"[+:]", uri)[0] in DATABASE_ENGINES:
         with create_engine(uri).connect():  # MLflow would try for an hour
             pass
     with environment({_RETRIES: "0", _TIMEOUT: "10"}):
         MlflowClient().search_experiments(max_results=1)
-    # MLflow waits 0, 2, 4, ... seconds between its tries, 2 ** tries - 2 in all.
+    _wait_for_server()
+
+
+def _wait_for_server() -> None:
+    """Let MLflow try again for as long as the environment says.
+
+    It waits 0, 2, 4, ... seconds between its tries, 2 ** tries - 2 in all.
+    """
     try:
         wait_s = float(os.environ.get(STORE_WAIT) or 60)
     except ValueError as error:

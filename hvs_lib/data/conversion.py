@@ -46,7 +46,7 @@ def _text(array: arrow.ChunkedArray) -> arrow.ChunkedArray:
         return arrow.chunked_array([[None if v is None else str(v) for v in array.to_pylist()]])
 
 
-def _codes_and_words(array: arrow.ChunkedArray) -> tuple[np.ndarray, pd.Series]:
+def codes_and_words(array: arrow.ChunkedArray) -> tuple[np.ndarray, pd.Series]:
     """Return int codes (-1 = missing) and the words, trimmed, of a text column."""
     encoded = _encoded(array)
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
@@ -57,7 +57,7 @@ def _codes_and_words(array: arrow.ChunkedArray) -> tuple[np.ndarray, pd.Series]:
 
 
 def _to_category(array: arrow.ChunkedArray) -> pd.Categorical:
-    codes, words = _codes_and_words(array)
+    codes, words = codes_and_words(array)
     sorted_words = pd.Index(sorted(words.dropna().unique()), dtype="str")
     # one more entry, so that code -1 (missing) maps to itself
     renamed = np.append(sorted_words.get_indexer(words), -1).astype(np.int32)
@@ -69,7 +69,7 @@ def _to_times(array: arrow.ChunkedArray) -> pd.Series:
         # a zoned Arrow timestamp counts from the epoch in UTC already
         zone = getattr(array.type, "tz", None)
         return pd.Series(array.cast(arrow.timestamp("us", tz=zone), safe=False).to_numpy())
-    codes, words = _codes_and_words(array)
+    codes, words = codes_and_words(array)
     if is_time(words).all() and one_zone_style(words).all():
         return pd.Series(np.append(as_times(words).to_numpy(), np.datetime64("NaT"))[codes])
     return pd.Series(np.append(words.to_numpy(object), None)[codes], dtype="str")
@@ -90,7 +90,7 @@ def _to_numbers(array: arrow.ChunkedArray) -> np.ndarray | pd.Series:
         return array.to_numpy().astype(np.float32, copy=False)
     if arrow.types.is_decimal(kind) or arrow.types.is_null(kind):
         return array.cast(arrow.float64()).to_numpy().astype(np.float32)
-    codes, words = _codes_and_words(array)
+    codes, words = codes_and_words(array)
     words = words.mask(words.isin(MISSING_NUMBERS))
     if is_number(words).all():
         return np.append(as_numbers(words).to_numpy(np.float32), np.float32("nan"))[codes]

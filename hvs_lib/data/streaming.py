@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hvs_lib import columns as col
-from hvs_lib.data.conversion import to_frame
+from hvs_lib.data.conversion import codes_and_words, to_frame
 from hvs_lib.data.files import refusal
 from hvs_lib.data.loading import load_telemetry, to_telemetry
 from hvs_lib.data.reading import READ_ERRORS, RawFile, column_names, read_batches
@@ -150,8 +150,10 @@ def _rack_of_row(batch: arrow.Table) -> tuple[np.ndarray, list[tuple[str, ...]]]
     codes, words = np.zeros(len(batch), dtype=np.int64), [()]
     for name in (col.SITE, col.RACK):
         if name in batch.column_names:
-            ids = batch[name].to_pandas().astype("str").str.strip().fillna("").astype("category")
-            codes = codes * len(ids.cat.categories) + ids.cat.codes.to_numpy()
-            words = [(*word, other) for word in words for other in ids.cat.categories]
+            found, ids = codes_and_words(batch[name])
+            ids = pd.Categorical(ids.fillna(""), categories=sorted({"", *ids.dropna()}))
+            of_row = np.append(ids.codes, 0)[found]  # code -1, missing, counts as ""
+            codes = codes * len(ids.categories) + of_row
+            words = [(*word, other) for word in words for other in ids.categories]
     used, number = np.unique(codes, return_inverse=True)
     return number, [words[code] for code in used]

@@ -365,3 +365,15 @@ def test_a_password_is_not_told(project, monkeypatch):
         tracking.connect()
     assert "secret" not in str(refused.value)
     assert "//127.0.0.1:9" in str(refused.value)
+
+
+def test_a_store_that_is_no_database_is_told(project):
+    (project / "mlflow.db").write_text("something else, and long enough to be a header" * 9)
+    with pytest.raises(StoreError, match=r"the tracking store sqlite:.*mlflow\.db failed: "):
+        tracking.connect()
+
+
+def test_a_bad_waiting_time_is_told(project, monkeypatch):
+    monkeypatch.setenv("HVS_STORE_WAIT_S", "soon")
+    with pytest.raises(StoreError, match=r"HVS_STORE_WAIT_S must be a number .*'soon'"):
+        tracking._wait_for_server()
