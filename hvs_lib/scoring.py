@@ -20,6 +20,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 from imblearn.pipeline import Pipeline
+from sklearn import config_context
 from sklearn.ensemble import RandomForestClassifier
 from xgboost import DMatrix, XGBClassifier
 
@@ -145,7 +146,8 @@ def score_racks(telemetry: pd.DataFrame, champion: Champion) -> pd.DataFrame:
     take for a formula get an apostrophe before them.
     """
     X = build_features(telemetry)
-    score = champion.model.predict_proba(X)[:, 1]
+    with config_context(assume_finite=True):  # checked as telemetry; NaN is imputed
+        score = champion.model.predict_proba(X)[:, 1]
     frame = scores_frame(
         telemetry.drop(columns=col.LABEL, errors="ignore"), np.arange(len(X)), score
     )
