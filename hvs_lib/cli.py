@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from hvs_lib import __version__
-from hvs_lib.project import STORE_WAIT, StoreError, environment
+from hvs_lib.project import MAX_STORE_WAIT_S, STORE_WAIT, StoreError, environment
 
 import click
 
@@ -29,7 +29,8 @@ def main() -> None:
     "--in-place", is_flag=True, help="Keep the outputs in notebooks/, for committing; is fresh."
 )
 @click.option(
-    "--store-wait", default=60.0, show_default=True, envvar=STORE_WAIT, type=click.FloatRange(0),
+    "--store-wait", default=60.0, show_default=True, envvar=STORE_WAIT, 
+    type=click.FloatRange(0, MAX_STORE_WAIT_S),
     help="Seconds to wait for a tracking server that has stopped answering.",
 )  # fmt: skip
 def run(
@@ -47,7 +48,7 @@ def run(
     try:
         given = dict(params)
         if given.get("data_path"):
-            given["data_path"] = str(Path(given["data_path"]).resolve())
+            given["data_path"] = str(Path(given["data_path"]).absolute())
         planned = runner.plan(list(notebook), profile=profile, parameters=given)
         runner.check_telemetry(planned)
         if in_place and any(planned.values()):
@@ -56,10 +57,10 @@ def run(
             timings = runner.execute(
                 planned, say=click.echo, in_place=in_place, fresh=fresh or in_place
             )
-    except (runner.RunError, DataError, StoreError) as error:
+        if runner.COMPARISON in planned:
+            _show_verdict()
+    except (runner.RunError, DataError, StoreError, OSError) as error:
         _fail(error)
-    if runner.COMPARISON in planned:
-        _show_verdict()
     if timings:
         click.echo("\n" + runner.timing_report(timings))
     click.echo("\nEvery run, figure and model: `make ui`, then open http://127.0.0.1:5000")
@@ -133,15 +134,17 @@ def score(file: Path, output: Path, model: str | None) -> None:
 @click.argument("run_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def push(run_dir: Path) -> None:
     """Log what RUN_DIR, a folder of runs/, keeps because the tracking store had failed."""
+    from hvs_lib.model_files import ModelError
     from hvs_lib.tracking import push_unlogged
 
+    count = 0
     try:
-        pushed = push_unlogged(run_dir)
-    except StoreError as error:
+        for run_id in push_unlogged(run_dir):
+            click.echo(f"logged as Run ID {run_id}")
+            count += 1
+    except (StoreError, ModelError, OSError) as error:
         _fail(error)
-    for run_id in pushed:
-        click.echo(f"logged as Run ID {run_id}")
-    click.echo(f"{len(pushed)} runs logged" if pushed else f"{run_dir} keeps no unlogged run")
+    click.echo(f"{count} runs logged" if count else f"{run_dir} keeps no unlogged run")
 
 
 @main.command()
@@ -151,9 +154,11 @@ def reproduce(run_id: str) -> None:
     from hvs_lib.reproduction import TOLERANCE
     from hvs_lib.reproduction import reproduce as execute_again
     from hvs_lib.runner import RunError
+    from hvs_lib.tracking import store_failures_told
 
     try:
-        table = execute_again(run_id, say=click.echo)
+        with store_failures_told():
+            table = execute_again(run_id, say=click.echo)
     except (RunError, StoreError) as error:
         _fail(error)
     for name, metrics in table.groupby("run", sort=False):

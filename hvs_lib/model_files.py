@@ -11,7 +11,6 @@ from typing import Any
 
 import mlflow
 import skops.io
-import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from sklearn.base import BaseEstimator
@@ -74,17 +73,17 @@ def load_model(uri: str | Path) -> tuple[BaseEstimator, dict[str, Any]]:
     """
     try:
         folder = Path(mlflow.artifacts.download_artifacts(str(uri)))
-        described = Model.load(folder)
-    except (MlflowException, OSError, yaml.YAMLError) as error:
+    except (MlflowException, OSError) as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise ModelError(f"there is no model {uri}: {reason}") from error
-    file = folder / _file_name(described, uri)
     try:
+        described = Model.load(folder)
+        file = folder / _file_name(described, uri)
         types = _checked(skops.io.get_untrusted_types(file=file), f"the model {uri}")
         return skops.io.load(file, trusted=types), described.metadata or {}
     except ModelError:
         raise
-    except Exception as error:  # whatever a damaged or forged file makes skops stumble over
+    except Exception as error:  # whatever a damaged or forged file makes the readers stumble over
         raise ModelError(f"the model {uri} cannot be read: {error}") from error
 
 

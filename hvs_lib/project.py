@@ -13,6 +13,7 @@ EXECUTION = "HVS_EXECUTION_ID"
 FINGERPRINT = "HVS_FINGERPRINT"
 FRESH = "HVS_FRESH"
 STORE_WAIT = "HVS_STORE_WAIT_S"  # how long to wait for a store that does not answer [s]
+MAX_STORE_WAIT_S = 600
 
 
 class StoreError(Exception):

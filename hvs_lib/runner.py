@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import inspect
 import logging
+import os
 import re
 import shutil
 import time
@@ -215,7 +216,6 @@ def _execute_all(
 ) -> list[Timing]:
     # Imported here so that a refused call does not wait for MLflow.
     from hvs_lib import tracking
-    from hvs_lib.resume import fingerprint
 
     tracking.connect()
 
@@ -227,7 +227,7 @@ def _execute_all(
     timings = []
     for number, (name, parameters) in enumerate(planned.items(), 1):
         place, output = f"[{number}/{len(planned)}] {name}", folder / f"{name}.ipynb"
-        known = fingerprint(notebooks()[name], _defaults(notebooks()[name]) | dict(parameters))
+        known = _fingerprint(name, parameters)
         run_id = None if fresh or name == COMPARISON else _copy_executed(known, output)
         if run_id is not None:
             tell(f"{place} done before, Run ID {run_id}; --fresh executes it again")
@@ -296,7 +296,10 @@ def _execute_one(name: str, parameters: Mapping[str, object], output: Path) -> T
     start = time.perf_counter()
     with environment({EXECUTION: execution_id}):
         failure = _failure_of(notebooks()[name], output, parameters)
-    parent, not_closed = _close(execution_id, output)
+    # What follows from another file or code than at the start is not done for good.
+    known = os.environ.get(FINGERPRINT, "")
+    completed = known if not failure and _fingerprint(name, parameters) == known else ""
+    parent, not_closed = _close(execution_id, output, completed=completed)
     failure = failure or not_closed
     if failure:
         kept = f"\nThe notebook up to there: {output}" if output.exists() else ""
@@ -329,7 +332,13 @@ def _failure_of(notebook: Path, output: Path, parameters: Mapping[str, object]) 
     return ""
 
 
-def _close(execution_id: str, output: Path) -> tuple[Run | None, str]:
+def _fingerprint(name: str, parameters: Mapping[str, object]) -> str:
+    from hvs_lib.resume import fingerprint
+
+    return fingerprint(notebooks()[name], _defaults(notebooks()[name]) | dict(parameters))
+
+
+def _close(execution_id: str, output: Path, *, completed: str) -> tuple[Run | None, str]:
     """Log the notebook with its run and close what dead processes left.
 
     Returns
@@ -343,7 +352,7 @@ def _close(execution_id: str, output: Path) -> tuple[Run | None, str]:
         with tracking.store_failures_told():
             parent = tracking.parent_of_execution(execution_id)
             if parent is not None:
-                tracking.log_notebook(parent.info.run_id, output)
+                tracking.log_notebook(parent.info.run_id, output, completed=completed)
             tracking.close_killed_runs()
     except StoreError as error:
         return parent, f"was executed, but its run could not be closed: {error}"
@@ -355,7 +364,7 @@ def _copy_executed(fingerprint: str, output: Path) -> str | None:
     from hvs_lib import tracking
 
     with tracking.store_failures_told():
-        found = tracking.executed_before(fingerprint, output.name)
+        found = tracking.executed_before(fingerprint, output.stem)
     if found is None:
         return None
     run_id, executed = found

@@ -22,12 +22,13 @@ from hvs_lib import __version__, plots
 from hvs_lib import columns as col
 from hvs_lib.data import event_codes, sha256_of_file
 from hvs_lib.metrics import AlarmRule, undefined_metrics
-from hvs_lib.model_files import load_model, types_to_trust
+from hvs_lib.model_files import ModelError, load_model, types_to_trust
 from hvs_lib.progress import log_file
 from hvs_lib.project import (
     EXECUTION,
     FINGERPRINT,
     FRESH,
+    MAX_STORE_WAIT_S,
     STORE_WAIT,
     StoreError,
     environment,
@@ -261,7 +262,7 @@ class NotebookRun:
         except StoreError as error:
             try:
                 folder = keep_unlogged(child, EXPERIMENTS[self._tags["stage"]])
-            except OSError as full:
+            except (OSError, MlflowException, ModelError) as full:
                 raise StoreError(f"{error}\nNor can the run be kept: {full}") from error
             raise StoreError(
                 f"{error}\nThe run {child.name!r} is kept in {folder}: `hvs push "
@@ -349,13 +350,18 @@ def _ask(uri: str) -> None:
 def _wait_for_server() -> None:
     """Let MLflow try again for as long as the environment says.
 
-    It waits 0, 2, 4, ... seconds between its tries, 2 ** tries - 2 in all.
+    It waits 0, 4, 8, ... seconds between its tries, 2 ** (tries + 1) - 4 in all.
     """
+    said = os.environ.get(STORE_WAIT) or "60"
     try:
-        wait_s = float(os.environ.get(STORE_WAIT) or 60)
-    except ValueError as error:
-        raise StoreError(f"{STORE_WAIT} must be a number of seconds: {error}.") from error
-    os.environ[_RETRIES] = str(round(math.log2(wait_s + 2)) if wait_s > 0 else 0)
+        wait_s = float(said)
+    except ValueError:
+        wait_s = math.nan
+    if not 0 <= wait_s <= MAX_STORE_WAIT_S:
+        raise StoreError(
+            f"{STORE_WAIT} must be a number of seconds from 0 to {MAX_STORE_WAIT_S}, got {said!r}."
+        )
+    os.environ[_RETRIES] = str(round(math.log2(wait_s + 4) - 1) if wait_s > 0 else 0)
     os.environ.setdefault(_TIMEOUT, "30")
 
 
@@ -525,33 +531,41 @@ def read_scores(run_id: str, name: str = "test_scores.parquet") -> pd.DataFrame:
     return pd.read_parquet(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name))
 
 
-def executed_before(fingerprint: str, name: str) -> tuple[str, Path] | None:
-    """Find the newest finished execution of this fingerprint that has logged its notebook.
+def executed_before(fingerprint: str, notebook: str) -> tuple[str, Path] | None:
+    """Find the newest execution of a notebook, if it is of this fingerprint and was completed.
+
+    An older one does not count: the comparison looks at the newest runs.
 
     Parameters
     ----------
     fingerprint : from `hvs_lib.resume.fingerprint`.
-    name : of the notebook's file.
+    notebook : its name, ``01_baseline``.
 
     Returns
     -------
-    The Run ID of the parent and a copy of the notebook; None if there is none.
+    The Run ID of the parent and a copy of the executed notebook; None if there is none.
     """
-    for run in _search(
-        f"attributes.status = 'FINISHED' and tags.role = 'parent' and "
-        f"tags.fingerprint = '{fingerprint}'"
-    ):
-        run_id = run.info.run_id
-        if name in {artifact.path for artifact in MlflowClient().list_artifacts(run_id)}:
-            path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name)
-            return run_id, Path(path)
-    return None
+    runs = _search(f"tags.role = 'parent' and attributes.run_name = '{notebook}'")
+    if not runs or runs[0].data.tags.get("completed") != fingerprint:
+        return None
+    run_id = runs[0].info.run_id
+    path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=f"{notebook}.ipynb")
+    return run_id, Path(path)
 
 
-def log_notebook(run_id: str, executed: Path) -> None:
-    """Log an executed notebook as an artifact of its parent run."""
+def log_notebook(run_id: str, executed: Path, *, completed: str = "") -> None:
+    """Log an executed notebook as an artifact of its parent run.
+
+    Parameters
+    ----------
+    run_id : of the parent.
+    executed : its file, if it came so far.
+    completed : fingerprint of what was executed to its end, for `executed_before`.
+    """
     if executed.exists():
         MlflowClient().log_artifact(run_id, str(executed))
+        if completed:
+            MlflowClient().set_tag(run_id, "completed", completed)
 
 
 def verdict() -> tuple[pd.DataFrame, dict[str, str]]:
@@ -561,11 +575,12 @@ def verdict() -> tuple[pd.DataFrame, dict[str, str]]:
     -------
     The leaderboard, and the champion's ``name``, ``run_id`` and registered ``version``.
     """
-    runs = _search("attributes.status = 'FINISHED' and tags.stage = 'comparison'")
-    tags = runs[0].data.tags
-    path = mlflow.artifacts.download_artifacts(
-        run_id=runs[0].info.run_id, artifact_path="leaderboard.csv"
-    )
+    with store_failures_told():
+        runs = _search("attributes.status = 'FINISHED' and tags.stage = 'comparison'")
+        tags = runs[0].data.tags
+        path = mlflow.artifacts.download_artifacts(
+            run_id=runs[0].info.run_id, artifact_path="leaderboard.csv"
+        )
     champion = {name: tags[f"champion_{name}"] for name in ("name", "run_id", "version")}
     return pd.read_csv(path), champion
 
@@ -716,24 +731,25 @@ def keep_unlogged(child: ChildRun, experiment: str) -> Path:
     return folder
 
 
-def push_unlogged(folder: Path) -> list[str]:
+def push_unlogged(folder: Path) -> Iterator[str]:
     """Log the runs that a store did not take, and remove what was kept of them.
 
     Parameters
     ----------
     folder : of a run, ``runs/<time>``, which `keep_unlogged` has written to.
 
-    Returns
-    -------
-    list of the new Run IDs.
+    Yields
+    ------
+    str, the new Run ID of each.
 
     Raises
     ------
     StoreError
         Where the store fails again; what is logged by then is removed, the rest stays.
+    ModelError
+        Where a model that was kept is damaged.
     """
     connect()
-    pushed = []
     for kept in sorted((folder / UNLOGGED).glob("*/run.json")):
         values = json.loads(kept.read_text(encoding="utf-8"))
         experiment = values.pop("experiment")
@@ -744,9 +760,9 @@ def push_unlogged(folder: Path) -> list[str]:
             model = ModelToLog(loaded, example, metadata)
         child = ChildRun(**values, artifacts=artifacts if artifacts.exists() else None, model=model)
         with store_failures_told():
-            pushed.append(_log_child(_experiment_id(experiment), child))
+            run_id = _log_child(_experiment_id(experiment), child)
         shutil.rmtree(kept.parent)
-    return pushed
+        yield run_id
 
 
 def _protocol_params(protocol: Protocol) -> dict[str, object]:

@@ -39,6 +39,23 @@ def test_bad_input_ends_with_one_message_and_status_1(hvs, project, arguments, m
     assert list(project.iterdir()) == [], "nothing may be written"
 
 
+def test_a_link_to_itself_is_refused(hvs, project):
+    loop = project / "loop.csv"
+    loop.symlink_to(loop)
+    result = hvs("run", "-p", "data_path", loop)
+    assert result.exit_code == 1
+    assert "The path must lead to a file" in result.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_told(hvs, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runner, "execute", full)
+    result = hvs("run")
+    assert (result.exit_code, result.stderr) == (1, "Error: [Errno 28] No space left on device\n")
+
+
 def test_bad_telemetry_is_refused_before_a_kernel_starts(hvs, make_telemetry, tmp_path_factory):
     path = tmp_path_factory.mktemp("own") / "own.csv"
     make_telemetry().assign(**{col.VOLTAGE: "x"}).drop(columns=col.RACK).to_csv(path, index=False)

@@ -131,6 +131,15 @@ def test_a_damaged_file_is_told(saved, content):
         load_model(saved)
 
 
+@pytest.mark.parametrize(
+    "content", ["", "[1, 2]", "flavors: 3", "flavors: {sklearn: 1}", "a: b: c"]
+)
+def test_a_damaged_description_is_told(saved, content):
+    (saved / "MLmodel").write_text(content)
+    with pytest.raises(ModelError):
+        load_model(saved)
+
+
 def test_an_absent_model_is_told(store, tmp_path):
     for uri in (tmp_path / "nothing", "models:/nothing@champion", "runs:/0/model"):
         with pytest.raises(ModelError, match="there is no model"):

@@ -178,6 +178,25 @@ def test_what_is_done_is_not_done_again_unless_asked_to(tiny, project):
 
 
 @pytest.mark.slow
+def test_an_older_run_is_done_again_so_that_the_comparison_sees_it(tiny):
+    for word in "aba":
+        tiny(GOOD, "run.finish()", parameters={"word": word})
+    parents = tracking._search("tags.role = 'parent'")
+    assert [run.data.params["word"] for run in parents] == ["a", "b", "a"]
+
+
+@pytest.mark.slow
+def test_what_is_told_as_failed_is_done_again_even_if_its_run_has_finished(tiny):
+    """As where the disk is too full for the executed notebook."""
+    sources = GOOD, "run.finish(); 1 / 0"
+    for _ in range(2):
+        with pytest.raises(RunError, match="ZeroDivisionError"):
+            tiny(*sources)
+    statuses = [run.info.status for run in tracking._search("tags.role = 'parent'")]
+    assert statuses == ["FINISHED"] * 2
+
+
+@pytest.mark.slow
 def test_what_failed_is_done_again(tiny, project):
     fails_once = (
         "from pathlib import Path; flag = Path('{}')\nif not flag.exists(): flag.touch(); 1/0"

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -20,6 +21,7 @@ from imblearn.over_sampling import SMOTE
 from IPython.core.interactiveshell import InteractiveShell
 from mlflow import MlflowClient
 from sklearn.linear_model import LogisticRegression
+from urllib3.util.retry import Retry
 from xgboost import XGBClassifier
 
 
@@ -336,7 +338,7 @@ def test_what_the_store_does_not_take_is_kept_and_pushed(store, protocol):
         log(run, protocol)
     (kept,) = (store / "runs" / "unlogged").glob("*/run.json")
     with pytest.raises(StoreError):
-        tracking.push_unlogged(store / "runs")
+        list(tracking.push_unlogged(store / "runs"))
     assert kept.exists()
     rename("away", "metrics")
     (run_id,) = tracking.push_unlogged(store / "runs")
@@ -373,7 +375,24 @@ def test_a_store_that_is_no_database_is_told(project):
         tracking.connect()
 
 
-def test_a_bad_waiting_time_is_told(project, monkeypatch):
-    monkeypatch.setenv("HVS_STORE_WAIT_S", "soon")
-    with pytest.raises(StoreError, match=r"HVS_STORE_WAIT_S must be a number .*'soon'"):
+@pytest.mark.parametrize("said", ["soon", "nan", "inf", "-1", "601"])
+def test_a_bad_waiting_time_is_told(monkeypatch, said):
+    monkeypatch.setenv("HVS_STORE_WAIT_S", said)
+    with pytest.raises(StoreError, match=f"HVS_STORE_WAIT_S must be a number .* got '{said}'"):
         tracking._wait_for_server()
+
+
+@pytest.mark.parametrize("wait_s", [0, 4, 12, 60, 124, 600])
+def test_the_waiting_time_is_that_of_the_tries(monkeypatch, wait_s):
+    """As urllib3 counts it, with MLflow's factor."""
+    monkeypatch.setenv("HVS_STORE_WAIT_S", str(wait_s))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "")
+    tracking._wait_for_server()
+    retries = int(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"])
+    factor = mlflow.environment_variables.MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.get()
+    waited, retry = 0.0, Retry(total=retries, backoff_factor=factor)
+    for _ in range(retries):
+        retry = retry.increment("GET", "/", error=OSError())
+        waited += retry.get_backoff_time()
+    assert waited == pytest.approx(wait_s, rel=0.4)
