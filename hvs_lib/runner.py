@@ -325,9 +325,11 @@ def _failure_of(notebook: Path, output: Path, parameters: Mapping[str, object]) 
         return f"failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
     except KeyboardInterrupt:
         return "was stopped; start it again to go on"
-    except DeadKernelError:
-        return "failed: its kernel died"
-    except (OSError, RuntimeError) as error:  # the latter where the kernel does not start
+    except RuntimeError as error:
+        if isinstance(error, DeadKernelError) or "Kernel died" in str(error):  # as it started
+            return "failed: its kernel died"
+        return f"failed: {_first_line(error)}"
+    except OSError as error:
         return f"failed: {_first_line(error)}"
     return ""
 

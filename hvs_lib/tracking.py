@@ -331,11 +331,18 @@ def connect() -> None:
 
 def _make_ready(uri: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    # Several processes that create the tables of a fresh file at once break it.
+    path = Path(uri.removeprefix("sqlite:///"))
+    # Several processes that create the tables of a fresh file at once break it, and so does one
+    # that is killed meanwhile.
     with _one_at_a_time():
-        MlflowClient().search_experiments(max_results=1)
-        with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database:
+        if not path.exists():
+            for left in folder.glob(f".*.{path.name}*"):  # by one that was killed
+                left.unlink()
+            with whole_file(path) as unfinished:
+                MlflowClient(f"sqlite:///{unfinished}").search_experiments(max_results=1)
+        with closing(sqlite3.connect(path)) as database:
             database.execute("PRAGMA journal_mode=WAL")  # readers do not wait for a writer
+        MlflowClient().search_experiments(max_results=1)
 
 
 def _ask(uri: str) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -38,7 +39,9 @@ def postgres(tmp_path_factory):
     # PostgreSQL refuses to run as root.
     user = {"user": "nobody"} if os.geteuid() == 0 else {}
     if user:
-        for parent in (folder, *folder.parents[:2]):
+        for parent in (folder, *folder.parents):
+            if parent == Path(tempfile.gettempdir()):
+                break
             parent.chmod(0o755)
         os.chown(folder, pwd.getpwnam("nobody").pw_uid, -1)
     secret = folder / "password"

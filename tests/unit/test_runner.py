@@ -222,7 +222,7 @@ def test_interrupted_run_is_told_and_closed(tiny, monkeypatch):
 @pytest.mark.slow
 def test_kernel_that_does_not_start_is_told(tiny, monkeypatch):
     monkeypatch.setenv("PYTHONHOME", "/nowhere")
-    with pytest.raises(RunError, match="05_tiny failed: "):
+    with pytest.raises(RunError, match="05_tiny failed: its kernel died"):
         tiny("1 + 1")
 
 

@@ -369,6 +369,27 @@ def test_a_password_is_not_told(project, monkeypatch):
     assert "//127.0.0.1:9" in str(refused.value)
 
 
+def test_a_process_killed_while_it_makes_the_store_leaves_none(project):
+    """The tables come one by one; half of them would be refused by the next start."""
+    kill = (
+        "import os, signal, threading, time, pathlib\n"
+        "def kill():\n"
+        f"    root = pathlib.Path({str(project)!r})\n"
+        "    while sum(f.stat().st_size for f in root.glob('.*mlflow.db')) < 100_000:\n"
+        "        time.sleep(0.001)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "threading.Thread(target=kill).start()\n"
+        "from hvs_lib import tracking\n"
+        "tracking.connect()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", kill], capture_output=True, text=True)
+    assert result.returncode == -9, result.stderr
+    assert not (project / "mlflow.db").exists()
+    tracking.connect()
+    assert len(MlflowClient().search_experiments()) == 1
+    assert not list(project.glob(".*mlflow.db*"))
+
+
 def test_a_store_that_is_no_database_is_told(project):
     (project / "mlflow.db").write_text("something else, and long enough to be a header" * 9)
     with pytest.raises(StoreError, match=r"the tracking store sqlite:.*mlflow\.db failed: "):
