@@ -197,6 +197,10 @@ def execute(
     RunError
         With the failing cell's error and the path of the partial notebook.
     """
+    # Imported here so that a refused call does not wait for MLflow.
+    from hvs_lib import tracking
+
+    tracking.connect()
     folder = _new_folder()
     papermill_io.register(str(folder), _WholeFiles())
     with environment({LOG_FILE: str(folder / "run.log")}):
@@ -214,11 +218,6 @@ def _execute_all(
     *,
     fresh: bool,
 ) -> list[Timing]:
-    # Imported here so that a refused call does not wait for MLflow.
-    from hvs_lib import tracking
-
-    tracking.connect()
-
     def tell(text: str) -> None:
         log_line(text)
         say(text)

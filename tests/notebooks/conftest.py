@@ -11,13 +11,6 @@ import pytest
 BIN = Path(sys.executable).parent
 
 
-def pytest_collection_modifyitems(items):
-    """Keep the tests of the smoke run in one process, so that it is made once."""
-    for item in items:
-        if "workplace" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("smoke"))
-
-
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory):
     """Return a project root of its own, and a function that calls a command in it."""

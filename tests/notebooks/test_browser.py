@@ -55,6 +55,16 @@ def browser():
     driver.quit()
 
 
+def prepare(notebook, copy, parameters):
+    """Copy a notebook with other parameters, and without its outputs."""
+    pm.execute_notebook(notebook, copy, parameters, prepare_only=True, progress_bar=False)
+    prepared = nbformat.read(copy, 4)
+    for cell in prepared.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(prepared, copy)
+
+
 @pytest.fixture(scope="module")
 def lab(smoke, workplace, serve, tmp_path_factory):
     """Serve copies of the notebooks, with the parameters of the smoke profile, in JupyterLab."""
@@ -62,9 +72,7 @@ def lab(smoke, workplace, serve, tmp_path_factory):
     parameters = yaml.safe_load((ROOT / "notebooks" / "params" / "smoke.yaml").read_text())
     for name, path in runner.notebooks().items():
         own = {k: v for k, v in parameters.items() if k in pm.inspect_notebook(str(path))}
-        pm.execute_notebook(
-            path, folder / f"{name}.ipynb", own, prepare_only=True, progress_bar=False
-        )
+        prepare(path, folder / f"{name}.ipynb", own)
     for name, values in SETTINGS.items():
         path = folder / "settings" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +122,7 @@ def open_and_run_all(browser, lab, name):
     address, _ = lab
     browser.get(f"{address}/lab/tree/{name}.ipynb?reset")
     idle = "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status"
-    wait(browser, f"return {idle} === 'idle'")
+    wait(browser, has_text("| Idle"))  # else JupyterLab asks for the kernel
     prompts = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.innerText)"
     executed = f"{prompts}.every(prompt => /\\d/.test(prompt))"
     ended = f"{idle} === 'idle' && !{prompts}.some(prompt => prompt.includes('*'))"
@@ -128,6 +136,9 @@ def open_and_run_all(browser, lab, name):
             assert "application/vnd.jupyter.error" not in kinds_of_output(browser)
         except WebDriverException as error:
             print(f"{name}, attempt {attempt}: {type(error).__name__}")
+            dialog = browser.find_elements(By.CSS_SELECTOR, ".jp-Dialog-button.jp-mod-accept")
+            if dialog:  # it asks for the kernel
+                dialog[0].click()
         browser.save_screenshot(SCREENSHOTS / f"{name}_attempt_{attempt}.png")
     raise AssertionError(f"{name} was not executed as a whole")
 
@@ -175,7 +186,7 @@ def evil_notebook(lab, workplace):
     telemetry.to_parquet(folder / "evil.parquet")
     own = {"data_path": str(folder / "evil.parquet")}
     path = runner.notebooks()["00_data"]
-    pm.execute_notebook(path, folder / "evil.ipynb", own, prepare_only=True, progress_bar=False)
+    prepare(path, folder / "evil.ipynb", own)
     return "evil"
 
 
