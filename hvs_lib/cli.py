@@ -29,7 +29,7 @@ def main() -> None:
     "--in-place", is_flag=True, help="Keep the outputs in notebooks/, for committing; is fresh."
 )
 @click.option(
-    "--store-wait", default=60.0, show_default=True, envvar=STORE_WAIT, 
+    "--store-wait", default=60.0, show_default=True, envvar=STORE_WAIT,
     type=click.FloatRange(0, MAX_STORE_WAIT_S),
     help="Seconds to wait for a tracking server that has stopped answering.",
 )  # fmt: skip
