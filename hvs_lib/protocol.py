@@ -145,8 +145,24 @@ class Protocol:
         start = perf_counter()
         whole = (self.split.train, self.split.test)
         (model, test_scores), *folds = self._fit_and_score(pipeline, [whole, *self.split.folds])
-        cv_scores = self._in_order(folds)
         seconds = perf_counter() - start
+        return self._calibrate(model, self._in_order(folds), test_scores, seconds=seconds)
+
+    def assess_again(
+        self, deployable: FixedThresholdClassifier, raw_cv_scores: np.ndarray, *, seconds: float
+    ) -> Assessment:
+        """Repeat an assessment from what was fitted for it, to the bit.
+
+        Parameters
+        ----------
+        deployable : from ``assessment.deployable``.
+        raw_cv_scores, seconds : of the assessment.
+        """
+        model = deployable.estimator.estimator.classifier
+        test_scores = models.hazard_score(model, self.X.iloc[self.split.test])
+        return self._calibrate(model, raw_cv_scores, test_scores, seconds=seconds)
+
+    def _calibrate(self, model, cv_scores, test_scores, *, seconds) -> Assessment:
         train = self.split.train
         calibration = choose_calibration(self.y[train], cv_scores, self._fold_of_row()[train])
         calibrated = (calibration.apply(scores) for scores in (cv_scores, test_scores))

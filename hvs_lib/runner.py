@@ -177,8 +177,8 @@ def execute(
     """Execute the planned notebooks in order, into a new folder ``runs/<time>/``.
 
     A notebook that has been executed before, and everything it follows from is the same, is not
-    executed again but copied from its run; the comparison always is. A search that was stopped
-    goes on after its last finished candidate.
+    executed again but copied from its run; the comparison always is. One that was stopped takes
+    over the models and candidates that it has logged.
 
     Parameters
     ----------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -17,6 +16,7 @@ from hvs_lib import columns as col
 import numpy as np
 import pandas as pd
 import pytest
+from projects import free_port
 
 TYPICAL = {
     col.TEMP_AVG: 27.0,
@@ -139,9 +139,7 @@ class Server:
     """
 
     def __init__(self, command: Callable[[int], list], log: Path, *, path: str, **options):
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = found.getsockname()[1]
+        port = free_port()
         self.address = f"http://127.0.0.1:{port}"
         self._command = [str(word) for word in command(port)]
         self._log, self._path, self._options = log, path, options

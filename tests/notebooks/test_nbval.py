@@ -1,22 +1,21 @@
 """The committed notebooks, executed at their defaults: outputs that are marked come out again."""
 
-import os
 import subprocess
 import sys
 
 from hvs_lib import runner
 
 import pytest
+from projects import environment_of
 
 pytestmark = pytest.mark.slow
 
 
 def test_committed_outputs_come_out_again(tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-    environment["HVS_PROJECT_ROOT"] = str(tmp_path)  # a fleet and a store of its own
     options = ["--nbval-lax", "--nbval-cell-timeout=1200", "-q", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", *options, *map(str, runner.notebooks().values())]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    # in a project of its own, so with a fleet and a store of its own
+    result = subprocess.run(command, env=environment_of(tmp_path), capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-5000:]
 
 

@@ -5,9 +5,7 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,16 +14,9 @@ from hvs_lib import columns as col
 
 import pandas as pd
 import pytest
-from mlflow import MlflowClient
+from projects import BIN, copy_telemetry, free_port, runs_of, start, store_of
 
-BIN = Path(sys.executable).parent
 PASSWORD = "of the test"
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -69,23 +60,10 @@ def server(postgres, serve, tmp_path_factory):
 
 
 @pytest.fixture
-def hvs(tmp_path, workplace, smoke):
+def hvs(tmp_path, fleet):
     """Return a function that starts `hvs` with a tracking URI, in a project with telemetry."""
-    (tmp_path / "data").mkdir()
-    shutil.copytree(workplace.root / "data" / "raw", tmp_path / "data" / "raw")
-
-    def start(uri, *arguments):
-        environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "HVS_PROJECT_ROOT": str(tmp_path)}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([BIN / "hvs", *arguments], env=environment, cwd=tmp_path, **pipes)
-
-    return start
-
-
-def runs_of(uri):
-    client = MlflowClient(uri)
-    experiments = [e.experiment_id for e in client.search_experiments()]
-    return list(client.search_runs(experiments, max_results=1000))
+    copy_telemetry(fleet, tmp_path)
+    return lambda uri, *words: start("hvs", *words, root=tmp_path, MLFLOW_TRACKING_URI=uri)
 
 
 def average_precision(uri):
@@ -100,9 +78,8 @@ def average_precision(uri):
 
 
 @pytest.mark.slow
-def test_the_uri_alone_moves_everything_to_the_server(hvs, server, workplace, tmp_path):
+def test_the_uri_alone_moves_everything_to_the_server(hvs, server, fleet, workplace, tmp_path):
     """On telemetry of one's own and without event ids, so that one run shows both."""
-    (fleet,) = (tmp_path / "data" / "raw").glob("*.parquet")
     own = tmp_path / "own.parquet"
     pd.read_parquet(fleet).drop(columns=[col.EVENT_ID, col.EVENT_TYPE]).to_parquet(own)
     arguments = ["--profile", "smoke", "-p", "n_iter", "1", "-p", "data_path", own]
@@ -114,7 +91,7 @@ def test_the_uri_alone_moves_everything_to_the_server(hvs, server, workplace, tm
     assert {run.info.status for run in runs_of(server.address)} == {"FINISHED"}
     here = average_precision(server.address)
     assert len(here) == 7
-    assert here == average_precision(f"sqlite:///{workplace.root / 'mlflow.db'}")
+    assert here == average_precision(store_of(workplace.root))
     process = hvs(server.address, "score", own)
     said, complained = process.communicate()
     assert process.returncode == 0, complained

@@ -6,12 +6,15 @@ import subprocess
 import sys
 
 from hvs_lib import tracking
+from hvs_lib.data import sha256_of_file
 from hvs_lib.features import build_features
 from hvs_lib.model_files import ModelError, load_model
 from hvs_lib.models import make_pipeline
 from hvs_lib.project import StoreError
 from hvs_lib.protocol import Protocol
 from hvs_lib.splits import split_by_rack
+from hvs_lib.tracking import notebook_run
+from hvs_lib.tracking.store import wait_for_server
 
 import mlflow
 import numpy as np
@@ -20,6 +23,7 @@ import pytest
 from imblearn.over_sampling import SMOTE
 from IPython.core.interactiveshell import InteractiveShell
 from mlflow import MlflowClient
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from urllib3.util.retry import Retry
 from xgboost import XGBClassifier
@@ -47,7 +51,7 @@ def protocol(make_telemetry):
 
 
 def log(run, protocol, classifier=None, *, sampler=None, **tags):
-    classifier = classifier or LogisticRegression(C=0.01)
+    classifier = LogisticRegression(C=0.01) if classifier is None else classifier
     found = protocol.assess(make_pipeline(classifier, sampler=sampler))
     return run.log_assessment(found, protocol, **({"model_name": "a model"} | tags)), found
 
@@ -75,7 +79,7 @@ def test_parent_run_says_where_it_comes_from(run, data_file):
     assert found.data.params == {"seed": "7", "split": "rack"}
     tags = found.data.tags
     assert (tags["stage"], tags["split"], tags["role"]) == ("baseline", "rack", "parent")
-    assert tags["data_sha256"] == tracking.sha256_of_file(data_file)
+    assert tags["data_sha256"] == sha256_of_file(data_file)
     assert tags["mlflow.source.name"] == "notebooks/01_baseline.ipynb"
     assert tags["git_dirty"] in ("true", "false", "unknown")
     assert {"git_commit", "workbook_version"} <= set(tags)
@@ -105,7 +109,8 @@ def test_model_run_is_complete(run, protocol):
     names = {artifact.path for artifact in MlflowClient().list_artifacts(run_id)}
     assert names == {
         "check_rows.parquet", "classification_report.txt", "confusion_matrix.png",
-        "cv_scores.parquet", "pr_curve.png", "scaler.skops", "splits.json", "test_scores.parquet",
+        "cv_scores.parquet", "pr_curve.png", "raw_cv_scores.parquet", "scaler.skops", "splits.json",
+        "test_scores.parquet",
     }  # fmt: skip
     scores = tracking.read_scores(run_id)
     pd.testing.assert_frame_equal(scores, found.test_scores)
@@ -171,7 +176,7 @@ def test_runs_of_killed_processes_are_closed_at_the_next_start(store):
 
 def test_status_follows_the_last_cell(store, monkeypatch):
     shell = InteractiveShell.instance()
-    monkeypatch.setattr(tracking, "get_ipython", lambda: shell)
+    monkeypatch.setattr(notebook_run, "get_ipython", lambda: shell)
     run = tracking.start("01_baseline", stage="baseline", params={})
 
     def status():
@@ -201,7 +206,7 @@ def test_comparable_runs(run, protocol, data_file):
         leaky: "on rows, none",
     }
     assert found["leaky"].to_dict() == {second: "false", other: "false", leaky: "true"}
-    assert tracking.comparable_runs(data_sha256=tracking.sha256_of_file(data_file)).shape[0] == 3
+    assert tracking.comparable_runs(data_sha256=sha256_of_file(data_file)).shape[0] == 3
 
 
 def test_runs_judged_otherwise_are_not_comparable(run, protocol):
@@ -279,7 +284,7 @@ def test_model_card_is_an_artifact_of_the_registered_version(run, protocol):
 
 
 def test_audit_is_found_by_the_telemetry(run, data_file):
-    sha256 = tracking.sha256_of_file(data_file)
+    sha256 = sha256_of_file(data_file)
     assert tracking.read_audit(sha256) is None
     run.log_audit(pd.DataFrame({"check": ["a"], "found": [0.5]}))
     assert tracking.read_audit(sha256).to_dict("list") == {"check": ["a"], "found": [0.5]}
@@ -302,17 +307,57 @@ def test_several_processes_meet_on_a_fresh_store(project):
     running = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
     assert [process.communicate()[1] for process in running] == [b""] * 3
     tracking.connect()
-    assert len(tracking._search("attributes.status = 'FINISHED'")) == 9
+    assert len(tracking.search_runs("attributes.status = 'FINISHED'")) == 9
 
 
-def test_candidates_of_the_same_search_are_found_again(store, data_file, monkeypatch):
-    candidate = make_pipeline(XGBClassifier(max_depth=3, learning_rate=0.1 + 0.2))
-    score = {"cv_pr_auc": 1 / 3}
+@pytest.fixture
+def start(store, data_file, monkeypatch):
+    """Return a function that starts a notebook as the runner does, with a fingerprint."""
 
     def start(fingerprint):
         monkeypatch.setenv("HVS_FINGERPRINT", fingerprint)
         return tracking.start("02_tuning", stage="tuning", params={}, data_path=data_file)
 
+    return start
+
+
+@pytest.mark.parametrize(
+    "classifier",
+    [
+        LogisticRegression(C=0.01),
+        RandomForestClassifier(n_estimators=9, max_depth=4, random_state=0),
+        XGBClassifier(n_estimators=9, max_depth=3),
+    ],
+)
+def test_models_of_the_same_notebook_are_taken_over_to_the_bit(
+    start, store, protocol, monkeypatch, classifier
+):
+    tags = {"model_name": "a model", "imbalance_technique": "none"}
+    assert start("one").assessed_before(protocol, **tags) is None
+    _, logged = log(start("one"), protocol, classifier, **tags)
+    again = start("one").assessed_before(protocol, **tags)
+    assert again.metrics == logged.metrics
+    assert (again.alarm, again.seconds) == (logged.alarm, logged.seconds)
+    assert again.calibration.brier == logged.calibration.brier
+    for name in ("cv_scores", "test_scores"):
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(logged, name), check_exact=True)
+    np.testing.assert_array_equal(again.raw_cv_scores, logged.raw_cv_scores)
+    start("one").log_assessment(again, protocol, **tags)
+
+    other = {"model_name": "a model", "imbalance_technique": "SMOTE"}
+    assert start("one").assessed_before(protocol, **other) is None
+    assert start("two").assessed_before(protocol, **tags) is None
+    assert start("").assessed_before(protocol, **tags) is None
+    shutil.move(store / "mlartifacts", store / "away")
+    assert start("one").assessed_before(protocol, **tags) is None
+    shutil.move(store / "away", store / "mlartifacts")
+    monkeypatch.setenv("HVS_FRESH", "1")
+    assert start("one").assessed_before(protocol, **tags) is None
+
+
+def test_candidates_of_the_same_search_are_found_again(start, monkeypatch):
+    candidate = make_pipeline(XGBClassifier(max_depth=3, learning_rate=0.1 + 0.2))
+    score = {"cv_pr_auc": 1 / 3}
     first = start("one")
     assert first.scored_candidates() == []
     first.log_candidate("candidate 1", candidate, score, model_name="XGBoost candidate")
@@ -400,7 +445,7 @@ def test_a_store_that_is_no_database_is_told(project):
 def test_a_bad_waiting_time_is_told(monkeypatch, said):
     monkeypatch.setenv("HVS_STORE_WAIT_S", said)
     with pytest.raises(StoreError, match=f"HVS_STORE_WAIT_S must be a number .* got '{said}'"):
-        tracking._wait_for_server()
+        wait_for_server()
 
 
 @pytest.mark.parametrize("wait_s", [0, 4, 12, 60, 124, 600])
@@ -409,7 +454,7 @@ def test_the_waiting_time_is_that_of_the_tries(monkeypatch, wait_s):
     monkeypatch.setenv("HVS_STORE_WAIT_S", str(wait_s))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "")
-    tracking._wait_for_server()
+    wait_for_server()
     retries = int(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"])
     factor = mlflow.environment_variables.MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR.get()
     waited, retry = 0.0, Retry(total=retries, backoff_factor=factor)

@@ -1,0 +1,165 @@
+"""The tracking store: where it is, whether it answers, and what is searched in it."""
+
+import math
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from pathlib import Path
+
+from hvs_lib.project import (
+    MAX_STORE_WAIT_S,
+    STORE_WAIT,
+    StoreError,
+    environment,
+    project_root,
+    whole_file,
+)
+
+import mlflow
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.store.db.db_types import DATABASE_ENGINES
+from sqlalchemy import create_engine
+from sqlalchemy.exc import SQLAlchemyError
+
+EXPERIMENTS = {
+    "data": "HVS_Fire_Prediction_Data",
+    "baseline": "HVS_Fire_Prediction_Baseline",
+    "tuning": "HVS_Fire_Prediction_Tuning",
+    "smote": "HVS_Fire_Prediction_SMOTE",
+    "comparison": "HVS_Fire_Prediction_Comparison",
+}
+
+
+# What is raised where the store does not answer; requests' errors are OSErrors.
+STORE_FAILURES = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)
+
+
+_RETRIES, _TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
+
+
+@contextmanager
+def store_failures_told() -> Iterator[None]:
+    """Turn whatever MLflow raises where its store fails into a StoreError."""
+    try:
+        yield
+    except (*STORE_FAILURES, ModuleNotFoundError) as error:  # a database's driver
+        raise _store_error(error) from error
+
+
+def connect() -> None:
+    """Point MLflow at the store, and make it ready if it is new.
+
+    The store is ``MLFLOW_TRACKING_URI`` if set, else SQLite at the project root, whatever the
+    working directory. A server is asked once whether it answers; what is logged later is tried
+    again for ``HVS_STORE_WAIT_S`` seconds (60 if unset).
+
+    Raises
+    ------
+    StoreError
+        Where the store does not answer, or refuses.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlflow.db'}"
+    with store_failures_told():
+        mlflow.set_tracking_uri(uri)
+        folder = sqlite_folder(uri)
+        if folder is not None:
+            _make_ready(uri, folder)
+        else:
+            _ask(uri)
+
+
+def _make_ready(uri: str, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = Path(uri.removeprefix("sqlite:///"))
+    # Several processes that create the tables of a fresh file at once break it, and so does one
+    # that is killed meanwhile.
+    with one_at_a_time():
+        if not path.exists():
+            for left in folder.glob(f".*.{path.name}*"):  # by one that was killed
+                left.unlink()
+            with whole_file(path) as unfinished:
+                MlflowClient(f"sqlite:///{unfinished}").search_experiments(max_results=1)
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("PRAGMA journal_mode=WAL")  # readers do not wait for a writer
+        MlflowClient().search_experiments(max_results=1)
+
+
+def _ask(uri: str) -> None:
+    if re.split(r"[+:]", uri)[0] in DATABASE_ENGINES:
+        with create_engine(uri).connect():  # MLflow would try for an hour
+            pass
+    with environment({_RETRIES: "0", _TIMEOUT: "10"}):
+        MlflowClient().search_experiments(max_results=1)
+    wait_for_server()
+
+
+def wait_for_server() -> None:
+    """Let MLflow try again for as long as the environment says.
+
+    It waits 0, 4, 8, ... seconds between its tries, 2 ** (tries + 1) - 4 in all.
+    """
+    said = os.environ.get(STORE_WAIT) or "60"
+    try:
+        wait_s = float(said)
+    except ValueError:
+        wait_s = math.nan
+    if not 0 <= wait_s <= MAX_STORE_WAIT_S:
+        raise StoreError(
+            f"{STORE_WAIT} must be a number of seconds from 0 to {MAX_STORE_WAIT_S}, got {said!r}."
+        )
+    os.environ[_RETRIES] = str(round(math.log2(wait_s + 4) - 1) if wait_s > 0 else 0)
+    os.environ.setdefault(_TIMEOUT, "30")
+
+
+def _store_error(error: Exception) -> StoreError:
+    """Say that the store failed, and do not wait for it again in this process."""
+    os.environ[_RETRIES] = "0"
+    uri = re.sub(r"//[^/@]*@", "//", mlflow.get_tracking_uri())  # without a password
+    reason = re.sub(r"//[^/@]*@", "//", str(error)).strip().split("\n", 1)[0]
+    return StoreError(
+        f"the tracking store {uri} failed: {reason}\nStart or mend it, or set "
+        "MLFLOW_TRACKING_URI to another; unset, the store is mlflow.db in the project."
+    )
+
+
+def ensure_experiment(name: str) -> str:
+    """Find or make an experiment, with artifacts beside a SQLite store and not in the cwd."""
+    client = MlflowClient()
+    folder = sqlite_folder(mlflow.get_tracking_uri())
+    if folder is None:
+        return mlflow.set_experiment(name).experiment_id
+    with one_at_a_time():
+        found = client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        return client.create_experiment(name, artifact_location=(folder / "mlartifacts").as_uri())
+
+
+def one_at_a_time() -> AbstractContextManager:
+    """Keep other processes off a SQLite store meanwhile; a server sees to that by itself."""
+    folder = sqlite_folder(mlflow.get_tracking_uri())
+    return nullcontext() if folder is None else FileLock(folder / "mlflow.db.lock")
+
+
+def sqlite_folder(uri: str) -> Path | None:
+    """Return the folder of a SQLite store's file; None for another kind of store."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri.removeprefix("sqlite:///")).resolve().parent
+
+
+def search_runs(filter_string: str) -> list[Run]:
+    """Search the runs of the workbook's experiments, without the client's limit of 1000."""
+    experiments = mlflow.search_experiments(filter_string="name LIKE 'HVS_Fire_Prediction_%'")
+    if not experiments:
+        return []
+    return mlflow.search_runs(
+        [experiment.experiment_id for experiment in experiments],
+        filter_string=filter_string,
+        output_format="list",
+    )
