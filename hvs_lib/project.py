@@ -61,6 +61,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
+def remove_unfinished(path: Path) -> None:
+    """Remove what killed writers of a `whole_file` have left; only where no other can be writing."""
+    for left in path.parent.glob(f".*.{path.name}*"):
+        left.unlink()
+
+
 @contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables, which child processes inherit, for a while."""

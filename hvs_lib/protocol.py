@@ -43,6 +43,7 @@ class Assessment:
     cv_scores, test_scores : scores frames, calibrated.
     raw_cv_scores : array, shape (len(split.train),), `cv_scores` before calibration.
     seconds : spent on fitting and scoring [s].
+    taken_over_from : Run ID that was fitted for, where nothing was fitted for this one.
     """
 
     model: Pipeline | None
@@ -54,6 +55,7 @@ class Assessment:
     test_scores: pd.DataFrame
     raw_cv_scores: np.ndarray
     seconds: float
+    taken_over_from: str = ""
 
     @property
     def alarm(self) -> dict[str, object]:

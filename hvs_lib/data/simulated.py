@@ -5,7 +5,7 @@ from pathlib import Path
 from hvs_lib import __version__
 from hvs_lib.data.reading import READ_ERRORS
 from hvs_lib.data.saving import write
-from hvs_lib.project import project_root, sources_sha256
+from hvs_lib.project import project_root, remove_unfinished, sources_sha256
 
 import pyarrow as arrow
 import pyarrow.parquet
@@ -44,6 +44,7 @@ def simulated_fleet_path(sites: int, seed: int) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):  # notebooks that start together simulate once
             if _stamp_of(path) != stamp:
+                remove_unfinished(path)
                 _simulate_to(path, sites, seed, stamp)
     return path
 

@@ -33,6 +33,9 @@ RANGE = np.array(
     ],
     np.float32,
 )
+# Steps of an instrument to the unit: 0.01 degC, 1 mV, 0.01 A, 0.01 %, 0.1 ppm. They also hide the
+# last digit of the mathematics, which differs from processor to processor.
+STEPS = np.array([100, 100, 1000, 100, 100, 10, 10, 10, 100], np.float32)
 MISSING, OUTLIERS, OUTLIER_SD = 0.0005, 0.0001, 7.0
 # Readings CO, H2, VOC of what is really there: VOC, CO, H2
 CROSS_RESPONSE = np.array([[0.015, 1.0, 0.25], [0.01, 0.05, 1.0], [1.0, 0.10, 0.30]], np.float32)
@@ -84,7 +87,10 @@ def ideal_readings(truth: RackTruth, current_A: np.ndarray, sensors: SensorSet) 
     out[VOLT] = truth.voltage_V
     out[AMP] = current_A
     out[SOC] = 100.0 * truth.soc
-    out[[CO, H2, VOC]] = (CROSS_RESPONSE @ truth.gas_ppm).transpose(1, 0, 2)
+    gases = truth.gas_ppm.transpose(1, 0, 2)
+    for reading, response in zip((CO, H2, VOC), CROSS_RESPONSE, strict=True):
+        # Not as a matrix product, whose last digit depends on the processor's BLAS.
+        out[reading] = sum(share * gas for share, gas in zip(response, gases, strict=True))
     out[AMBIENT] = truth.air_C
     out += sensors.bias.astype(np.float32)[:, :, None]
     return out
@@ -130,5 +136,6 @@ def measure(
         if CAUSES[event.cause].instrument:
             CAUSES[event.cause].instrument(event, readings)
     np.clip(readings, RANGE[0][:, None, None], RANGE[1][:, None, None], out=readings)
+    readings = np.rint(readings * STEPS[:, None, None]) / STEPS[:, None, None]
     readings.reshape(-1)[scatter(rng, readings.shape, MISSING)] = np.nan
     return readings

@@ -1,8 +1,8 @@
 """MLflow: one parent run for a notebook, a child run for each model and each search candidate."""
 
 from hvs_lib.tracking.children import push_unlogged
-from hvs_lib.tracking.comparison import comparable_runs, read_audit, read_scores, verdict
-from hvs_lib.tracking.contents import code_version, package_versions, read_alarm
+from hvs_lib.tracking.comparison import comparable_runs, read_audit, verdict
+from hvs_lib.tracking.contents import code_version, package_versions, read_alarm, read_scores
 from hvs_lib.tracking.executions import (
     close_killed_runs,
     executed_before,
@@ -17,7 +17,7 @@ from hvs_lib.tracking.registry import (
     log_model_card,
     register_champion,
 )
-from hvs_lib.tracking.store import EXPERIMENTS, connect, search_runs, store_failures_told
+from hvs_lib.tracking.store import EXPERIMENTS, connect, store_failures_told
 
 __all__ = [
     "CHAMPION",
@@ -39,7 +39,6 @@ __all__ = [
     "read_audit",
     "read_scores",
     "register_champion",
-    "search_runs",
     "start",
     "store_failures_told",
     "verdict",

@@ -52,6 +52,7 @@ class ChildRun:
 
 
 def log_child(experiment_id: str, child: ChildRun) -> str:
+    """Log a child run as a whole; return its Run ID."""
     client = MlflowClient()
     with mlflow.start_run(
         experiment_id=experiment_id,

@@ -1,15 +1,13 @@
-"""What finished runs have found: the runs to compare, their scores, the last verdict."""
+"""What finished runs have found: the runs to compare, the audit, the last verdict."""
 
 import json
 
-from hvs_lib.tracking.contents import read_alarm
+from hvs_lib.tracking.contents import AUDIT, read_alarm
 from hvs_lib.tracking.store import search_runs, store_failures_told
 
 import mlflow
 import pandas as pd
 from mlflow.entities import Run
-
-AUDIT = "leakage_audit.csv"
 
 
 def comparable_runs(*, data_sha256: str = "") -> pd.DataFrame:
@@ -53,6 +51,7 @@ def comparable_runs(*, data_sha256: str = "") -> pd.DataFrame:
 
 
 def row_of(run: Run) -> dict[str, object]:
+    """Put what tells a run apart, and its metrics, into one row."""
     tags = run.data.tags
     names = ("stage", "model_name", "imbalance_technique", "role", "split", "leaky", "data_sha256")
     return {
@@ -76,11 +75,6 @@ def _with_names(runs: pd.DataFrame) -> pd.DataFrame:
     again = named.groupby(named).cumcount() + 1
     named = named.where(again == 1, named + " #" + again.astype(str))
     return runs.assign(name=named)
-
-
-def read_scores(run_id: str, name: str = "test_scores.parquet") -> pd.DataFrame:
-    """Read a scores frame, shape (n_samples, ...), that a run has logged."""
-    return pd.read_parquet(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name))
 
 
 def read_audit(data_sha256: str) -> pd.DataFrame | None:

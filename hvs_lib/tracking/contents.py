@@ -19,6 +19,7 @@ from hvs_lib.project import project_root
 from hvs_lib.protocol import Assessment, Protocol
 
 import matplotlib.pyplot as plt
+import mlflow
 import numpy as np
 import pandas as pd
 import skops.io
@@ -36,10 +37,9 @@ MODEL_PACKAGES = (
     "pandas",
     "skops",
 )
-
-
 _PACKAGES = (*MODEL_PACKAGES, "scipy", "numba", "pyarrow")
 RAW_CV_SCORES = "raw_cv_scores.parquet"  # before calibration, in the order of the training rows
+AUDIT = "leakage_audit.csv"
 
 
 def package_versions() -> dict[str, str]:
@@ -116,14 +116,7 @@ def model_params(model: Pipeline | None) -> dict[str, object]:
     """Name every scalar parameter of the pipeline's steps; those left at None say nothing."""
     if model is None:
         return {}
-    scalars = (str, int, float, bool, np.number)
-    params = {
-        name: value
-        for name, value in model.get_params().items()
-        if "__" in name
-        and isinstance(value, scalars)
-        and value == value  # NaN: XGBoost's `missing`
-    }
+    params = chosen_params(model)
     # XGBoost trains on the CPU with only a warning where a CUDA device is asked for and absent.
     if "classify__device" in params:
         config = json.loads(model.named_steps["classify"].get_booster().save_config())
@@ -131,9 +124,22 @@ def model_params(model: Pipeline | None) -> dict[str, object]:
     return params
 
 
+def chosen_params(model: Pipeline) -> dict[str, object]:
+    """Name the scalar parameters as they were chosen, fitted or not."""
+    scalars = (str, int, float, bool, np.number)
+    return {
+        name: value
+        for name, value in model.get_params().items()
+        if "__" in name
+        and isinstance(value, scalars)
+        and value == value  # NaN: XGBoost's `missing`
+    }
+
+
 def write_artifacts(
     folder: Path, assessment: Assessment, protocol: Protocol, *, title: str
 ) -> None:
+    """Write the figures, scores and other files of an assessment into a folder."""
     test, threshold = assessment.test_scores, assessment.threshold
     figures = {
         "confusion_matrix.png": plots.confusion_matrix(test, threshold=threshold, title=title),
@@ -168,6 +174,11 @@ def _check_rows(assessment: Assessment, protocol: Protocol, *, count: int = 200)
     return protocol.X.iloc[protocol.split.test[chosen]].assign(y_score=scores[chosen])
 
 
+def read_scores(run_id: str, name: str = "test_scores.parquet") -> pd.DataFrame:
+    """Read a scores frame, shape (n_samples, ...), that a run has logged."""
+    return pd.read_parquet(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name))
+
+
 def to_metrics(values: Mapping[str, float]) -> list[Metric]:
     """Turn numbers into MLflow's metrics, without those that are not finite."""
     now = int(time.time() * 1000)
@@ -175,8 +186,10 @@ def to_metrics(values: Mapping[str, float]) -> list[Metric]:
 
 
 def to_params(values: Mapping) -> list[Param]:
+    """Turn values into MLflow's parameters."""
     return [Param(name, str(value)) for name, value in values.items()]
 
 
 def to_tags(values: Mapping[str, str]) -> list[RunTag]:
+    """Turn texts into MLflow's tags."""
     return [RunTag(name, str(value)) for name, value in values.items()]

@@ -8,23 +8,28 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from hvs_lib import __version__
 from hvs_lib.data import sha256_of_file
+from hvs_lib.data.reading import READ_ERRORS
 from hvs_lib.metrics import undefined_metrics
 from hvs_lib.model_files import ModelError, load_model
+from hvs_lib.progress import STEP, log_line
 from hvs_lib.project import EXECUTION, FINGERPRINT, FRESH, StoreError
 from hvs_lib.protocol import Assessment, Protocol
 from hvs_lib.tracking.children import ChildRun, ModelToLog, keep_unlogged, log_child
-from hvs_lib.tracking.comparison import AUDIT, read_scores
 from hvs_lib.tracking.contents import (
+    AUDIT,
     RAW_CV_SCORES,
     alarm_params,
+    chosen_params,
     git_tags,
     model_params,
     package_versions,
     protocol_params,
+    read_scores,
     to_metrics,
     to_params,
     to_tags,
@@ -176,53 +181,68 @@ class NotebookRun:
         return self._log_child(ChildRun(name, tags, model_params(candidate), dict(metrics)))
 
     def scored_candidates(self) -> list[tuple[dict[str, str], dict[str, float]]]:
-        """Return parameters and metrics of the candidates that the same search scored before.
+        """Return parameters and metrics of the candidates that this notebook has scored before.
 
-        The same is one that the runner has started with this fingerprint, see `hvs_lib.resume`;
-        there is none in an interactive session, nor after ``hvs run --fresh``.
+        That is, in another execution with the same fingerprint, see `hvs_lib.resume`, whether it
+        was stopped or not. There is none in an interactive session, nor under ``hvs run --fresh``.
         """
-        found = self._done_before("tags.role = 'candidate'")
-        return [(run.data.params, run.data.metrics) for run in found]
+        return [(run.data.params, run.data.metrics) for run in self._done_before("candidate")]
 
     def assessed_before(
-        self, protocol: Protocol, *, model_name: str, imbalance_technique: str = "none"
+        self,
+        pipeline: Pipeline,
+        protocol: Protocol,
+        *,
+        model_name: str,
+        imbalance_technique: str = "none",
     ) -> Assessment | None:
-        """Take over a model that an execution of the same notebook logged before it was stopped.
+        """Take over a model that another execution of this notebook has logged.
 
-        The same is as for `scored_candidates`.
+        Which executions count is as for `scored_candidates`.
 
         Parameters
         ----------
-        protocol : it was assessed with.
+        pipeline, protocol : of the assessment; all that is logged of them must agree.
         model_name, imbalance_technique : as for `log_assessment`.
 
         Returns
         -------
         Assessment, equal to the bit; None where there is no such run, or its files are gone.
         """
-        found = self._done_before(
-            f"tags.role = 'model' and tags.model_name = '{model_name}' and "
-            f"tags.imbalance_technique = '{imbalance_technique}'"
-        )
-        if not found:
-            return None
-        run_id, seconds = found[0].info.run_id, found[0].data.metrics["seconds"]
-        with self._clock():
-            try:
+        tags = {"model_name": model_name, "imbalance_technique": imbalance_technique}
+        params = chosen_params(pipeline) | protocol_params(protocol)
+        params = {param.key: param.value for param in to_params(params)}
+        for run in self._done_before("model"):
+            if tags.items() <= run.data.tags.items() and params.items() <= run.data.params.items():
+                return self._take_over(run, protocol)
+        return None
+
+    def _take_over(self, run: Run, protocol: Protocol) -> Assessment | None:
+        run_id, seconds = run.info.run_id, run.data.metrics["seconds"]
+        try:
+            with self._clock():
                 deployable, _ = load_model(f"runs:/{run_id}/model")
                 raw_cv_scores = read_scores(run_id, RAW_CV_SCORES)["y_score"].to_numpy()
-            except (ModelError, *STORE_FAILURES):
-                return None
-        return protocol.assess_again(deployable, raw_cv_scores, seconds=seconds)
+        except (ModelError, StoreError, *READ_ERRORS):
+            return None  # fitted again
+        log_line(f"{STEP}{run.info.run_name}: taken over from Run ID {run_id}")
+        found = protocol.assess_again(deployable, raw_cv_scores, seconds=seconds)
+        return replace(found, taken_over_from=run_id)
 
-    def _done_before(self, which: str) -> list[Run]:
+    def _done_before(self, role: str) -> list[Run]:
         if "fingerprint" not in self._tags or os.environ.get(FRESH):
             return []
+        same = {name: self._tags[name] for name in ("fingerprint", "data_sha256")} | {"role": role}
         with self._clock():
-            return search_runs(
-                f"attributes.status = 'FINISHED' and {which} and "
-                f"tags.fingerprint = '{self._tags['fingerprint']}'"
+            found = search_runs(
+                " and ".join(
+                    [
+                        "attributes.status = 'FINISHED'",
+                        *(f"tags.{name} = '{value}'" for name, value in same.items()),
+                    ]
+                )
             )
+        return [run for run in found if run.data.tags["mlflow.parentRunId"] != self.run_id]
 
     def log_assessment(
         self,
@@ -258,6 +278,8 @@ class NotebookRun:
         missing += undefined_metrics(assessment.metrics, prefix="cv_")
         if missing:
             child_tags["undefined_metrics"] = ",".join(missing)
+        if assessment.taken_over_from:
+            child_tags["taken_over_from"] = assessment.taken_over_from
         logged = model_params(assessment.model) | alarm_params(assessment)
         logged |= protocol_params(protocol) | dict(params or {})
         title = f"{model_name}, {imbalance_technique}" if role == "model" else model_name

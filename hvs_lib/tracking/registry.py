@@ -11,11 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
 REGISTERED_MODEL = "hvs-fire-prediction"
-
-
 CHAMPION = "champion"
-
-
 MODEL_CARD = "model_card.md"
 
 

@@ -14,6 +14,7 @@ from hvs_lib.project import (
     StoreError,
     environment,
     project_root,
+    remove_unfinished,
     whole_file,
 )
 
@@ -34,11 +35,8 @@ EXPERIMENTS = {
     "comparison": "HVS_Fire_Prediction_Comparison",
 }
 
-
 # What is raised where the store does not answer; requests' errors are OSErrors.
 STORE_FAILURES = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)
-
-
 _RETRIES, _TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
 
 
@@ -80,8 +78,7 @@ def _make_ready(uri: str, folder: Path) -> None:
     # that is killed meanwhile.
     with one_at_a_time():
         if not path.exists():
-            for left in folder.glob(f".*.{path.name}*"):  # by one that was killed
-                left.unlink()
+            remove_unfinished(path)
             with whole_file(path) as unfinished:
                 MlflowClient(f"sqlite:///{unfinished}").search_experiments(max_results=1)
         with closing(sqlite3.connect(path)) as database:

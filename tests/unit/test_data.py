@@ -707,6 +707,7 @@ def test_simulated_fleet_is_written_once_and_again_when_stale(project, monkeypat
     monkeypatch.setattr(data.simulated, "simulator_fingerprint", lambda: "another simulator")
     assert data.simulated_fleet_path(1, 42).stat().st_mtime_ns > first
     path.write_bytes(b"damaged")
+    path.with_name(f".1234abcd.{path.name}").write_bytes(b"by one that was killed")
     assert summarize(load_telemetry(data.simulated_fleet_path(1, 42))) == summary
     assert {file.name for file in path.parent.iterdir()} <= {path.name, f"{path.name}.lock"}
 

@@ -23,8 +23,10 @@ FLOW = [
     ["features"], ["splits"], ["models"], ["samplers"], ["scores"],
     ["alarms"], ["metrics"], ["calibration"], ["protocol"], ["search"], ["champion"], ["audit"],
     ["model_files"],
-    ["report"], ["card"], ["plots"], ["tracking"], ["resume"], ["scoring"], ["runner"],
-    ["reproduction"], ["cli"],
+    ["report"], ["card"], ["plots"],
+    ["tracking.store"], ["tracking.contents"], ["tracking.children"], ["tracking.comparison"],
+    ["tracking.executions"], ["tracking.notebook_run"], ["tracking.registry"], ["tracking"],
+    ["resume"], ["scoring"], ["runner"], ["reproduction"], ["cli"],
 ]  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 import os
 import shutil
 
-from hvs_lib import runner, tracking
+from hvs_lib import runner
 from hvs_lib.runner import RunError, plan
+from hvs_lib.tracking.store import search_runs
 
 import nbformat
 import pytest
@@ -110,7 +111,7 @@ def test_whole_number_is_a_fraction_too():
 def test_executed_notebook_is_kept_and_logged_with_its_run(tiny, project):
     (timing,), _ = tiny(GOOD, "run.finish()", parameters={"word": "b"})
     (executed,) = project.glob("runs/*/05_tiny.ipynb")
-    (parent,) = tracking.search_runs("tags.role = 'parent'")
+    (parent,) = search_runs("tags.role = 'parent'")
     assert parent.info.status == "FINISHED"
     assert parent.data.params == {"word": "b"}
     artifacts = MlflowClient().list_artifacts(parent.info.run_id)
@@ -137,7 +138,7 @@ def test_failure_names_the_cell_the_error_and_the_partial_notebook(tiny, project
     (partial,) = project.glob("runs/*/05_tiny.ipynb")
     assert "05_tiny failed in cell 4: ValueError: too hot" in str(failed.value)
     assert str(partial) in str(failed.value)
-    (parent,) = tracking.search_runs("tags.role = 'parent'")
+    (parent,) = search_runs("tags.role = 'parent'")
     assert parent.info.status == "FAILED"
     assert parent.data.tags["error"] == "ValueError: too hot"
 
@@ -146,7 +147,7 @@ def test_failure_names_the_cell_the_error_and_the_partial_notebook(tiny, project
 def test_killed_kernel_is_told_and_its_run_closed(tiny):
     with pytest.raises(RunError, match="its kernel died"):
         tiny(GOOD, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    (parent,) = tracking.search_runs("tags.role = 'parent'")
+    (parent,) = search_runs("tags.role = 'parent'")
     assert parent.info.status == "KILLED"
 
 
@@ -160,14 +161,14 @@ def test_notebook_that_logs_nothing_runs_too(tiny):
 def test_failure_before_the_run_starts_leaves_no_run(tiny):
     with pytest.raises(RunError, match="ValueError: no such telemetry"):
         tiny("raise ValueError('no such telemetry')", GOOD)
-    assert tracking.search_runs("attributes.status != 'FINISHED'") == []
+    assert search_runs("attributes.status != 'FINISHED'") == []
 
 
 @pytest.mark.slow
 def test_what_is_done_is_not_done_again_unless_asked_to(tiny, project):
     (_,), _ = tiny(GOOD, "run.finish()")
     timings, said = tiny(GOOD, "run.finish()")
-    (parent,) = tracking.search_runs("tags.role = 'parent'")
+    (parent,) = search_runs("tags.role = 'parent'")
     assert timings == []
     assert said[1:] == [
         f"[1/1] 05_tiny done before, Run ID {parent.info.run_id}; --fresh executes it again"
@@ -177,14 +178,14 @@ def test_what_is_done_is_not_done_again_unless_asked_to(tiny, project):
     shutil.rmtree(project / "mlartifacts")
     assert len(tiny(GOOD, "run.finish()")[0]) == 1
     assert len(tiny(GOOD, "run.finish()", parameters={"word": "b"})[0]) == 1
-    assert len(tracking.search_runs("tags.role = 'parent'")) == 4
+    assert len(search_runs("tags.role = 'parent'")) == 4
 
 
 @pytest.mark.slow
 def test_an_older_run_is_done_again_so_that_the_comparison_sees_it(tiny):
     for word in "aba":
         tiny(GOOD, "run.finish()", parameters={"word": word})
-    parents = tracking.search_runs("tags.role = 'parent'")
+    parents = search_runs("tags.role = 'parent'")
     assert [run.data.params["word"] for run in parents] == ["a", "b", "a"]
 
 
@@ -195,7 +196,7 @@ def test_what_is_told_as_failed_is_done_again_even_if_its_run_has_finished(tiny)
     for _ in range(2):
         with pytest.raises(RunError, match="ZeroDivisionError"):
             tiny(*sources)
-    statuses = [run.info.status for run in tracking.search_runs("tags.role = 'parent'")]
+    statuses = [run.info.status for run in search_runs("tags.role = 'parent'")]
     assert statuses == ["FINISHED"] * 2
 
 
@@ -208,7 +209,7 @@ def test_what_failed_is_done_again(tiny, project):
     with pytest.raises(RunError, match="ZeroDivisionError"):
         tiny(*sources)
     assert len(tiny(*sources)[0]) == 1
-    statuses = {run.info.status for run in tracking.search_runs("tags.role = 'parent'")}
+    statuses = {run.info.status for run in search_runs("tags.role = 'parent'")}
     assert statuses == {"FAILED", "FINISHED"}
 
 
@@ -218,7 +219,7 @@ def test_interrupted_run_is_told_and_closed(tiny, monkeypatch):
     interrupt = f"import os, signal, time; os.kill({os.getpid()}, signal.SIGINT); time.sleep(60)"
     with pytest.raises(RunError, match="05_tiny was stopped; start it again to go on"):
         tiny(GOOD, interrupt)
-    (parent,) = tracking.search_runs("tags.role = 'parent'")
+    (parent,) = search_runs("tags.role = 'parent'")
     assert parent.info.status in ("FAILED", "KILLED")
 
 

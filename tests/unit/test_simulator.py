@@ -1,5 +1,9 @@
 """The simulator: physics against closed sums and another solver, fleets against their rules."""
 
+import os
+import subprocess
+import sys
+
 from hvs_lib import columns as col
 from hvs_lib.simulator import physics as ph
 from hvs_lib.simulator import simulate_fleet, simulate_rack
@@ -358,6 +362,36 @@ def test_same_telemetry_for_any_number_of_threads_and_sites():
     assert (alone[col.EVENT_ID].astype(object) == beside[col.EVENT_ID].astype(object))[
         alone[col.EVENT_ID].notna()
     ].all()
+
+
+def test_readings_come_in_the_steps_of_an_instrument(fleet):
+    telemetry, _ = fleet
+    for name, decimals in zip(col.SENSORS, [2, 2, 3, 2, 2, 1, 1, 1, 2], strict=True):
+        values = telemetry[name].dropna().to_numpy()
+        np.testing.assert_array_equal(
+            values, values.astype(np.float64).round(decimals).astype("f4")
+        )
+        assert len(np.unique(values)) > 100
+
+
+def test_same_telemetry_whatever_the_linear_algebra_library_does():
+    """Its kernels for old and new processors add up in other orders; the steps would hide most."""
+    digest = (
+        "import hashlib; from hvs_lib import columns as col\n"
+        "from hvs_lib.simulator import sensors, simulate_fleet\n"
+        "sensors.STEPS[:] = 2**20\n"
+        "readings = simulate_fleet(1, 3.0, 42)[0][col.SENSORS].to_numpy()\n"
+        "print(hashlib.sha256(readings.tobytes()).hexdigest())"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", digest],
+            env=os.environ | {"OPENBLAS_CORETYPE": kernels},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for kernels in ("Prescott", "Haswell")
+    }  # fmt: skip
+    assert len(found) == 1
 
 
 def test_other_seed_and_other_site_give_other_telemetry():

@@ -14,7 +14,7 @@ from hvs_lib.project import StoreError
 from hvs_lib.protocol import Protocol
 from hvs_lib.splits import split_by_rack
 from hvs_lib.tracking import notebook_run
-from hvs_lib.tracking.store import wait_for_server
+from hvs_lib.tracking.store import search_runs, wait_for_server
 
 import mlflow
 import numpy as np
@@ -307,7 +307,7 @@ def test_several_processes_meet_on_a_fresh_store(project):
     running = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
     assert [process.communicate()[1] for process in running] == [b""] * 3
     tracking.connect()
-    assert len(tracking.search_runs("attributes.status = 'FINISHED'")) == 9
+    assert len(search_runs("attributes.status = 'FINISHED'")) == 9
 
 
 @pytest.fixture
@@ -321,38 +321,84 @@ def start(store, data_file, monkeypatch):
     return start
 
 
-@pytest.mark.parametrize(
-    "classifier",
-    [
-        LogisticRegression(C=0.01),
-        RandomForestClassifier(n_estimators=9, max_depth=4, random_state=0),
-        XGBClassifier(n_estimators=9, max_depth=3),
-    ],
-)
-def test_models_of_the_same_notebook_are_taken_over_to_the_bit(
-    start, store, protocol, monkeypatch, classifier
-):
-    tags = {"model_name": "a model", "imbalance_technique": "none"}
-    assert start("one").assessed_before(protocol, **tags) is None
-    _, logged = log(start("one"), protocol, classifier, **tags)
-    again = start("one").assessed_before(protocol, **tags)
-    assert again.metrics == logged.metrics
-    assert (again.alarm, again.seconds) == (logged.alarm, logged.seconds)
-    assert again.calibration.brier == logged.calibration.brier
-    for name in ("cv_scores", "test_scores"):
-        pd.testing.assert_frame_equal(getattr(again, name), getattr(logged, name), check_exact=True)
-    np.testing.assert_array_equal(again.raw_cv_scores, logged.raw_cv_scores)
-    start("one").log_assessment(again, protocol, **tags)
+NAMED = {"model_name": "a model", "imbalance_technique": "none"}
 
-    other = {"model_name": "a model", "imbalance_technique": "SMOTE"}
-    assert start("one").assessed_before(protocol, **other) is None
-    assert start("two").assessed_before(protocol, **tags) is None
-    assert start("").assessed_before(protocol, **tags) is None
-    shutil.move(store / "mlartifacts", store / "away")
-    assert start("one").assessed_before(protocol, **tags) is None
-    shutil.move(store / "away", store / "mlartifacts")
+
+@pytest.mark.parametrize(
+    "pipeline",
+    [
+        make_pipeline(LogisticRegression(C=0.01)),
+        make_pipeline(RandomForestClassifier(n_estimators=9, max_depth=4, random_state=0)),
+        make_pipeline(
+            XGBClassifier(n_estimators=9, max_depth=3),
+            sampler=SMOTE(k_neighbors=2, sampling_strategy=0.5, random_state=0),
+        ),
+    ],
+    ids=lambda pipeline: type(pipeline[-1]).__name__,
+)
+def test_models_of_the_same_notebook_are_taken_over_to_the_bit(start, protocol, pipeline):
+    fitted = protocol.assess(pipeline)
+    first = start("one").log_assessment(fitted, protocol, **NAMED)
+    second = start("one")
+    again = second.assessed_before(pipeline, protocol, **NAMED)
+    assert again.taken_over_from == first
+    assert again.metrics == fitted.metrics
+    assert (again.alarm, again.seconds) == (fitted.alarm, fitted.seconds)
+    assert again.calibration.brier == fitted.calibration.brier
+    for name in ("cv_scores", "test_scores"):
+        frames = getattr(again, name), getattr(fitted, name)
+        pd.testing.assert_frame_equal(*frames, check_exact=True)
+    np.testing.assert_array_equal(again.raw_cv_scores, fitted.raw_cv_scores)
+    one, two = (
+        MlflowClient().get_run(run_id).data
+        for run_id in (first, second.log_assessment(again, protocol, **NAMED))
+    )
+    assert (one.params, one.metrics) == (two.params, two.metrics)
+    assert two.tags["taken_over_from"] == first
+
+
+def test_only_the_same_model_is_taken_over(start, protocol, data_file, monkeypatch):
+    pipeline = make_pipeline(LogisticRegression(C=0.01))
+    run = start("one")
+    run_id = run.log_assessment(protocol.assess(pipeline), protocol, **NAMED)
+    assert run.assessed_before(pipeline, protocol, **NAMED) is None, "not another execution"
+    rows = split_by_rack(protocol.telemetry, test_size=0.25, n_folds=2, seed=1, split="row")
+    on_rows = Protocol(protocol.telemetry, protocol.X, rows, normal_stride=3)
+    for other in [
+        (make_pipeline(LogisticRegression(C=9.0)), protocol, NAMED),
+        (pipeline, on_rows, NAMED),
+        (pipeline, protocol, NAMED | {"imbalance_technique": "SMOTE"}),
+        (pipeline, protocol, NAMED | {"model_name": "Platt's"}),
+    ]:
+        assert start("one").assessed_before(*other[:2], **other[2]) is None
+    assert start("two").assessed_before(pipeline, protocol, **NAMED) is None
+    assert start("").assessed_before(pipeline, protocol, **NAMED) is None
+    MlflowClient().set_terminated(run_id, "KILLED")
+    assert start("one").assessed_before(pipeline, protocol, **NAMED) is None
+    MlflowClient().set_terminated(run_id, "FINISHED")
+    assert start("one").assessed_before(pipeline, protocol, **NAMED) is not None
     monkeypatch.setenv("HVS_FRESH", "1")
-    assert start("one").assessed_before(protocol, **tags) is None
+    assert start("one").assessed_before(pipeline, protocol, **NAMED) is None
+    monkeypatch.delenv("HVS_FRESH")
+    data_file.write_text("other telemetry")
+    assert start("one").assessed_before(pipeline, protocol, **NAMED) is None
+
+
+@pytest.mark.parametrize("lost", ["**/raw_cv_scores.parquet", "**/model.skops", "*"])
+@pytest.mark.parametrize("how", ["gone", "damaged"])
+def test_a_model_whose_files_are_lost_is_fitted_again(start, store, protocol, lost, how):
+    pipeline = make_pipeline(LogisticRegression(C=0.01))
+    start("one").log_assessment(protocol.assess(pipeline), protocol, **NAMED)
+    found = list((store / "mlartifacts").glob(lost))
+    assert found
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif how == "gone":
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:-100])
+    assert start("one").assessed_before(pipeline, protocol, **NAMED) is None
 
 
 def test_candidates_of_the_same_search_are_found_again(start, monkeypatch):
