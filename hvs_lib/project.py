@@ -62,7 +62,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Remove what killed writers of a `whole_file` have left; only where no other can be writing."""
+    """Remove what killed writers of a `whole_file` have left, where no other can be writing."""
     for left in path.parent.glob(f".*.{path.name}*"):
         left.unlink()
 

@@ -29,7 +29,7 @@ def start(command: str, *arguments: object, root: Path, **variables: str) -> sub
 
 
 def copy_telemetry(fleet: Path, root: Path) -> None:
-    """Save the project its simulation."""
+    """Give the project its telemetry, which spares it the simulation."""
     folder = root / "data" / "raw"
     folder.mkdir(parents=True)
     shutil.copy(fleet, folder)

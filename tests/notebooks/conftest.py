@@ -30,7 +30,7 @@ def smoke(workplace):
     return result
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def fleet(smoke, workplace):
     """Return the simulated telemetry of the smoke profile."""
     (path,) = (workplace.root / "data" / "raw").glob("*.parquet")

@@ -6,7 +6,6 @@ The screenshots are kept in runs/screenshots, or the folder that HVS_SCREENSHOTS
 import json
 import os
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -19,13 +18,13 @@ import papermill as pm
 import pytest
 import yaml
 from mlflow import MlflowClient
+from projects import BIN, store_of
 from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = Path(os.environ.get("HVS_SCREENSHOTS") or ROOT / "runs" / "screenshots")
 SETTINGS = {  # all cells in the page at once, so that each can be looked at
@@ -88,7 +87,7 @@ def lab(smoke, workplace, serve, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mlflow_ui(smoke, workplace, serve):
-    store = f"sqlite:///{workplace.root / 'mlflow.db'}"
+    store = store_of(workplace.root)
     command = [BIN / "mlflow", "ui", "--backend-store-uri", store, "--workers", "1", "--port"]
     return serve(lambda port: [*command, port]).address, MlflowClient(store)
 
@@ -176,9 +175,8 @@ EVIL = "<script>document.title = 'evil'</script>../../../etc/$\\frac$"
 
 
 @pytest.fixture(scope="module")
-def evil_notebook(lab, workplace):
+def evil_notebook(lab, fleet):
     """Give 00_data telemetry whose ids are HTML, paths and mathematics."""
-    (fleet,) = (workplace.root / "data" / "raw").glob("*.parquet")
     telemetry = pd.read_parquet(fleet)
     for name in (col.SITE, col.RACK, col.MODULE, col.EVENT_TYPE):
         telemetry[name] = EVIL + telemetry[name].astype(object)

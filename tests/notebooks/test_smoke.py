@@ -30,7 +30,7 @@ NEED_AN_ALARM = {"alarm_precision", "lead_time_median_min", "lead_time_p10_min"}
 NEED_AN_ALARM |= {"precision_class1", "precision_macro"}
 
 
-def runs_of(experiment, role):
+def runs_in(experiment, role):
     name = f"HVS_Fire_Prediction_{experiment}"
     filter_string = f"tags.role = '{role}'"
     return mlflow.search_runs(
@@ -39,13 +39,13 @@ def runs_of(experiment, role):
 
 
 def parent_of(experiment):
-    return runs_of(experiment, "parent")[-1]  # the first one: later tests add to the store
+    return runs_in(experiment, "parent")[-1]  # the first one: later tests add to the store
 
 
 def children_of(experiment, role):
     parent = parent_of(experiment).info.run_id
     return [
-        run for run in runs_of(experiment, role) if run.data.tags["mlflow.parentRunId"] == parent
+        run for run in runs_in(experiment, role) if run.data.tags["mlflow.parentRunId"] == parent
     ]
 
 
@@ -147,8 +147,7 @@ def test_the_audit_of_the_baseline_names_the_row_split(smoke):
     assert audited["verdict"].tolist() == ["row split leaks", "ok", "ok"]
 
 
-def test_telemetry_is_scored_with_the_champion(smoke, workplace):
-    (fleet,) = (workplace.root / "data" / "raw").glob("*.parquet")
+def test_telemetry_is_scored_with_the_champion(fleet, workplace):
     result = workplace("hvs", "score", fleet)
     assert result.returncode == 0, result.stderr
     alarms = pd.read_csv(workplace.root / "alarms.csv")
@@ -191,14 +190,14 @@ def test_plain_papermill_writes_to_the_same_store_with_equal_metrics(
 ):
     """From another working directory, the same parameters give the same numbers."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    before = {run.info.run_id for run in runs_of("SMOTE", "model")}
+    before = {run.info.run_id for run in runs_in("SMOTE", "model")}
     first = {run.data.tags["imbalance_technique"]: run for run in children_of("SMOTE", "model")}
     params = runner.NOTEBOOKS / "params" / "smoke.yaml"
     notebook = runner.notebooks()["03_smote"]
     result = workplace("papermill", notebook, "out.ipynb", "-f", params, cwd=elsewhere)
     assert result.returncode == 0, result.stderr
     assert {path.name for path in elsewhere.iterdir()} == {"out.ipynb"}
-    again = [run for run in runs_of("SMOTE", "model") if run.info.run_id not in before]
+    again = [run for run in runs_in("SMOTE", "model") if run.info.run_id not in before]
     assert len(again) == 7
     for run in again:
         twin = first[run.data.tags["imbalance_technique"]].data.metrics
@@ -208,9 +207,8 @@ def test_plain_papermill_writes_to_the_same_store_with_equal_metrics(
 
 
 @pytest.fixture(scope="session")
-def one_event_file(smoke, workplace):
+def one_event_file(fleet, workplace):
     """Keep one site and one event, in the 13 columns of the original project's file."""
-    (fleet,) = (workplace.root / "data" / "raw").glob("*.parquet")
     telemetry = pd.read_parquet(fleet)
     site = telemetry[telemetry[col.SITE] == "Site01"]
     event = site.loc[site[col.LABEL] == 1, col.EVENT_ID].iloc[0]
@@ -222,19 +220,19 @@ def one_event_file(smoke, workplace):
 
 
 def test_one_event_stops_the_baseline_with_the_reason_and_the_way_out(workplace, one_event_file):
-    before = len(runs_of("Baseline", "parent"))
+    before = len(runs_in("Baseline", "parent"))
     result = workplace("hvs", "run", "01_baseline", "-p", "data_path", one_event_file)
     assert result.returncode == 1
     assert 'split="row"' in result.stderr
     assert "Traceback" not in result.stderr
-    assert len(runs_of("Baseline", "parent")) == before, "no run is left behind"
+    assert len(runs_in("Baseline", "parent")) == before, "no run is left behind"
 
 
 def test_one_event_can_be_looked_at_on_a_row_split(workplace, one_event_file):
     arguments = ["-p", "split", "row", "-p", "normal_stride", "60"]
     result = workplace("hvs", "run", "01_baseline", "-p", "data_path", one_event_file, *arguments)
     assert result.returncode == 0, result.stderr
-    assert runs_of("Baseline", "parent")[0].data.tags["split"] == "row"
+    assert runs_in("Baseline", "parent")[0].data.tags["split"] == "row"
 
 
 def test_the_refitted_model_is_the_candidate_that_won(smoke):
