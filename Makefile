@@ -29,8 +29,9 @@ test: venv  ## all tests: unit, notebook rules, smoke runs, committed outputs, b
 test-browser: venv  ## the notebooks and the MLflow UI in headless chromium, with screenshots
 	$(BIN)/pytest -ra tests/notebooks/test_browser.py
 
-torture: venv  ## kill the run 21 times, start it again, compare; and runs side by side; 40 minutes
-	HVS_TORTURE=21 $(BIN)/pytest -s tests/notebooks/test_torture.py tests/notebooks/test_side_by_side.py
+torture: venv  ## kill the run 21 times, start it again, compare; and runs side by side; 50 minutes
+	HVS_TORTURE=21 $(BIN)/pytest -rA -n 2 tests/notebooks/test_torture.py
+	HVS_TORTURE=21 $(BIN)/pytest -rA tests/notebooks/test_side_by_side.py
 
 test-fast: venv  ## the tests that train nothing
 	$(BIN)/pytest -m "not slow"

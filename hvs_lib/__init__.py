@@ -1,6 +1,7 @@
 """Early warning of thermal runaway in high-voltage battery storage: the workbook's library.
 
-Import it before scikit-learn, XGBoost and MLflow: they read these settings once, when they load.
+Import it before numpy, scikit-learn, XGBoost and MLflow: they read these settings once, when they
+load.
 """
 
 import os
@@ -12,6 +13,10 @@ _ENVIRONMENT = {
     # Idle OpenMP threads sleep instead of spinning: with another busy process on the cores an
     # XGBoost fit is otherwise many times slower.
     "OMP_WAIT_POLICY": "PASSIVE",
+    # Linear algebra adds up in an order that depends on the number of its threads, and scikit-learn's
+    # neighbours change that for a while, or for good where folds run side by side.
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
     # A headless log and a committed notebook hold results, not MLflow's advice.
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
