@@ -13,8 +13,8 @@ _ENVIRONMENT = {
     # Idle OpenMP threads sleep instead of spinning: with another busy process on the cores an
     # XGBoost fit is otherwise many times slower.
     "OMP_WAIT_POLICY": "PASSIVE",
-    # Linear algebra adds up in an order that depends on the number of its threads, and scikit-learn's
-    # neighbours change that for a while, or for good where folds run side by side.
+    # Linear algebra adds up in an order that depends on the number of its threads, which
+    # scikit-learn's neighbours change for a while, or for good where folds run side by side.
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     # A headless log and a committed notebook hold results, not MLflow's advice.
