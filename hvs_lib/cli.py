@@ -75,11 +75,15 @@ def run(
 def simulate(output: Path, sites: int, hours: float, seed: int, jobs: int) -> None:
     """Simulate a fleet's telemetry into OUTPUT, a CSV or Parquet file that is not there yet."""
     from hvs_lib.data import DataError, save_telemetry, summarize
+    from hvs_lib.data.saving import check_new
     from hvs_lib.simulator import simulate_fleet
 
     try:
+        check_new(output)  # before minutes of work
         telemetry, _ = simulate_fleet(sites, hours, seed, n_jobs=jobs, progress=True)
         save_telemetry(telemetry, output)
+    except MemoryError:
+        _fail(ValueError("the fleet does not fit into memory: take fewer sites or hours."))
     except (DataError, ValueError, OSError) as error:
         _fail(error)
     _echo_summary(summarize(telemetry))
@@ -142,7 +146,7 @@ def push(run_dir: Path) -> None:
         for run_id in push_unlogged(run_dir):
             click.echo(f"logged as Run ID {run_id}")
             count += 1
-    except (StoreError, ModelError, OSError) as error:
+    except (StoreError, ModelError, ValueError, OSError) as error:
         _fail(error)
     click.echo(f"{count} runs logged" if count else f"{run_dir} keeps no unlogged run")
 

@@ -73,7 +73,7 @@ def load_model(uri: str | Path) -> tuple[BaseEstimator, dict[str, Any]]:
     """
     try:
         folder = Path(mlflow.artifacts.download_artifacts(str(uri)))
-    except (MlflowException, OSError) as error:
+    except (MlflowException, OSError, ValueError, ImportError) as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise ModelError(f"there is no model {uri}: {reason}") from error
     try:

@@ -118,7 +118,11 @@ def _find(client: MlflowClient, run_id: str) -> tuple[Run, Run]:
         raise RunError(f"run {run_id} is none of the workbook's notebooks or models.")
     if stage in ("comparison", "data"):
         raise RunError(f"run {run_id} trained nothing ({stage}): name a model's run.")
-    parent = run if role == "parent" else client.get_run(run.data.tags["mlflow.parentRunId"])
+    parent = run
+    if role != "parent":
+        _check_complete(run, "mlflow.parentRunId")
+        parent = client.get_run(run.data.tags["mlflow.parentRunId"])
+    _check_complete(parent, "mlflow.source.name", "data_sha256", "data_path")
     for each in (run, parent):
         if each.info.status != "FINISHED":
             raise RunError(
@@ -128,12 +132,19 @@ def _find(client: MlflowClient, run_id: str) -> tuple[Run, Run]:
     return run, parent
 
 
+def _check_complete(run: Run, *names: str) -> None:
+    """Refuse a run that lacks a tag or parameter that the workbook logs."""
+    missing = [name for name in names if name not in run.data.tags | run.data.params]
+    if missing:
+        raise RunError(f"run {run.info.run_id} lacks {', '.join(missing)}: name another run.")
+
+
 def _check_data(parent: Run) -> None:
     """Refuse telemetry of the user's own that is gone or has changed."""
     path, expected = parent.data.params["data_path"], parent.data.tags["data_sha256"]
     if not path:
         return  # the simulated fleet is made again
-    if not Path(path).exists():
+    if not Path(path).is_file():
         raise RunError(
             f"the run's telemetry {path} is gone: put back the file of SHA-256 {expected}."
         )

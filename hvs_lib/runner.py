@@ -9,6 +9,7 @@ import inspect
 import logging
 import os
 import re
+import reprlib
 import shutil
 import time
 import uuid
@@ -44,6 +45,7 @@ _RUN_ID = re.compile(r"\b[0-9a-f]{32}\b")
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 PROFILES = ("smoke", "default", "full")
 COMPARISON = "04_comparison"
+_BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
 
 
 class _WholeFiles(LocalHandler):
@@ -424,18 +426,18 @@ def _profile(name: str) -> dict[str, object]:
 
 def _typed(parameter: str, value: object, default: object) -> object:
     """Read a value as the type of the parameter's default."""
-    kind = type(default)
-    if isinstance(value, str) and kind is not str:
-        with contextlib.suppress(yaml.YAMLError):
-            value = yaml.safe_load(value)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
+    kind, typed = type(default), value
+    with contextlib.suppress(ValueError, KeyError, OverflowError):
+        if isinstance(value, str) and kind is bool:
+            typed = _BOOLEANS[value.lower()]
+        elif isinstance(value, str) or (kind is float and type(value) is int):
+            typed = kind(value)
+    if type(typed) is not kind:
         raise RunError(
             f"parameter {parameter!r} must be {kind.__name__}, as its default {default!r} is, "
-            f"got {value!r}."
+            f"got {reprlib.repr(value)}."
         )
-    return value
+    return typed
 
 
 def _first_line(error: Exception) -> str:

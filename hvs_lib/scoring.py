@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -107,12 +108,11 @@ def score_file(
     Raises
     ------
     DataError
-        If the telemetry breaks a rule of the table, or the output's folder does not exist.
+        If the telemetry breaks a rule of the table, or the output cannot be written or would take
+        the place of anything but older alarms.
     """
-    output = Path(output)
-    if not output.parent.is_dir():
-        problem = f"The folder must exist, {output.parent} does not; create it."
-        raise DataError(f"{output} cannot be written", [problem])
+    output = Path(output).resolve()
+    _check_output(output, Path(path))
     tally = Tally()
     with (
         whole_file(output) as unfinished,
@@ -128,6 +128,24 @@ def score_file(
             tally.alarms += len(alarms)
             on_progress(share)
     return tally
+
+
+def _check_output(output: Path, telemetry: Path) -> None:
+    problem = ""
+    if output.is_dir():
+        problem = "The output must name a file, got a directory; add a name."
+    elif output.suffix.lower() != ".csv":
+        problem = f"The output's name must end in .csv, got {output.name!r}; rename it."
+    elif not output.parent.is_dir():
+        problem = f"The folder must exist, {output.parent} does not; create it."
+    elif output.exists() and not output.is_file():
+        problem = "The output must be a regular file, got a pipe or device; name another."
+    elif output.exists() and telemetry.exists() and output.samefile(telemetry):
+        problem = "The output must not be the telemetry itself; name another."
+    elif output.exists() and not output.stat().st_mode & stat.S_IWUSR:
+        problem = "The output must not be a read-only file; name another."
+    if problem:
+        raise DataError(f"{output} cannot be written", [problem])
 
 
 def score_racks(telemetry: pd.DataFrame, champion: Champion) -> pd.DataFrame:

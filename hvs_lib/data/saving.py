@@ -29,13 +29,18 @@ def save_telemetry(telemetry: pd.DataFrame, path: str | Path) -> None:
         If the file exists, its folder does not, or the format is unknown.
     """
     path = Path(path)
+    check_new(path)
+    write(telemetry, path, {})
+
+
+def check_new(path: Path) -> None:
+    """Refuse, with a DataError, what `save_telemetry` could not write."""
     if not path.name.lower().endswith(SUFFIXES):
         raise _unwritable(path, unknown_format(path))
     if not path.parent.is_dir():
         raise _unwritable(path, f"The folder must exist, {path.parent} does not; create it.")
     if path.exists():
         raise _unwritable(path, "The file must be new, it exists; choose another name.")
-    write(telemetry, path, {})
 
 
 def _unwritable(path: Path, problem: str) -> DataError:

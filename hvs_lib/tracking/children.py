@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from hvs_lib.model_files import load_model, types_to_trust
 from hvs_lib.progress import log_file
 from hvs_lib.project import whole_file
 from hvs_lib.tracking.contents import MODEL_PACKAGES, to_metrics, to_params
-from hvs_lib.tracking.store import connect, ensure_experiment, store_failures_told
+from hvs_lib.tracking.store import EXPERIMENTS, connect, ensure_experiment, store_failures_told
 
 import mlflow
 import pandas as pd
@@ -92,7 +93,8 @@ def keep_unlogged(child: ChildRun, experiment: str) -> Path:
     if child.model is not None:
         mlflow.sklearn.save_model(path=folder / "model", **_for_mlflow(child.model))
         child.model.example.to_parquet(folder / "example.parquet")
-    values = {"name": child.name, "tags": child.tags, "metrics": child.metrics}
+    values = {"name": child.name, "tags": child.tags}
+    values |= {"metrics": {name: float(value) for name, value in child.metrics.items()}}
     values |= {"params": {name: str(value) for name, value in child.params.items()}}
     text = json.dumps(values | {"experiment": experiment}, indent=1)
     with whole_file(folder / "run.json") as unfinished:  # last: with it the folder is complete
@@ -117,10 +119,13 @@ def push_unlogged(folder: Path) -> Iterator[str]:
         Where the store fails again; what is logged by then is removed, the rest stays.
     ModelError
         Where a model that was kept is damaged.
+    ValueError
+        Where a file is not what `keep_unlogged` wrote; then nothing is logged.
     """
     connect()
-    for kept in sorted((folder / UNLOGGED).glob("*/run.json")):
-        values = json.loads(kept.read_text(encoding="utf-8"))
+    found = sorted((folder / UNLOGGED).glob("*/run.json"))
+    all_values = [_read_kept(kept) for kept in found]  # before one is logged
+    for kept, values in zip(found, all_values, strict=True):
         experiment = values.pop("experiment")
         artifacts, model = kept.with_name("artifacts"), None
         if kept.with_name("model").exists():
@@ -132,3 +137,29 @@ def push_unlogged(folder: Path) -> Iterator[str]:
             run_id = log_child(ensure_experiment(experiment), child)
         shutil.rmtree(kept.parent)
         yield run_id
+
+
+def _read_kept(kept: Path) -> dict[str, Any]:
+    """Read what `keep_unlogged` wrote of a run; links could lead anywhere and are refused."""
+    if kept.parent.is_symlink() or any(path.is_symlink() for path in kept.parent.rglob("*")):
+        raise ValueError(f"{kept.parent} must hold no link, got one: move the folder away.")
+    try:
+        if not kept.is_file():
+            raise ValueError("no regular file")
+        values = json.loads(kept.read_text(encoding="utf-8"))
+        kinds = {name: type(value) for name, value in values.items()}
+        if kinds != {"name": str, "experiment": str, "tags": dict, "params": dict, "metrics": dict}:
+            raise ValueError("other entries than those of a run")
+        texts = [*values["tags"].values(), *values["params"].values()]
+        numbers = values["metrics"].values()
+        if not all(isinstance(v, str) for v in texts) or not all(type(v) is float for v in numbers):
+            raise ValueError("a value of another type")
+        if values["experiment"] not in EXPERIMENTS.values():
+            raise ValueError(f"the experiment {values['experiment']!r}")
+        if "mlflow.parentRunId" not in values["tags"]:
+            raise ValueError("no parent run")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{kept} must be what the workbook kept of a run, got {error}: move its folder away."
+        ) from error
+    return values

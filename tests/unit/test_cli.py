@@ -96,6 +96,17 @@ def test_simulate_writes_what_loads_and_never_overwrites(hvs, project, name):
     assert again.exit_code == 1
     assert "exists" in again.stderr
     assert path.read_bytes() == before
+    said = (project / "runs" / "hvs.log").read_text()
+    assert said.count("1 of 1 sites") == 1, "it is refused before the work, not after"
+
+
+def test_simulate_tells_that_memory_is_too_small(hvs, tmp_path, monkeypatch):
+    def too_much(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("hvs_lib.simulator.simulate_fleet", too_much)
+    result = hvs("simulate", tmp_path / "fleet.csv")
+    assert (result.exit_code, "fewer sites or hours" in result.stderr) == (1, True)
 
 
 def test_simulate_refuses_bad_numbers(hvs, tmp_path):

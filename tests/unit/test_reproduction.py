@@ -111,3 +111,14 @@ def test_telemetry_that_changed_or_went_is_refused(notebook, tmp_path):
     path.unlink()
     with pytest.raises(RunError, match="is gone: put back the file of SHA-256"):
         reproduce(run_id, say=print)
+
+
+@pytest.mark.parametrize(
+    ("of_parent", "tag"),
+    [(False, "mlflow.parentRunId"), (True, "mlflow.source.name"), (True, "data_sha256")],
+)
+def test_a_run_that_lacks_what_the_workbook_logs_is_told(notebook, of_parent, tag):
+    parent, child = notebook()
+    MlflowClient().delete_tag(parent if of_parent else child, tag)
+    with pytest.raises(RunError, match=f"lacks {tag}"):
+        reproduce(child, say=print)

@@ -64,6 +64,11 @@ def test_each_notebook_gets_the_parameters_that_it_has():
         ({"parameters": {"n_iter": "2.5"}}, "'n_iter' must be int"),
         ({"parameters": {"n_iter": "true"}}, "'n_iter' must be int"),
         ({"parameters": {"test_size": "a: b: c"}}, "'test_size' must be float"),
+        ({"parameters": {"test_size": 10**400}}, "'test_size' must be float"),
+        ({"parameters": {"n_iter": "2025-13-45"}}, "'n_iter' must be int"),
+        ({"parameters": {"n_iter": "1:30"}}, "'n_iter' must be int"),
+        ({"parameters": {"n_iter": "9" * 5000}}, "'n_iter' must be int"),
+        ({"parameters": {"n_iter": "[" * 5000}}, "'n_iter' must be int"),
         ({"names": ["00_data"], "parameters": {"n_iter": 5}}, "00_data has no parameter 'n_iter'"),
         *(
             ({"parameters": {name: value}}, message)
@@ -73,13 +78,12 @@ def test_each_notebook_gets_the_parameters_that_it_has():
                 ("seed", -1, "seed must lie between 0 and 4294967295, got -1"),
                 ("seed", 2**32, "seed must lie between"),
                 ("test_size", 1.0, "test_size must be between 0 and 1, got 1.0"),
-                ("test_size", "nan", "'test_size' must be float"),
-                ("test_size", ".nan", "test_size must be between 0 and 1, got nan"),
+                ("test_size", "nan", "test_size must be between 0 and 1, got nan"),
                 ("n_folds", 1, "n_folds must be a whole number of at least 2, got 1"),
                 ("split", "rows", "split must be one of rack, row, got 'rows'"),
                 ("normal_stride", 0, "normal_stride must be at least 1, got 0"),
                 ("max_false_alarms_per_site_day", 0.0, "max_false_alarms_per_site_day must be"),
-                ("max_false_alarms_per_site_day", ".nan", "must be above 0, got nan"),
+                ("max_false_alarms_per_site_day", "nan", "must be above 0, got nan"),
                 ("missed_event_costs", -1.0, "missed_event_costs must be 0 or more, got -1.0"),
                 ("n_jobs", 0, "n_jobs must be 1 or more, or -1"),
                 ("n_iter", 0, "n_iter must be at least 1, got 0"),
@@ -99,6 +103,13 @@ def test_refusals(arguments, message):
     with pytest.raises(RunError) as refused:
         plan(**({"names": []} | arguments))
     assert message in str(refused.value)
+
+
+def test_values_mean_what_they_look_like():
+    text = {"seed": "017", "slow_samplers": "True", "n_folds": " 4"}
+    assert plan(["03_smote"], parameters=text) == {
+        "03_smote": {"seed": 17, "slow_samplers": True, "n_folds": 4}
+    }
 
 
 def test_whole_number_is_a_fraction_too():

@@ -11,6 +11,7 @@ from hvs_lib.cli import main
 from hvs_lib.data import DataError, load_telemetry, read_racks, save_telemetry
 from hvs_lib.features import build_features
 from hvs_lib.metrics import raise_alarms, scores_frame
+from hvs_lib.model_files import ModelError
 from hvs_lib.models import make_pipeline
 from hvs_lib.protocol import Protocol
 from hvs_lib.scoring import contributions, load_champion, score_file
@@ -175,6 +176,33 @@ def test_bad_telemetry_is_refused_and_leaves_no_output(telemetry, champion, tmp_
     assert not (tmp_path / "alarms.csv").exists()
     with pytest.raises(DataError, match="The folder must exist"):
         score_file(tmp_path / "absurd.parquet", tmp_path / "no" / "alarms.csv", champion)
+
+
+def test_output_takes_the_place_of_older_alarms_only(telemetry, champion, tmp_path):
+    own = tmp_path / "own.csv"
+    save_telemetry(telemetry, own)
+    before = own.read_bytes()
+    (tmp_path / "link.csv").symlink_to(own)
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "kept.csv").touch(mode=0o444)
+    for name, said in [
+        ("own.csv", "the telemetry itself"),
+        ("link.csv", "the telemetry itself"),
+        ("pipe.csv", "pipe or device"),
+        ("kept.csv", "read-only"),
+        ("", "got a directory"),
+        ("alarms.parquet", "must end in .csv"),
+    ]:
+        with pytest.raises(DataError, match=said):
+            score_file(own, tmp_path / name, champion)
+    assert own.read_bytes() == before
+    assert (tmp_path / "pipe.csv").is_fifo()
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9/x", "http://[bad", "s3://bucket/x", "a\0b"])
+def test_odd_model_addresses_are_told(store, uri):
+    with pytest.raises(ModelError, match="there is no model"):
+        load_champion(uri)
 
 
 def test_command_says_what_it_did(telemetry, uri, expected, project, tmp_path):

@@ -452,6 +452,53 @@ def test_what_the_store_does_not_take_is_kept_and_pushed(store, protocol):
     )
 
 
+SOUND = {
+    "name": "a", "experiment": "HVS_Fire_Prediction_Tuning", "params": {"p": "1"},
+    "metrics": {"m": 0.5}, "tags": {"role": "candidate", "mlflow.parentRunId": "1" * 32},
+}  # fmt: skip
+UNSOUND = {
+    "no JSON": "{",
+    "a list": "[]",
+    "a number": "3",
+    "too deep": "[" * 100_000,
+    "another entry": json.dumps(SOUND | {"code": "x"}),
+    "a missing entry": json.dumps({"name": "a"}),
+    "no parent run": json.dumps(SOUND | {"tags": {}}),
+    "a text for a metric": json.dumps(SOUND | {"metrics": {"m": "1"}}),
+    "a list for a parameter": json.dumps(SOUND | {"params": {"p": []}}),
+    "another experiment": json.dumps(SOUND | {"experiment": "../x"}),
+}
+
+
+@pytest.mark.parametrize("case", UNSOUND)
+def test_a_kept_run_that_is_unsound_is_named_and_nothing_is_pushed(store, case):
+    parent = tracking.start("02_tuning", stage="tuning", params={}).run_id
+    for number, text in enumerate([json.dumps(SOUND), UNSOUND[case]]):
+        folder = store / "runs" / "unlogged" / str(number)
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(text.replace("1" * 32, parent))
+    with pytest.raises(ValueError, match=r"1/run\.json must be what the workbook kept of a run"):
+        list(tracking.push_unlogged(store / "runs"))
+    assert search_runs("tags.role = 'candidate'") == []
+    shutil.rmtree(folder)
+    assert len(list(tracking.push_unlogged(store / "runs"))) == 1
+
+
+@pytest.mark.parametrize("link", ["folder", "artifacts"])
+def test_a_kept_run_with_a_link_is_not_pushed(store, tmp_path_factory, link):
+    elsewhere, folder = tmp_path_factory.mktemp("else"), store / "runs" / "unlogged" / "a"
+    (elsewhere / "run.json").write_text(json.dumps(SOUND))
+    if link == "folder":
+        folder.parent.mkdir(parents=True)
+        folder.symlink_to(elsewhere)
+    else:
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps(SOUND))
+        (folder / "artifacts").symlink_to(elsewhere)
+    with pytest.raises(ValueError, match="must hold no link"):
+        list(tracking.push_unlogged(store / "runs"))
+
+
 def test_a_password_is_not_told(project, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     with pytest.raises(StoreError) as refused:
