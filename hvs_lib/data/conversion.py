@@ -10,10 +10,13 @@ from hvs_lib.data.reading import MISSING, MISSING_NUMBERS, RawFile
 import numpy as np
 import pandas as pd
 import pyarrow as arrow
+import pyarrow.compute
 
 _TEXTS = [col.SITE, col.RACK, col.MODULE, col.EVENT_ID, col.EVENT_TYPE]
-_DATE = r"^\s*\d{4}-?\d{2}-?\d{2}"  # pandas alone would also accept "now" and "2025"
-_ZONE = r"\d[Tt ]\d{2}[\d:.]*\s*(?:[Zz]|[+-]\d{2}(?::?\d{2})?)\s*$"
+_OFFSET = r"[+-]\d{2}(?::?\d{2})?\s*$"
+# pandas alone would also accept "now", "2025" and the offset "+2"
+_ISO = rf"^\s*\d{{4}}-?\d{{2}}-?\d{{2}}[^+-]*(?:$|{_OFFSET})"
+_ZONE = rf"\d[Tt ]\d[\d:.]*\s*(?:[Zz]\s*$|{_OFFSET})"
 
 
 def to_frame(raw: RawFile) -> pd.DataFrame:
@@ -25,25 +28,32 @@ def to_frame(raw: RawFile) -> pd.DataFrame:
             columns[name] = _to_times(array)
         elif name in _TEXTS:
             columns[name] = _to_category(array)
+        elif name == col.LABEL:
+            columns[name] = _to_numbers(array, np.float64)  # 0.99999999 is no label
         else:
-            columns[name] = _to_numbers(array)
+            columns[name] = _to_numbers(array, np.float32)
     arrow.default_memory_pool().release_unused()  # else a second copy of the file stays behind
     return pd.DataFrame(columns, copy=False)
 
 
 def _encoded(array: arrow.ChunkedArray) -> arrow.DictionaryArray:
-    """Return a text column as one dictionary-encoded array."""
+    """Return a text column as one dictionary-encoded array with int32 codes."""
     if not arrow.types.is_dictionary(array.type):
         array = _text(array).dictionary_encode()
+    # other codes may have no room for "missing" or for the words of all chunks
+    array = array.cast(arrow.dictionary(arrow.int32(), array.type.value_type, array.type.ordered))
     array = array.unify_dictionaries().combine_chunks()
     return array.chunk(0) if isinstance(array, arrow.ChunkedArray) else array
 
 
 def _text(array: arrow.ChunkedArray) -> arrow.ChunkedArray:
     try:
-        return array.cast(arrow.string())
+        words = array.cast(arrow.string())
     except (arrow.ArrowInvalid, arrow.ArrowNotImplementedError):  # lists, structs, blobs
         return arrow.chunked_array([[None if v is None else str(v) for v in array.to_pylist()]])
+    if arrow.types.is_duration(array.type):  # must not pass for a number
+        return arrow.compute.binary_join_element_wise(words, array.type.unit, " ")
+    return words
 
 
 def codes_and_words(array: arrow.ChunkedArray) -> tuple[np.ndarray, pd.Series]:
@@ -66,34 +76,43 @@ def _to_category(array: arrow.ChunkedArray) -> pd.Categorical:
 
 def _to_times(array: arrow.ChunkedArray) -> pd.Series:
     if arrow.types.is_timestamp(array.type) or arrow.types.is_date(array.type):
-        # a zoned Arrow timestamp counts from the epoch in UTC already
-        zone = getattr(array.type, "tz", None)
-        return pd.Series(array.cast(arrow.timestamp("us", tz=zone), safe=False).to_numpy())
+        return _from_timestamps(array)
     codes, words = codes_and_words(array)
     if is_time(words).all() and one_zone_style(words).all():
         return pd.Series(np.append(as_times(words).to_numpy(), np.datetime64("NaT"))[codes])
     return pd.Series(np.append(words.to_numpy(object), None)[codes], dtype="str")
 
 
+def _from_timestamps(array: arrow.ChunkedArray) -> pd.Series:
+    # a zoned Arrow timestamp counts from the epoch in UTC already
+    zone = getattr(array.type, "tz", None)
+    rounds = getattr(array.type, "unit", None) == "ns"
+    try:
+        return pd.Series(array.cast(arrow.timestamp("us", tz=zone), safe=not rounds).to_numpy())
+    except arrow.ArrowInvalid:  # a year beyond 290,000: as text, for the rules to refuse
+        times = array.to_numpy()
+        return pd.Series(times.astype("str"), dtype="str").mask(np.isnat(times))
+
+
 def as_times(values: pd.Series) -> pd.Series:
     """Return the values as UTC times, NaT where they are text that is not ISO 8601."""
     if pd.api.types.is_datetime64_any_dtype(values):
         return values
-    iso = values.where(values.str.contains(_DATE, na=False))
+    iso = values.where(values.str.contains(_ISO, na=False))
     parsed = pd.to_datetime(iso, format="ISO8601", errors="coerce", utc=True)
     return parsed.dt.tz_localize(None).astype("datetime64[us]")
 
 
-def _to_numbers(array: arrow.ChunkedArray) -> np.ndarray | pd.Series:
+def _to_numbers(array: arrow.ChunkedArray, dtype: type) -> np.ndarray | pd.Series:
     kind = array.type
     if arrow.types.is_integer(kind) or arrow.types.is_floating(kind):
-        return array.to_numpy().astype(np.float32, copy=False)
+        return array.to_numpy().astype(dtype, copy=False)
     if arrow.types.is_decimal(kind) or arrow.types.is_null(kind):
-        return array.cast(arrow.float64()).to_numpy().astype(np.float32)
+        return array.cast(arrow.float64()).to_numpy().astype(dtype)
     codes, words = codes_and_words(array)
     words = words.mask(words.isin(MISSING_NUMBERS))
     if is_number(words).all():
-        return np.append(as_numbers(words).to_numpy(np.float32), np.float32("nan"))[codes]
+        return np.append(as_numbers(words).to_numpy(dtype), dtype("nan"))[codes]
     return pd.Series(np.append(words.to_numpy(object), None)[codes], dtype="str")
 
 
@@ -118,7 +137,19 @@ def one_zone_style(values: pd.Series) -> pd.Series:
     """Refuse times with a zone among times without one; the rarer kind is at fault."""
     if pd.api.types.is_datetime64_any_dtype(values):
         return pd.Series(True, index=values.index)
-    zoned = values.str.contains(_ZONE, na=False)
+    zoned = _has_zone(values)
     bare = ~zoned & values.notna()
     odd = zoned if zoned.sum() <= bare.sum() else bare
     return ~odd | (not (zoned.any() and bare.any()))
+
+
+def _has_zone(values: pd.Series) -> pd.Series:
+    return values.str.contains(_ZONE, na=False)
+
+
+def zone_styles(array: arrow.ChunkedArray) -> set[bool]:
+    """Return whether the times of a column have a zone, both where some have and some not."""
+    if arrow.types.is_timestamp(array.type) or arrow.types.is_date(array.type):
+        return set()  # of one style throughout the file
+    words = codes_and_words(array)[1].dropna()
+    return set(_has_zone(words).unique().tolist())

@@ -50,12 +50,21 @@ def to_telemetry(
     path: Path, raw: RawFile, frame: pd.DataFrame, *, require_label: bool
 ) -> pd.DataFrame:
     """Validate the columns of a file, or of a piece of it, and give them types and order."""
-    if not require_label and col.LABEL in frame and frame[col.LABEL].isna().all():
-        frame = frame.drop(columns=col.LABEL)
+    if raw.whole:
+        frame = _without_empty(frame, [col.SITE] if require_label else [col.SITE, col.LABEL])
     problems = raw.problems + validate(frame, raw, require_label=require_label)
     if problems:
         raise refusal(path, *problems)
     return _finish(frame, raw)
+
+
+def _without_empty(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """Leave out what counts as absent where it is empty throughout the file."""
+    return frame.drop(columns=[name for name in names if name in frame and _is_empty(frame[name])])
+
+
+def _is_empty(values: pd.Series) -> bool:
+    return bool(values.isna().all())
 
 
 def _unreadable(path: Path, error: Exception) -> str:
@@ -71,7 +80,7 @@ def _finish(frame: pd.DataFrame, raw: RawFile) -> pd.DataFrame:
     """Give a sound table its types, its order and the columns it lacks."""
     n = len(frame)
     columns = {name: frame[name] for name in col.TELEMETRY if name in frame}
-    if col.SITE not in frame or frame[col.SITE].isna().all():
+    if col.SITE not in frame:
         site = pd.Index([DEFAULT_SITE], dtype="str")
         columns[col.SITE] = pd.Categorical.from_codes(np.zeros(n, np.int8), categories=site)
     for name in col.SENSORS:

@@ -31,6 +31,7 @@ class RawFile:
     names: list[str]  # every column name in the file
     row_name: Callable[[int], str]
     problems: list[str] = field(default_factory=list)
+    whole: bool = True  # False for a piece of a file, which may lack what the file has
 
 
 def read_file(path: Path) -> RawFile:
@@ -48,8 +49,8 @@ def _check_file(path: Path) -> None:
     except FileNotFoundError:
         problem = f"The file must exist, got a path to nothing; {_other_file(path)}"
         raise refusal(path, problem) from None
-    except OSError as error:  # a link to itself, a name too long, a folder we may not enter
-        reason = error.strerror or str(error)
+    except (OSError, ValueError) as error:  # a link to itself, a zero byte, a forbidden folder
+        reason = getattr(error, "strerror", None) or str(error)
         raise refusal(path, f"The path must lead to a file, got: {reason}; check it.") from error
     if not path.is_file():
         raise refusal(path, "The path must name a regular file, got a pipe or device; save it.")
@@ -73,7 +74,16 @@ def _read_parquet(path: Path) -> RawFile:
         names = file.schema_arrow.names
         table = file.read(columns=[name for name in col.TELEMETRY if name in names])
     row_name = "row {} (the first is 0)".format
-    return RawFile(_by_name(table), names, row_name, _repeated(names))
+    return RawFile(_by_name(_plain(table)), names, row_name, _repeated(names))
+
+
+def _plain(table: arrow.Table) -> arrow.Table:
+    """Turn string views, which few Arrow functions take, into strings."""
+    for place, column in enumerate(table.schema):
+        if arrow.types.is_string_view(column.type):
+            text = table.column(place).cast(arrow.string())
+            table = table.set_column(place, column.name, text)
+    return table
 
 
 def _read_csv(path: Path) -> RawFile:
@@ -159,7 +169,8 @@ def _csv_conversion(known: list[str], *, as_text: bool) -> arrow.csv.ConvertOpti
     text = arrow.dictionary(arrow.int32(), arrow.string())
     types = {name: text for name in known}
     if not as_text:
-        types |= {name: arrow.float32() for name in known if name in [*col.SENSORS, col.LABEL]}
+        types |= {name: arrow.float32() for name in known if name in col.SENSORS}
+        types |= {name: arrow.float64() for name in known if name == col.LABEL}
     return arrow.csv.ConvertOptions(
         column_types=types, include_columns=known, null_values=MISSING_NUMBERS
     )
@@ -178,7 +189,7 @@ def read_batches(path: Path, known: list[str]) -> Iterator[arrow.Table]:
     if path.suffix.lower() == ".parquet":
         with arrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(columns=known):
-                yield arrow.Table.from_batches([batch])
+                yield _plain(arrow.Table.from_batches([batch]))
         return
     compression = "gzip" if path.suffix.lower() == ".gz" else None
     with arrow.input_stream(str(path), compression=compression) as stream:

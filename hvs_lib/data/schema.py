@@ -72,13 +72,17 @@ _RULES = {
 }
 
 
-def telemetry_schema(*, require_label: bool = True) -> pa.DataFrameSchema:
+def telemetry_schema(
+    *, require_label: bool = True, require_sensor: bool = True
+) -> pa.DataFrameSchema:
     """Return the rules of the telemetry table as a pandera schema.
 
     Parameters
     ----------
     require_label : bool, default=True
         Whether the label column must be there.
+    require_sensor : bool, default=True
+        Whether a sensor must have readings.
 
     Returns
     -------
@@ -113,7 +117,7 @@ def telemetry_schema(*, require_label: bool = True) -> pa.DataFrameSchema:
         checks=[
             _rule("unique", _is_first_of_instant),
             _rule("rows", _has_rows),
-            _rule("sensor", _has_sensor),
+            *([_rule("sensor", _has_sensor)] if require_sensor else []),
         ],
     )
 
@@ -164,10 +168,9 @@ def _has_sensor(frame: pd.DataFrame) -> bool:
 
 def validate(frame: pd.DataFrame, raw: RawFile, *, require_label: bool) -> list[str]:
     """Return every problem of a table in words."""
-    if col.SITE in frame and frame[col.SITE].isna().all():
-        frame = frame.drop(columns=col.SITE)  # an empty column counts as absent
+    schema = telemetry_schema(require_label=require_label, require_sensor=raw.whole)
     try:
-        telemetry_schema(require_label=require_label).validate(frame, lazy=True, inplace=True)
+        schema.validate(frame, lazy=True, inplace=True)
     except SchemaErrors as errors:
         return [_problem(error, frame, raw) for error in errors.schema_errors]
     return []
@@ -199,11 +202,14 @@ def _untypical_level(frame: pd.DataFrame, name: str) -> str:
 
 def _fraction(frame: pd.DataFrame) -> str:
     read = _finite(frame, col.SOC)
-    if not len(read) or read.min() < 0 or not 0 < read.max() <= 1:
+    if not len(read):
+        return ""
+    low, high = np.quantile(read, [0.01, 0.99])  # a few odd cells make no percent
+    if low < 0 or not 0 < high <= 1:
         return ""
     return (
-        f"{col.SOC} must be in percent, it lies between {read.min():g} and {read.max():g}"
-        " throughout; multiply a fraction by 100."
+        f"{col.SOC} must be in percent, it lies between {low:g} and {high:g} in most rows;"
+        " multiply a fraction by 100."
     )
 
 
@@ -250,7 +256,10 @@ def _found(rule: str, name: str, frame: pd.DataFrame, row: int) -> str:
         return f"{value} again for module {module} of rack {rack}"
     if pd.isna(value):
         return "nothing"
-    return repr(value) if isinstance(value, str) else f"{value:g}"
+    if isinstance(value, str):
+        return repr(value)
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))
 
 
 def _implausible(name: str, frame: pd.DataFrame, rows: np.ndarray, raw: RawFile) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from hvs_lib import columns as col
-from hvs_lib.data.conversion import codes_and_words, to_frame
+from hvs_lib.data.conversion import codes_and_words, to_frame, zone_styles
 from hvs_lib.data.files import refusal
 from hvs_lib.data.loading import load_telemetry, to_telemetry
 from hvs_lib.data.reading import READ_ERRORS, RawFile, column_names, read_batches
@@ -53,33 +54,47 @@ def read_racks(
     """
     path = Path(path)
     racks = _Racks(Path(folder), rows_in_memory)
-    try:
-        names = column_names(path)
-        known = [name for name in col.TELEMETRY if name in names]
-        once = all(names.count(name) == 1 for name in known)
-        if not once or not {col.RACK, col.MODULE, col.TIMESTAMP} <= set(known):
-            load_telemetry(path, require_label=False)  # says what is wrong
-        for batch in read_batches(path, known):
-            racks.add(batch)
-    except READ_ERRORS as error:
-        load_telemetry(path, require_label=False)  # names the line
-        raise refusal(path, f"The file must be readable to its end, got: {error}") from error
-    if not racks.n_rows:
-        load_telemetry(path, require_label=False)
+    if not _sorted_into(racks, path):
+        yield 1.0, load_telemetry(path, require_label=False)  # says what is wrong, if anything is
+        return
     problems = untypical(to_frame(RawFile(*racks.sample(), str)))
     if problems:
         raise refusal(path, *problems)
     done = 0
     for table in racks.complete():
         done += len(table)
-        yield done / racks.n_rows, _to_telemetry(path, table)
+        yield done / racks.n_rows, _to_telemetry(path, table, racks.empty)
 
 
-def _to_telemetry(path: Path, table: arrow.Table) -> pd.DataFrame:
+def _sorted_into(racks: _Racks, path: Path) -> bool:
+    """Sort the rows of a file into racks, and return whether they keep the rules of a whole one."""
+    try:
+        names = column_names(path)
+        known = [name for name in col.TELEMETRY if name in names]
+        once = all(names.count(name) == 1 for name in known)
+        if not once or not {col.RACK, col.MODULE, col.TIMESTAMP} <= set(known):
+            return False
+        for batch in read_batches(path, known):
+            racks.add(batch)
+    except READ_ERRORS:
+        return False
+    return racks.n_rows > 0 and racks.of_one_kind()
+
+
+def _to_telemetry(path: Path, table: arrow.Table, empty: set[str]) -> pd.DataFrame:
     number = table[_ROW].to_numpy()
-    names = [name for name in table.column_names if name != _ROW]
-    raw = RawFile({name: table[name] for name in names}, names, lambda row: f"row {number[row]}")
+    names = [name for name in table.column_names if name != _ROW and name not in empty]
+    columns = {name: table[name] for name in names}
+    raw = RawFile(columns, names, lambda row: f"row {number[row]}", whole=False)
     return to_telemetry(path, raw, to_frame(raw), require_label=False)
+
+
+class _Rows(NamedTuple):
+    """Rows of one rack within a table."""
+
+    table: arrow.Table
+    start: int
+    stop: int
 
 
 class _Racks:
@@ -87,9 +102,11 @@ class _Racks:
 
     def __init__(self, folder: Path, rows_in_memory: int):
         self.n_rows = 0
+        self.empty = {col.SITE, col.LABEL, *col.SENSORS}  # columns without a value so far
+        self._zone_styles: set[bool] = set()
         self._folder = folder
         self._most = rows_in_memory
-        self._waiting: dict[tuple, list[arrow.Table]] = defaultdict(list)
+        self._waiting: dict[tuple, list[_Rows]] = defaultdict(list)
         self._files: dict[tuple, list[Path]] = defaultdict(list)
         self._n_waiting = 0
         self._sample: list[arrow.Table] = []
@@ -99,6 +116,7 @@ class _Racks:
         numbers = np.arange(self.n_rows + 1, self.n_rows + 1 + len(batch))
         batch = batch.append_column(_ROW, arrow.array(numbers))
         self.n_rows += len(batch)
+        self._note(batch)
         every = max(len(batch) // _SAMPLED, 1)
         self._sample.append(batch.take(arrow.array(np.arange(0, len(batch), every))))
         rack, names = _rack_of_row(batch)
@@ -106,54 +124,88 @@ class _Racks:
         batch = batch if (np.diff(order) == 1).all() else batch.take(arrow.array(order))
         starts = np.searchsorted(rack[order], np.arange(len(names) + 1))
         for name, start, stop in zip(names, starts[:-1], starts[1:], strict=True):
-            self._waiting[name].append(batch.slice(start, stop - start))
+            self._waiting[name].append(_Rows(batch, start, stop))
         self._n_waiting += len(batch)
         if self._n_waiting > self._most:
             self._flush()
 
+    def _note(self, batch: arrow.Table) -> None:
+        """Note what the rules of a whole file need, and no rack alone tells."""
+        names = [name for name in batch.column_names if name in self.empty]
+        found = to_frame(RawFile({name: batch[name] for name in names}, names, str)).notna().any()
+        self.empty -= set(found.index[found])
+        if len(self._zone_styles) < 2:
+            self._zone_styles |= zone_styles(batch[col.TIMESTAMP])
+
+    def of_one_kind(self) -> bool:
+        """Return whether any sensor has readings, and all times have a zone or none has."""
+        return not self.empty.issuperset(col.SENSORS) and len(self._zone_styles) < 2
+
     def sample(self) -> tuple[dict[str, arrow.ChunkedArray], list[str]]:
         """Return the sensor columns of some rows from all over the file, and their names."""
-        table = _joined(self._sample)
+        table = _concatenated(self._sample)
         names = [name for name in col.SENSORS if name in table.column_names]
         return {name: table[name] for name in names}, names
 
     def _flush(self) -> None:
-        for number, (name, tables) in enumerate(self._waiting.items()):
+        for number, (name, rows) in enumerate(self._waiting.items()):
             path = self._folder / f"{number}_{self.n_rows}.parquet"
-            arrow.parquet.write_table(_joined(tables), path, compression="lz4")
+            arrow.parquet.write_table(_joined(rows), path, compression="lz4")
             self._files[name].append(path)
         self._waiting.clear()
         self._n_waiting = 0
 
     def complete(self) -> Iterator[arrow.Table]:
         """Yield the rows of whole racks, and forget them."""
-        together: list[arrow.Table] = []
-        for name in sorted(self._waiting.keys() | self._files.keys(), key=str):
+        together: list[_Rows] = []
+        n_together = 0
+        for name in sorted(self._waiting.keys() | self._files.keys()):
             files = self._files.pop(name, [])
-            together += [arrow.parquet.read_table(path) for path in files]
-            together += self._waiting.pop(name, [])
+            tables = [arrow.parquet.read_table(path) for path in files]
+            rows = [_Rows(table, 0, len(table)) for table in tables]
+            rows += self._waiting.pop(name, [])
             for path in files:
                 path.unlink()
-            if sum(map(len, together)) >= ROWS_TOGETHER:
+            together += rows
+            n_together += sum(stop - start for _, start, stop in rows)
+            if n_together >= ROWS_TOGETHER:
                 yield _joined(together)
-                together = []
+                together, n_together = [], 0
         if together:
             yield _joined(together)
 
 
-def _joined(tables: list[arrow.Table]) -> arrow.Table:
+def _joined(rows: list[_Rows]) -> arrow.Table:
+    """Return rows as one table of few chunks, since each brings a dictionary of its own."""
+    of_table = defaultdict(list)
+    for piece in rows:
+        of_table[id(piece.table)].append(piece)
+    return _concatenated([_taken(pieces) for pieces in of_table.values()])
+
+
+def _taken(pieces: list[_Rows]) -> arrow.Table:
+    """Return the rows of pieces of one table, in the order that they have in it."""
+    table, first, last = pieces[0].table, pieces[0].start, pieces[-1].stop
+    if sum(stop - start for _, start, stop in pieces) == last - first:
+        return table.slice(first, last - first)  # without a copy
+    return table.take(np.concatenate([np.arange(start, stop) for _, start, stop in pieces]))
+
+
+def _concatenated(tables: list[arrow.Table]) -> arrow.Table:
     return arrow.concat_tables(tables, promote_options="permissive")
 
 
 def _rack_of_row(batch: arrow.Table) -> tuple[np.ndarray, list[tuple[str, ...]]]:
     """Number the racks of a batch's rows, and name them; a missing id counts as a name."""
-    codes, words = np.zeros(len(batch), dtype=np.int64), [()]
+    codes, words = np.zeros(len(batch), dtype=np.int64), []
     for name in (col.SITE, col.RACK):
         if name in batch.column_names:
             found, ids = codes_and_words(batch[name])
             ids = pd.Categorical(ids.fillna(""), categories=sorted({"", *ids.dropna()}))
             of_row = np.append(ids.codes, 0)[found]  # code -1, missing, counts as ""
             codes = codes * len(ids.categories) + of_row
-            words = [(*word, other) for word in words for other in ids.categories]
+            words.append(ids.categories.to_numpy(object))
     used, number = np.unique(codes, return_inverse=True)
-    return number, [words[code] for code in used]
+    places = np.unravel_index(used, [len(ids) for ids in words])
+    ids = [of_key[place] for of_key, place in zip(words, places, strict=True)]
+    return number, list(zip(*ids, strict=True))

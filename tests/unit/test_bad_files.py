@@ -3,6 +3,7 @@
 import gzip
 import io
 import os
+import time
 
 from hvs_lib import columns as col
 from hvs_lib.data import DataError, load_telemetry, read_racks
@@ -11,6 +12,8 @@ from hvs_lib.splits import split_by_rack
 
 import numpy as np
 import pandas as pd
+import pyarrow as arrow
+import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -85,6 +88,27 @@ def times(change):
 
 def iso(zone):
     return lambda times: times.dt.strftime("%Y-%m-%dT%H:%M:%S") + zone
+
+
+def stored_as(column, kind, change=lambda array: array):
+    """Store a column of a Parquet file as another Arrow type."""
+
+    def write(frame, path):
+        plain = frame.astype({col.RACK: "str"})
+        content = arrow.Table.from_pandas(plain, preserve_index=False)
+        place = content.column_names.index(column)
+        array = change(content.column(place)).cast(kind)
+        path = path.with_suffix(".parquet")
+        arrow.parquet.write_table(content.set_column(place, column, array), path)
+        return path
+
+    return write
+
+
+def far(unit, count):
+    """Count from 1970 beyond what microseconds can hold."""
+    kind = arrow.timestamp(unit)
+    return stored_as(col.TIMESTAMP, kind, lambda a: arrow.array([count] + [0] * (len(a) - 1)))
 
 
 def nothing(frame, path):
@@ -168,6 +192,7 @@ CASES = {
     "empty": (nothing, "empty"),
     "directory": (folder, "got a directory"),
     "named pipe": (pipe, "must name a regular file"),
+    "zero byte in the name": (lambda frame, path: path.with_name("a\0b.csv"), "must lead to"),
     "link to itself": (loop, "must"),
     "absent": (lambda frame, path: path, "path to nothing"),
     "cut Parquet": (cut(".parquet"), "readable as Parquet"),
@@ -181,6 +206,14 @@ CASES = {
     "clock set back, local": (times(autumn), "unique within a module, got 2025-10-26 02:"),
     "day first": (times(lambda t: t.dt.strftime("%d/%m/%Y %H:%M:%S")), "ISO 8601"),
     "seconds since 1970": (times(lambda t: t.astype("int64") // 10**6), "ISO 8601"),
+    **{f"offset {zone}": (cells(col.TIMESTAMP, f"2025-06-01T00:00:33{zone}"),
+                         f"ISO 8601 time such as 2025-06-01T12:00:00 or 2025-06-01T12:00:00+02:00,"
+                         f" got '2025-06-01T00:00:33{zone}' at line 5")
+       for zone in ["+2", "+2:00", "-5", "+020", "+02:0"]},
+    "zone after short hours": (
+        cells(col.TIMESTAMP, ["2025-06-01T0:0:33+02:00", "2025-06-01T0:0:34+02:00"]), "zone"),
+    "seconds beyond microseconds": (far("s", 2**53), "must be an ISO 8601 time"),
+    "milliseconds beyond microseconds": (far("ms", 2**61), "must be an ISO 8601 time"),
     "year 9999": (cells(col.TIMESTAMP, "9999-12-31T00:00:00"), "Timestamp must"),
     "year 1": (cells(col.TIMESTAMP, "0001-01-01T00:00:00"), "Timestamp must"),
     "30 February": (cells(col.TIMESTAMP, "2025-02-30T00:00:00"), "got '2025-02-30T00:00:00' at li"),
@@ -194,6 +227,10 @@ CASES = {
     "formula as an id": (table(lambda f: f.assign(
         Module_ID="=cmd|' /C calc'!A" + f.Module_ID.astype(str))), None),
     "huge integers": (cells(col.H2, 10**30), "H2_ppm_proxy must lie between"),
+    "duration": (
+        stored_as(col.CURRENT, arrow.duration("s"), lambda a: arrow.array([5] * len(a))),
+        "Current_A must be a number, got '5 s' at row 0"),
+    "blank of another kind": (cells(col.CURRENT, "\u00a05.5"), None),
     "huger than a float": (cells(col.H2, "1" + "0" * 400), "H2_ppm_proxy must be finite"),
     "huge integers as ids": (table(lambda f: f.assign(
         Module_ID=[str(10**40 + m) for m in f.Module_ID.cat.codes])), None),
@@ -208,6 +245,9 @@ CASES = {
     "kelvin": (scaled(col.TEMP_AVG, offset=273.15), "Surface"),
     "state of charge as a fraction": (
         scaled(col.SOC, 1e-2), "SoC_percent must be in percent"),
+    **{f"state of charge as a fraction, one of {odd}": (table(lambda f, odd=odd: f.assign(
+        **{col.SOC: np.where(np.arange(len(f)) == 7, odd, f[col.SOC] / 100)})),
+        "SoC_percent must be in percent") for odd in [55, -1]},
     # columns
     "average and maximum swapped": (swap(col.TEMP_AVG, col.TEMP_MAX), "must not be below"),
     "current and state of charge swapped": (swap(col.CURRENT, col.SOC), "SoC_percent must"),
@@ -219,6 +259,16 @@ CASES = {
     "more columns": (table(lambda f: f.assign(Note="fine, so far")), LOADS),
     "label in words": (table(lambda f: f.assign(Hazard_Label="no")), "must be 0 or 1, got 'no'"),
     "label missing": (cells(col.LABEL, ""), "Hazard_Label must be 0 or 1, got nothing at line 5"),
+    "label almost 1": (
+        cells(col.LABEL, "0.99999999"), "must be 0 or 1, got 0.99999999 at line 5"),
+    "label almost 0": (cells(col.LABEL, "1e-60"), "must be 0 or 1, got 1e-60 at line 5"),
+    "label above 1": (cells(col.LABEL, 1.0000001), "must be 0 or 1, got 1.0000001 at line 5"),
+    "label almost 1 in Parquet": (
+        table(lambda f: f.assign(Hazard_Label=0.99999999), ".parquet"), "got 0.99999999 at row 0"),
+    **{f"ids of {bits} bits without a sign": (
+        stored_as(col.RACK, arrow.dictionary(kind, arrow.string()), lambda a: a.cast("string")),
+        LOADS) for bits, kind in [(8, arrow.uint8()), (32, arrow.uint32()), (64, arrow.uint64())]},
+    "ids as views": (stored_as(col.RACK, arrow.string_view()), LOADS),
     "label of 2": (cells(col.LABEL, 2), "Hazard_Label must be 0 or 1, got 2 at line 5"),
     "id missing": (cells(col.RACK, ""), "Rack_ID must not be missing, got nothing at line 5"),
     # too little
@@ -272,6 +322,66 @@ def test_scoring_reads_a_file_alike(make_telemetry, tmp_path, case):
         return
     pieces = [piece for _, piece in read_racks(path, tmp_path / "racks")]
     assert sum(map(len, pieces)) == len(expected)
+
+
+def in_first_rack(column, value):
+    """Change a column throughout one rack, which is handed out by itself."""
+
+    def edit(frame):
+        words = frame[column].astype("str").astype(object)
+        return frame.assign(**{column: words.mask(frame[col.RACK] == "RackA1", value(words))})
+
+    return table(edit)
+
+
+ONE_RACK = {
+    "zone": (in_first_rack(col.TIMESTAMP, lambda t: t + "+02:00"), "must have a time zone"),
+    "no site": (in_first_rack(col.SITE, lambda site: None), "Site_ID must not be missing"),
+    "no label": (in_first_rack(col.LABEL, lambda label: None), "Hazard_Label must be 0 or 1"),
+    "no reading": (table(lambda f: f.assign(
+        **{name: f[name].mask(f[col.RACK] == "RackA1") for name in col.SENSORS})), LOADS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ONE_RACK)
+def test_a_rack_is_judged_with_its_file(make_telemetry, tmp_path, monkeypatch, case):
+    monkeypatch.setattr("hvs_lib.data.streaming.ROWS_TOGETHER", 1)
+    make, found = ONE_RACK[case]
+    path = make(make_telemetry(event_ids=False), tmp_path / "telemetry.csv")
+    folder = tmp_path / "racks"
+    folder.mkdir()
+    if found:
+        for read in (load_telemetry, lambda path: list(read_racks(path, folder))):
+            with pytest.raises(DataError, match=found):
+                read(path)
+        return
+    pieces = [piece for _, piece in read_racks(path, folder)]
+    together = pd.concat(pieces, ignore_index=True)
+    expected = load_telemetry(path)
+    pd.testing.assert_frame_equal(together[col.SENSORS], expected[col.SENSORS])
+    assert len(pieces) == 6
+
+
+def test_racks_come_in_the_order_of_their_ids(make_telemetry, tmp_path, monkeypatch):
+    monkeypatch.setattr("hvs_lib.data.streaming.ROWS_TOGETHER", 1)
+    frame = make_telemetry(sites=3, racks=2, event_ids=False)
+    frame[col.SITE] = frame[col.SITE].cat.rename_categories(["Site 2", "Site", "Site's"])
+    path = table(lambda f: f)(frame, tmp_path / "telemetry.csv")
+    (tmp_path / "racks").mkdir()
+    together = pd.concat([piece for _, piece in read_racks(path, tmp_path / "racks")])
+    assert list(together[col.SITE].astype(str)) == list(load_telemetry(path)[col.SITE])
+
+
+def test_racks_of_one_row_cost_little(make_telemetry, tmp_path):
+    frame = make_telemetry(racks=1, modules=1, rows=20_000, event_racks=(), event_ids=False)
+    ids = pd.Series(np.arange(len(frame))).astype("str")
+    frame = frame.assign(**{col.SITE: ids, col.RACK: ids})
+    frame.to_parquet(tmp_path / "telemetry.parquet")
+    (tmp_path / "racks").mkdir()
+    start = time.process_time()
+    pieces = [piece for _, piece in read_racks(tmp_path / "telemetry.parquet", tmp_path / "racks")]
+    assert sum(map(len, pieces)) == len(frame)
+    assert time.process_time() - start < 20  # the product of sites and racks would fill the memory
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="file modes are Unix's")
