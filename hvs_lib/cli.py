@@ -12,10 +12,21 @@ import click
 # The imports of each command stand in it, so that `hvs --help` and a refusal answer at once.
 
 
-@click.group()
+class _Commands(click.Group):
+    """Commands of which each may meet a file system that refuses, be it under its output."""
+
+    def main(self, *args, **kwargs) -> None:
+        try:
+            super().main(*args, **kwargs)
+        except OSError as error:
+            _fail(error)
+
+
+@click.group(cls=_Commands)
 @click.version_option(__version__, prog_name="hvs")
 def main() -> None:
     """Early warning of thermal runaway in high-voltage battery storage."""
+    sys.stdout.reconfigure(errors="replace")  # a terminal need not know each character of an id
 
 
 @main.command()
@@ -59,7 +70,7 @@ def run(
             )
         if runner.COMPARISON in planned:
             _show_verdict()
-    except (runner.RunError, DataError, StoreError, OSError) as error:
+    except (runner.RunError, DataError, StoreError) as error:
         _fail(error)
     if timings:
         click.echo("\n" + runner.timing_report(timings))
@@ -84,7 +95,7 @@ def simulate(output: Path, sites: int, hours: float, seed: int, jobs: int) -> No
         save_telemetry(telemetry, output)
     except MemoryError:
         _fail(ValueError("the fleet does not fit into memory: take fewer sites or hours."))
-    except (DataError, ValueError, OSError) as error:
+    except (DataError, ValueError) as error:
         _fail(error)
     _echo_summary(summarize(telemetry))
 
@@ -125,7 +136,7 @@ def score(file: Path, output: Path, model: str | None) -> None:
         tally = score_file(
             file, output, champion, on_progress=lambda share: bar.update(100 * share - bar.done)
         )
-    except (DataError, ModelError, StoreError, OSError) as error:
+    except (DataError, ModelError, StoreError) as error:
         _fail(error)
     finally:
         bar.close()
@@ -146,7 +157,7 @@ def push(run_dir: Path) -> None:
         for run_id in push_unlogged(run_dir):
             click.echo(f"logged as Run ID {run_id}")
             count += 1
-    except (StoreError, ModelError, ValueError, OSError) as error:
+    except (StoreError, ModelError, ValueError) as error:
         _fail(error)
     click.echo(f"{count} runs logged" if count else f"{run_dir} keeps no unlogged run")
 

@@ -4,9 +4,11 @@ import csv
 import difflib
 import gzip
 import io
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from hvs_lib import columns as col
@@ -20,6 +22,7 @@ import pyarrow.parquet
 MISSING = ["", "nan", "NaN", "null", "NULL", "None", "NaT", "<NA>"]
 MISSING_NUMBERS = [*MISSING, "NA", "N/A", "n/a", "#N/A", "-nan", "-NaN"]
 READ_ERRORS = (arrow.ArrowException, OSError, EOFError, zlib.error, csv.Error, UnicodeError)
+_LONGEST_HEADER = 2**20  # bytes; a few kilobytes of gzip may hold a line of gigabytes
 _EMPTY = "The file must hold telemetry, got an empty file; export it again."
 
 
@@ -119,7 +122,8 @@ def _open(path: Path):
 def _csv_header(path: Path) -> list[str]:
     """Return the column names of a CSV file."""
     with _open(path) as file:
-        line = next((line for line in file if line.strip()), b"")
+        lines = iter(partial(file.readline, _LONGEST_HEADER), b"")
+        line = next((line for line in lines if line.strip()), b"")
     if not line:
         raise refusal(path, _EMPTY)
     ends = line.endswith((b"\n", b"\r"))
@@ -129,6 +133,9 @@ def _csv_header(path: Path) -> list[str]:
         raise refusal(path, problem)
     if b"\r" in line:
         problem = "Lines must end in LF or CR LF, got CR alone; save the file as 'CSV UTF-8'."
+        raise refusal(path, problem)
+    if len(line) == _LONGEST_HEADER:
+        problem = "The first line must name the columns, got one of a megabyte or more; add names."
         raise refusal(path, problem)
     try:
         names = next(csv.reader([line.decode("utf-8-sig")]))
@@ -160,7 +167,10 @@ def _csv_table(
         return arrow.csv.read_csv(
             stream,
             read_options=arrow.csv.ReadOptions(use_threads=not as_text),
-            parse_options=arrow.csv.ParseOptions(invalid_row_handler=skip if as_text else None),
+            parse_options=arrow.csv.ParseOptions(
+                invalid_row_handler=skip if as_text else None,
+                newlines_in_values=as_text,  # slower; rare enough to be tried second
+            ),
             convert_options=_csv_conversion(known, as_text=as_text),
         )
 
@@ -241,6 +251,20 @@ def _data_lines(path: Path, skipped: list[int]) -> list[int]:
     """Return the line number, as an editor counts, of every row read from a CSV file."""
     # Arrow ends a line at a CR alone, too; which bytes a line holds does not matter here.
     with _open(path) as file, io.TextIOWrapper(file, encoding="latin-1") as text:
-        filled = [number for number, line in enumerate(text, start=1) if line.strip("\n")]
+        filled = list(_first_lines(text))
     left_out = {1, *skipped}  # 1: the header
     return [line for row, line in enumerate(filled, start=1) if row not in left_out]
+
+
+def _first_lines(text: io.TextIOBase) -> Iterator[int]:
+    """Yield the number of each row's first line; a quoted cell may hold further ones."""
+    longest = csv.field_size_limit(sys.maxsize)  # where a quote is not closed
+    try:
+        rows = csv.reader(text)
+        ended = 0
+        for row in rows:
+            if row:
+                yield ended + 1
+            ended = rows.line_num
+    finally:
+        csv.field_size_limit(longest)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from hvs_lib import columns as col
 from hvs_lib.data.conversion import codes_and_words, to_frame, zone_styles
-from hvs_lib.data.files import refusal
+from hvs_lib.data.files import DataError, refusal
 from hvs_lib.data.loading import load_telemetry, to_telemetry
 from hvs_lib.data.reading import READ_ERRORS, RawFile, column_names, read_batches
 from hvs_lib.data.schema import untypical
@@ -50,7 +50,7 @@ def read_racks(
     Raises
     ------
     DataError
-        If the file or a rack of it breaks a rule of the table.
+        If the file or a rack of it breaks a rule of the table, or the folder has no room.
     """
     path = Path(path)
     racks = _Racks(Path(folder), rows_in_memory)
@@ -150,7 +150,7 @@ class _Racks:
     def _flush(self) -> None:
         for number, (name, rows) in enumerate(self._waiting.items()):
             path = self._folder / f"{number}_{self.n_rows}.parquet"
-            arrow.parquet.write_table(_joined(rows), path, compression="lz4")
+            _write(_joined(rows), path)
             self._files[name].append(path)
         self._waiting.clear()
         self._n_waiting = 0
@@ -173,6 +173,17 @@ class _Racks:
                 together, n_together = [], 0
         if together:
             yield _joined(together)
+
+
+def _write(table: arrow.Table, path: Path) -> None:
+    try:
+        arrow.parquet.write_table(table, path, compression="lz4")
+    except OSError as error:
+        problem = (
+            f"The rows of racks that are not complete yet must find room there, got: {error};"
+            " free some, or set TMPDIR to a folder on a larger disk."
+        )
+        raise DataError(f"{path.parent} cannot be used", [problem]) from error
 
 
 def _joined(rows: list[_Rows]) -> arrow.Table:

@@ -76,6 +76,8 @@ def simulate_fleet(
         If an argument is out of range.
     """
     _check_arguments(sites, hours, seed)
+    if n_jobs == 0:
+        raise ValueError("n_jobs must be at least 1, or -1 for all cores, got 0.")
     work = (
         delayed(simulate_site)(site, hours, seed, drop_lost_racks=drop_lost_racks)
         for site in range(sites)

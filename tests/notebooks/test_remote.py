@@ -20,27 +20,28 @@ PASSWORD = "of the test"
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory):
+def postgres():
     """Start PostgreSQL on loopback and return the URI of a fresh database."""
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     initdb = shutil.which("initdb") or (versions and str(versions[-1]))
     if not initdb:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    folder = tmp_path_factory.mktemp("postgres")
-    # PostgreSQL refuses to run as root.
+    # PostgreSQL refuses to run as root, and another pytest closes pytest's folder to other users.
     user = {"user": "nobody"} if os.geteuid() == 0 else {}
-    if user:
-        for parent in (folder, *folder.parents):
-            if parent == Path(tempfile.gettempdir()):
-                break
-            parent.chmod(0o755)
-        os.chown(folder, pwd.getpwnam("nobody").pw_uid, -1)
+    with tempfile.TemporaryDirectory(prefix="hvs-postgres-") as name:
+        if user:
+            os.chown(name, pwd.getpwnam("nobody").pw_uid, -1)
+        yield from serve_database(Path(name), Path(initdb), user)
+
+
+def serve_database(folder, initdb, user):
+    """Serve a fresh database as long as it is asked for; yield its URI."""
     secret = folder / "password"
     secret.write_text(PASSWORD)
     data, port = folder / "data", free_port()
     command = [initdb, "-D", data, "-U", "hvs", "--pwfile", secret, "-A", "scram-sha-256"]
     subprocess.run(command, check=True, capture_output=True, cwd=folder, **user)
-    server = [Path(initdb).with_name("postgres"), "-D", data, "-p", str(port), "-h", "127.0.0.1"]
+    server = [initdb.with_name("postgres"), "-D", data, "-p", str(port), "-h", "127.0.0.1"]
     with open(folder / "log", "w") as log:
         process = subprocess.Popen([*server, "-k", folder], cwd=folder, stderr=log, **user)
         while "ready to accept connections" not in (folder / "log").read_text():

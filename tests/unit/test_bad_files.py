@@ -187,6 +187,8 @@ CASES = {
     "zero bytes": (cells(col.VOLTAGE, "52\0"), "Voltage_V must be a number"),
     "CR within a cell": (cells(col.TIMESTAMP, "2025-06-01\r"), "Every row must have"),
     "cut off": (text(lambda t: t[: t.rindex("23.")]), "line 721"),
+    "a line of two megabytes": (text(lambda t: t.replace("\n", " ")[:80] * 2**15),
+        "must name the columns"),
     "header alone": (text(lambda t: t.split("\n")[0]), "must have rows"),
     # no file
     "empty": (nothing, "empty"),
@@ -382,6 +384,29 @@ def test_racks_of_one_row_cost_little(make_telemetry, tmp_path):
     pieces = [piece for _, piece in read_racks(tmp_path / "telemetry.parquet", tmp_path / "racks")]
     assert sum(map(len, pieces)) == len(frame)
     assert time.process_time() - start < 20  # the product of sites and racks would fill the memory
+
+
+def test_line_breaks_in_cells(make_telemetry, tmp_path):
+    frame = make_telemetry(event_ids=False).assign(Comment='a "filter"\n,\nchanged ' * 800)
+    path = table(lambda f: f)(frame, tmp_path / "telemetry.csv")
+    assert path.stat().st_size > 12e6, "the parser's pieces of 8 MB must end within a cell"
+    plain = load_telemetry(table(lambda f: f.iloc[:, :-1])(frame, tmp_path / "plain.csv"))
+    (tmp_path / "racks").mkdir()
+    pieces = [piece for _, piece in read_racks(path, tmp_path / "racks")]
+    for found in (load_telemetry(path), pd.concat(pieces, ignore_index=True)):
+        pd.testing.assert_frame_equal(found, plain)
+
+
+def test_lines_are_counted_as_an_editor_does(make_telemetry, tmp_path):
+    frame = make_telemetry(event_ids=False).astype(object)
+    frame.insert(0, "Comment", "")
+    frame.loc[:9, "Comment"] = "x\ny"
+    frame.loc[30, col.VOLTAGE] = "high"
+    path = table(lambda f: f)(frame, tmp_path / "telemetry.csv")
+    line = next(n for n, text in enumerate(path.read_text().split("\n"), 1) if "high" in text)
+    assert line == 42
+    with pytest.raises(DataError, match="line 42"):
+        load_telemetry(path)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="file modes are Unix's")

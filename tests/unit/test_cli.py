@@ -1,3 +1,7 @@
+import os
+import subprocess
+from pathlib import Path
+
 from hvs_lib import columns as col
 from hvs_lib import runner
 from hvs_lib.cli import main
@@ -5,6 +9,7 @@ from hvs_lib.data import load_telemetry
 
 import pytest
 from click.testing import CliRunner
+from projects import BIN
 
 
 @pytest.fixture
@@ -54,6 +59,26 @@ def test_a_folder_that_cannot_be_written_is_told(hvs, monkeypatch):
     monkeypatch.setattr(runner, "execute", full)
     result = hvs("run")
     assert (result.exit_code, result.stderr) == (1, "Error: [Errno 28] No space left on device\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device is Linux's")
+@pytest.mark.parametrize("word", ["check", "--help"])
+def test_a_full_disk_under_the_output_is_told(make_telemetry, tmp_path, word):
+    make_telemetry().to_csv(tmp_path / "own.csv", index=False)
+    with open("/dev/full", "w") as full:
+        command = [BIN / "hvs", word, tmp_path / "own.csv"]
+        process = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert process.returncode == 1
+    assert process.stderr.splitlines() == ["Error: [Errno 28] No space left on device"]
+
+
+def test_a_terminal_that_lacks_a_character_shows_another(make_telemetry, tmp_path):
+    path = tmp_path / "own.csv"
+    make_telemetry().assign(**{"Κελσίου": 1}).to_csv(path, index=False)
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
+    process = subprocess.run([BIN / "hvs", "check", path], env=environment, capture_output=True)
+    assert (process.returncode, process.stderr) == (0, b"")
+    assert b"???????" in process.stdout
 
 
 def test_bad_telemetry_is_refused_before_a_kernel_starts(hvs, make_telemetry, tmp_path_factory):
@@ -113,6 +138,8 @@ def test_simulate_refuses_bad_numbers(hvs, tmp_path):
     result = hvs("simulate", tmp_path / "fleet.csv", "--sites", 0)
     assert result.exit_code == 1
     assert "sites must be" in result.stderr
+    result = hvs("simulate", tmp_path / "fleet.csv", "--jobs", 0)
+    assert (result.exit_code, "-1 for all cores" in result.stderr) == (1, True)
 
 
 def test_version(hvs):

@@ -105,6 +105,11 @@ def test_rows_that_wait_on_the_disk_come_back_whole(file, telemetry, tmp_path, r
     assert list(folder.iterdir()) == []
 
 
+def test_a_temporary_folder_without_room_is_told(file, tmp_path):
+    with pytest.raises(DataError, match=r"missing cannot be used.*; free some, or set TMPDIR"):
+        list(read_racks(file, tmp_path / "missing", rows_in_memory=1))
+
+
 def test_racks_are_never_cut(telemetry, tmp_path, monkeypatch):
     monkeypatch.setattr("hvs_lib.data.streaming.ROWS_TOGETHER", 300)
     save_telemetry(telemetry, tmp_path / "t.parquet")
