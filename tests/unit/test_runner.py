@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 
 from hvs_lib import runner
 from hvs_lib.runner import RunError, plan
@@ -224,8 +225,17 @@ def test_what_failed_is_done_again(tiny, project):
     assert statuses == {"FAILED", "FINISHED"}
 
 
+@pytest.fixture
+def interruptible():
+    """Take a SIGINT as Python does by itself; a shell's background job ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
-def test_interrupted_run_is_told_and_closed(tiny, monkeypatch):
+@pytest.mark.usefixtures("interruptible")
+def test_interrupted_run_is_told_and_closed(tiny):
     """As Ctrl-C does it: the runner gets a SIGINT, its kernel does not."""
     interrupt = f"import os, signal, time; os.kill({os.getpid()}, signal.SIGINT); time.sleep(60)"
     with pytest.raises(RunError, match="05_tiny was stopped; start it again to go on"):
