@@ -4,7 +4,6 @@ import csv
 import difflib
 import gzip
 import io
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -258,7 +257,7 @@ def _data_lines(path: Path, skipped: list[int]) -> list[int]:
 
 def _first_lines(text: io.TextIOBase) -> Iterator[int]:
     """Yield the number of each row's first line; a quoted cell may hold further ones."""
-    longest = csv.field_size_limit(sys.maxsize)  # where a quote is not closed
+    longest = csv.field_size_limit(2**31 - 1)  # where a quote is not closed; a C long
     try:
         rows = csv.reader(text)
         ended = 0
