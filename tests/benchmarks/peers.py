@@ -23,7 +23,7 @@ from hvs_lib.metrics import evaluate, paired_difference, scores_frame
 from hvs_lib.models import XGBOOST_BY_HAND, XGBOOST_SEARCH_SPACE, make_pipeline, row_weights
 from hvs_lib.protocol import Protocol
 from hvs_lib.report import cell
-from hvs_lib.search import CandidateScorer, SharedFoldClassifier, SharedFolds
+from hvs_lib.search import CandidateScorer, SharedFoldClassifier, SharedFolds, check_found
 from hvs_lib.splits import split_by_rack
 
 import click
@@ -107,6 +107,7 @@ def search_ours(protocol: Protocol, seconds: float) -> BaseEstimator:
     )  # fmt: skip
     with joblib.parallel_config(backend="threading"):
         search.fit(np.arange(len(protocol.X))[:, None], protocol.y)
+    check_found(len(found), seconds / 60)
     best = max(found, key=lambda candidate: candidate[0])[1]
     print(f"  {len(found)} candidates")
     return clone(pipeline).set_params(**best, classify__n_jobs=2)
