@@ -4,6 +4,7 @@ import csv
 import difflib
 import gzip
 import io
+import itertools
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import pyarrow.parquet
 MISSING = ["", "nan", "NaN", "null", "NULL", "None", "NaT", "<NA>"]
 MISSING_NUMBERS = [*MISSING, "NA", "N/A", "n/a", "#N/A", "-nan", "-NaN"]
 READ_ERRORS = (arrow.ArrowException, OSError, EOFError, zlib.error, csv.Error, UnicodeError)
-_LONGEST_HEADER = 2**20  # bytes; a few kilobytes of gzip may hold a line of gigabytes
+_BLOCK = 2**23  # bytes that the parser takes at a time, and that a line or a cell must fit into
 _EMPTY = "The file must hold telemetry, got an empty file; export it again."
 
 
@@ -98,7 +99,8 @@ def _read_csv(path: Path) -> RawFile:
             table = _csv_table(path, known, as_text=False)
         except arrow.ArrowInvalid:
             # Rare and slower: read everything as text, so that each bad cell can be named.
-            _check_encoding(path)
+            _check_lines(path)
+            _row_lines(path)
             table = _csv_table(path, known, as_text=True, skipped=skipped)
             problems += _uneven(path, skipped, len(names))
     else:
@@ -121,7 +123,7 @@ def _open(path: Path):
 def _csv_header(path: Path) -> list[str]:
     """Return the column names of a CSV file."""
     with _open(path) as file:
-        lines = iter(partial(file.readline, _LONGEST_HEADER), b"")
+        lines = iter(partial(file.readline, _BLOCK), b"")
         line = next((line for line in lines if line.strip()), b"")
     if not line:
         raise refusal(path, _EMPTY)
@@ -133,8 +135,8 @@ def _csv_header(path: Path) -> list[str]:
     if b"\r" in line:
         problem = "Lines must end in LF or CR LF, got CR alone; save the file as 'CSV UTF-8'."
         raise refusal(path, problem)
-    if len(line) == _LONGEST_HEADER:
-        problem = "The first line must name the columns, got one of a megabyte or more; add names."
+    if len(line) == _BLOCK:
+        problem = "The first line must name the columns, got one of 8 MB or more; add names."
         raise refusal(path, problem)
     try:
         names = next(csv.reader([line.decode("utf-8-sig")]))
@@ -163,15 +165,16 @@ def _csv_table(
 
     compression = "gzip" if path.suffix.lower() == ".gz" else None
     with arrow.input_stream(str(path), compression=compression) as stream:
-        return arrow.csv.read_csv(
+        table = arrow.csv.read_csv(
             stream,
-            read_options=arrow.csv.ReadOptions(use_threads=not as_text),
+            read_options=arrow.csv.ReadOptions(use_threads=not as_text, block_size=_BLOCK),
             parse_options=arrow.csv.ParseOptions(
-                invalid_row_handler=skip if as_text else None,
-                newlines_in_values=as_text,  # slower; rare enough to be tried second
+                invalid_row_handler=skip if as_text else None, newlines_in_values=True
             ),
             convert_options=_csv_conversion(known, as_text=as_text),
         )
+    _check_quotes(path)
+    return table
 
 
 def _csv_conversion(known: list[str], *, as_text: bool) -> arrow.csv.ConvertOptions:
@@ -202,11 +205,16 @@ def read_batches(path: Path, known: list[str]) -> Iterator[arrow.Table]:
         return
     compression = "gzip" if path.suffix.lower() == ".gz" else None
     with arrow.input_stream(str(path), compression=compression) as stream:
-        blocks = arrow.csv.ReadOptions(block_size=8 << 20)
-        conversion = _csv_conversion(known, as_text=False)
-        with arrow.csv.open_csv(stream, read_options=blocks, convert_options=conversion) as reader:
+        reader = arrow.csv.open_csv(
+            stream,
+            read_options=arrow.csv.ReadOptions(block_size=_BLOCK),
+            parse_options=arrow.csv.ParseOptions(newlines_in_values=True),
+            convert_options=_csv_conversion(known, as_text=False),
+        )
+        with reader:
             for batch in reader:
                 yield arrow.Table.from_batches([batch])
+    _check_quotes(path)
 
 
 def _repeated(names: list[str]) -> list[str]:
@@ -218,9 +226,16 @@ def _repeated(names: list[str]) -> list[str]:
     ]
 
 
-def _check_encoding(path: Path) -> None:
+def _check_lines(path: Path) -> None:
+    """Refuse a line that is not UTF-8, or longer than the parser takes."""
     with _open(path) as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(partial(file.readline, _BLOCK), b""), start=1):
+            if len(line) == _BLOCK:
+                problem = (
+                    f"A row must be shorter than 8 MB, got a longer one at line {number};"
+                    " drop the column that holds so much, or export the file again."
+                )
+                raise refusal(path, problem)
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -248,22 +263,45 @@ def _uneven(path: Path, skipped: list[int], expected: int) -> list[str]:
 
 def _data_lines(path: Path, skipped: list[int]) -> list[int]:
     """Return the line number, as an editor counts, of every row read from a CSV file."""
-    # Arrow ends a line at a CR alone, too; which bytes a line holds does not matter here.
-    with _open(path) as file, io.TextIOWrapper(file, encoding="latin-1") as text:
-        filled = list(_first_lines(text))
     left_out = {1, *skipped}  # 1: the header
-    return [line for row, line in enumerate(filled, start=1) if row not in left_out]
+    lines = enumerate(_row_lines(path), start=1)
+    return [line for row, line in lines if row not in left_out]
 
 
-def _first_lines(text: io.TextIOBase) -> Iterator[int]:
-    """Yield the number of each row's first line; a quoted cell may hold further ones."""
-    longest = csv.field_size_limit(2**31 - 1)  # where a quote is not closed; a C long
+def _check_quotes(path: Path) -> None:
+    """Refuse a file that ends within a quoted cell: the parser takes the rest as that cell."""
+    with _open(path) as file:
+        quotes = sum(block.count(b'"') for block in iter(partial(file.read, _BLOCK), b""))
+    if quotes % 2:  # there may be one within a cell that is not quoted
+        _row_lines(path)
+
+
+def _row_lines(path: Path) -> list[int]:
+    """Return the number of each row's first line; a quoted cell may hold further ones.
+
+    Raises
+    ------
+    DataError
+        Where a quoted cell is not closed.
+    """
+    lines, ended = [], 0
+    limit = csv.field_size_limit(_BLOCK)
     try:
-        rows = csv.reader(text)
-        ended = 0
-        for row in rows:
-            if row:
-                yield ended + 1
-            ended = rows.line_num
+        # Arrow ends a line at a CR alone, too; which bytes a line holds does not matter here.
+        with _open(path) as file, io.TextIOWrapper(file, encoding="latin-1") as text:
+            rows = csv.reader(itertools.chain(text, ["end"]))
+            for row in rows:
+                first, ended = ended + 1, rows.line_num
+                lines += [first] if row else []
+            is_closed = first == ended  # else "end" is within a cell of the row before
+    except csv.Error:
+        first, is_closed = ended + 1, False
     finally:
-        csv.field_size_limit(longest)
+        csv.field_size_limit(limit)
+    if not is_closed:
+        problem = (
+            "A quoted cell must be closed within 8 MB, got one that is not in the row at line"
+            f" {first}; close its quote, or export the file again."
+        )
+        raise refusal(path, problem)
+    return lines[:-1]

@@ -161,6 +161,12 @@ def one_row_gap(frame):
     return frame.assign(Timestamp=frame[col.TIMESTAMP] + later.astype(int) * pd.Timedelta(hours=5))
 
 
+def notes(text):
+    """Add a quoted column at the end."""
+    header, *rows = text.splitlines()
+    return "\n".join([f"{header},Note", *(f'{row},""' for row in rows)]) + "\n"
+
+
 COMMENT = "# exported by a site\n"
 CASES = {
     # text of another kind
@@ -178,7 +184,18 @@ CASES = {
     "thousands": (cells(col.CO, "1,200.5"), "CO_ppm_proxy must be a number, got '1,200.5' at line"),
     "quotes": (text(lambda t: "\n".join(
         ",".join(f'"{w}"' for w in line.split(",")) for line in t.splitlines())), LOADS),
-    "unclosed quote": (text(lambda t: t.replace("RackA1,", '"RackA1,', 1)), "line"),
+    "unclosed quote": (text(lambda t: t.replace("RackA1,", '"RackA1,', 1)), "row at line 2; close"),
+    "unclosed quote, hundreds of rows to go": (
+        text(lambda t: t.replace("RackB1,", '"RackB1,', 1)), "row at line 482; close"),
+    "unclosed quote in the last column": (
+        text(lambda t: notes(t).replace('""', '"open', 1)), "row at line 2; close"),
+    "unclosed quote at the very end": (text(lambda t: notes(t)[:-2]), "row at line 721; close"),
+    "unclosed quote in a large file": (
+        text(lambda t: (notes(t) * 300).replace("RackA1,", '"RackA1,', 1)), "row at line 2; close"),
+    "unclosed quote that the next row closes": (
+        text(lambda t: t.replace("RackA1,", '"RackA1,', 2)), "Rack_ID must not hold a line break"),
+    "quotes within cells": (text(lambda t: t.replace(",0\n", ',0,1" pipe\n', 1).replace(
+        "Label", "Label,Note", 1).replace(",0\n", ",0,\n").replace(",1\n", ",1,\n")), LOADS),
     "blank lines": (text(lambda t: t.replace("\n", "\n\n")), LOADS),
     "comment above the header": (text(lambda t: COMMENT + t), "must be a column"),
     "units under the header": (text(dashes), "line 2"),
@@ -187,8 +204,10 @@ CASES = {
     "zero bytes": (cells(col.VOLTAGE, "52\0"), "Voltage_V must be a number"),
     "CR within a cell": (cells(col.TIMESTAMP, "2025-06-01\r"), "Every row must have"),
     "cut off": (text(lambda t: t[: t.rindex("23.")]), "line 721"),
-    "a line of two megabytes": (text(lambda t: t.replace("\n", " ")[:80] * 2**15),
+    "a line of ten megabytes": (text(lambda t: t.replace("\n", " ")[:80] * 2**17),
         "must name the columns"),
+    "a row of twenty megabytes": (
+        text(lambda t: t.replace("RackB1,", "Rack" * 5 * 2**20 + ",", 1)), "longer one at line 4"),
     "header alone": (text(lambda t: t.split("\n")[0]), "must have rows"),
     # no file
     "empty": (nothing, "empty"),
