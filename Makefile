@@ -24,7 +24,7 @@ run: venv  ## simulate the fleet, run all notebooks, name the champion
 	$(BIN)/hvs run
 
 test: venv  ## all tests: unit, notebook rules, smoke runs, committed outputs, browser
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/notebooks tests/unit  # the long ones first
 
 test-browser: venv  ## the notebooks and the MLflow UI in headless chromium, with screenshots
 	$(BIN)/pytest -ra tests/notebooks/test_browser.py
