@@ -4,8 +4,8 @@ import csv
 import difflib
 import gzip
 import io
-import itertools
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -100,7 +100,7 @@ def _read_csv(path: Path) -> RawFile:
         except arrow.ArrowInvalid:
             # Rare and slower: read everything as text, so that each bad cell can be named.
             _check_lines(path)
-            _row_lines(path)
+            deque(_first_lines(path), maxlen=0)  # refuses a quote that is not closed
             table = _csv_table(path, known, as_text=True, skipped=skipped)
             problems += _uneven(path, skipped, len(names))
     else:
@@ -173,7 +173,7 @@ def _csv_table(
             ),
             convert_options=_csv_conversion(known, as_text=as_text),
         )
-    _check_quotes(path)
+    _check_quotes(path, len(table))
     return table
 
 
@@ -211,10 +211,12 @@ def read_batches(path: Path, known: list[str]) -> Iterator[arrow.Table]:
             parse_options=arrow.csv.ParseOptions(newlines_in_values=True),
             convert_options=_csv_conversion(known, as_text=False),
         )
+        n_rows = 0
         with reader:
             for batch in reader:
+                n_rows += len(batch)
                 yield arrow.Table.from_batches([batch])
-    _check_quotes(path)
+    _check_quotes(path, n_rows)
 
 
 def _repeated(names: list[str]) -> list[str]:
@@ -264,44 +266,44 @@ def _uneven(path: Path, skipped: list[int], expected: int) -> list[str]:
 def _data_lines(path: Path, skipped: list[int]) -> list[int]:
     """Return the line number, as an editor counts, of every row read from a CSV file."""
     left_out = {1, *skipped}  # 1: the header
-    lines = enumerate(_row_lines(path), start=1)
-    return [line for row, line in lines if row not in left_out]
+    return [line for row, line in enumerate(_first_lines(path), start=1) if row not in left_out]
 
 
-def _check_quotes(path: Path) -> None:
-    """Refuse a file that ends within a quoted cell: the parser takes the rest as that cell."""
+def _check_quotes(path: Path, n_rows: int) -> None:
+    """Refuse a quote that is not closed: the parser takes the rows up to the next one as a cell."""
+    n_lines, n_quotes, end = 0, 0, b"\n"
     with _open(path) as file:
-        quotes = sum(block.count(b'"') for block in iter(partial(file.read, _BLOCK), b""))
-    if quotes % 2:  # there may be one within a cell that is not quoted
-        _row_lines(path)
+        for block in iter(partial(file.read, _BLOCK), b""):
+            n_lines += block.count(b"\n")
+            n_quotes += block.count(b'"')
+            end = block[-1:]
+    n_lines += end != b"\n"
+    if n_quotes and n_lines != 1 + n_rows:  # some cell or blank line makes more lines than rows
+        deque(_first_lines(path), maxlen=0)
 
 
-def _row_lines(path: Path) -> list[int]:
-    """Return the number of each row's first line; a quoted cell may hold further ones.
+def _first_lines(path: Path) -> Iterator[int]:
+    """Yield the number of each row's first line; a quoted cell may hold further ones.
 
     Raises
     ------
     DataError
-        Where a quoted cell is not closed.
+        Where a quote is not closed, or not at the end of its cell.
     """
-    lines, ended = [], 0
-    limit = csv.field_size_limit(_BLOCK)
+    limit, ended = csv.field_size_limit(_BLOCK), 0
     try:
         # Arrow ends a line at a CR alone, too; which bytes a line holds does not matter here.
         with _open(path) as file, io.TextIOWrapper(file, encoding="latin-1") as text:
-            rows = csv.reader(itertools.chain(text, ["end"]))
+            rows = csv.reader(text, strict=True)
             for row in rows:
-                first, ended = ended + 1, rows.line_num
-                lines += [first] if row else []
-            is_closed = first == ended  # else "end" is within a cell of the row before
-    except csv.Error:
-        first, is_closed = ended + 1, False
+                if row:
+                    yield ended + 1
+                ended = rows.line_num
+    except csv.Error as error:
+        problem = (
+            "A quoted cell must end with its quote within 8 MB, got one that does not in the row at"
+            f" line {ended + 1}; close it, or export the file again."
+        )
+        raise refusal(path, problem) from error
     finally:
         csv.field_size_limit(limit)
-    if not is_closed:
-        problem = (
-            "A quoted cell must be closed within 8 MB, got one that is not in the row at line"
-            f" {first}; close its quote, or export the file again."
-        )
-        raise refusal(path, problem)
-    return lines[:-1]

@@ -60,10 +60,6 @@ _RULES = {
         "must have a time zone in all rows or in none",
         "write all times alike, best in UTC.",
     ),
-    "line": (
-        "must not hold a line break",
-        "close the quote that is missing, or take the line break out.",
-    ),
     "unique": (
         "must be unique within a module",
         "drop the repeated rows, or give different modules different ids.",
@@ -97,7 +93,7 @@ def telemetry_schema(
     def column(rules: list[pa.Check], *, required: bool = False) -> pa.Column:
         return pa.Column(None, rules, nullable=True, required=required)
 
-    present, line = _rule("present", pd.Series.notna), _rule("line", _is_one_line)
+    present = _rule("present", pd.Series.notna)
     time = [present, _rule("time", is_time), _rule("zone", one_zone_style)]
     sensors = {
         name: column(
@@ -112,13 +108,11 @@ def telemetry_schema(
     return pa.DataFrameSchema(
         {
             col.TIMESTAMP: column(time, required=True),
-            col.SITE: column([present, line]),
-            col.RACK: column([present, line], required=True),
-            col.MODULE: column([present, line], required=True),
+            col.SITE: column([present]),
+            col.RACK: column([present], required=True),
+            col.MODULE: column([present], required=True),
             **sensors,
             col.LABEL: column([_rule("label", _is_label)], required=require_label),
-            col.EVENT_ID: column([line]),
-            col.EVENT_TYPE: column([line]),
         },
         checks=[
             _rule("unique", _is_first_of_instant),
@@ -134,11 +128,6 @@ def _rule(name: str, keeps: Callable, **limits: float) -> pa.Check:
 
 
 # Each rule returns True for the rows (or the table) that keep it.
-
-
-def _is_one_line(words: pd.Series) -> pd.Series:
-    """Refuse a cell that may have swallowed the row below, whose quote has closed it."""
-    return ~words.isin([word for word in words.cat.categories if {"\n", "\r"} & set(word)])
 
 
 def _is_finite(values: pd.Series) -> pd.Series:

@@ -30,7 +30,7 @@ def read_racks(
 ) -> Iterator[tuple[float, pd.DataFrame]]:
     """Yield the telemetry of whole racks, one or a few small ones at a time.
 
-    The file is read once from front to end. Its rows are sorted into racks, which wait in memory
+    The file is parsed once from front to end. Its rows are sorted into racks, which wait in memory
     or, where they are many, in the folder.
 
     Parameters

@@ -5,23 +5,6 @@ import subprocess
 import mlflow
 import pytest
 from projects import BIN, environment_of, store_of
-from xdist.scheduler import LoadFileScheduling
-
-WITHOUT_THE_RUN = ("test_anatomy.py", "test_nbval.py")
-
-
-class OneProcessForTheRun(LoadFileScheduling):
-    """Send the files that look at the run of `smoke` to one process, so that it is made once."""
-
-    def _split_scope(self, nodeid):
-        file = super()._split_scope(nodeid)
-        folder, _, name = file.rpartition("/")
-        return folder if folder == "tests/notebooks" and name not in WITHOUT_THE_RUN else file
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config, log):
-    return OneProcessForTheRun(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

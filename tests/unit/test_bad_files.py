@@ -161,10 +161,15 @@ def one_row_gap(frame):
     return frame.assign(Timestamp=frame[col.TIMESTAMP] + later.astype(int) * pd.Timedelta(hours=5))
 
 
-def notes(text):
-    """Add a quoted column at the end."""
-    header, *rows = text.splitlines()
-    return "\n".join([f"{header},Note", *(f'{row},""' for row in rows)]) + "\n"
+def noted(words, *, times=1):
+    """Add a column of notes, as written, to the text; words maps rows to them."""
+
+    def edit(content):
+        header, *rows = content.splitlines()
+        rows = [f"{row},{words.get(number, '')}" for number, row in enumerate(rows * times)]
+        return "\n".join([f"{header},Note", *rows]) + "\n"
+
+    return text(edit)
 
 
 COMMENT = "# exported by a site\n"
@@ -187,15 +192,19 @@ CASES = {
     "unclosed quote": (text(lambda t: t.replace("RackA1,", '"RackA1,', 1)), "row at line 2; close"),
     "unclosed quote, hundreds of rows to go": (
         text(lambda t: t.replace("RackB1,", '"RackB1,', 1)), "row at line 482; close"),
-    "unclosed quote in the last column": (
-        text(lambda t: notes(t).replace('""', '"open', 1)), "row at line 2; close"),
-    "unclosed quote at the very end": (text(lambda t: notes(t)[:-2]), "row at line 721; close"),
-    "unclosed quote in a large file": (
-        text(lambda t: (notes(t) * 300).replace("RackA1,", '"RackA1,', 1)), "row at line 2; close"),
     "unclosed quote that the next row closes": (
-        text(lambda t: t.replace("RackA1,", '"RackA1,', 2)), "Rack_ID must not hold a line break"),
-    "quotes within cells": (text(lambda t: t.replace(",0\n", ',0,1" pipe\n', 1).replace(
-        "Label", "Label,Note", 1).replace(",0\n", ",0,\n").replace(",1\n", ",1,\n")), LOADS),
+        text(lambda t: t.replace("RackA1,", '"RackA1,', 2)), "row at line 2; close"),
+    "unclosed quote in a large file": (
+        noted({0: '"open'}, times=300), "row at line 2; close"),
+    **{f"unclosed quote, {name}": (noted(words), f"row at line {line}; close")
+       for name, words, line in [
+           ("of a note", {3: '"open'}, 5), ("above the last row", {718: '"'}, 720),
+           ("below an inch", {3: '5" pipe', 700: '"open'}, 702),
+           ("above an inch", {3: '"open', 9: '5" pipe'}, 5),
+           ("twice", {3: '"open', 600: '"open'}, 5),
+           ("above a quoted note", {3: '"open', 4: '"fine"'}, 5)]},
+    "notes of two lines, inches and quotes in quotes": (
+        noted({3: '"two\nlines"', 9: '5" pipe', 11: '"a 5"" pipe,\n\n"'}), LOADS),
     "blank lines": (text(lambda t: t.replace("\n", "\n\n")), LOADS),
     "comment above the header": (text(lambda t: COMMENT + t), "must be a column"),
     "units under the header": (text(dashes), "line 2"),
