@@ -239,6 +239,7 @@ def test_mlflow_shows_experiments_nested_runs_a_comparison_and_a_figure(browser,
     browser.get(f'{address}/#/compare-runs?runs={ids}&experiments=["{experiment}"]')
     wait(browser, has_text("Comparing 2 Runs"))
     wait(browser, has_text("cv_pr_auc"))
+    wait(browser, "return document.querySelector('.js-plotly-plot svg')")
     browser.save_screenshot(SCREENSHOTS / "mlflow_compare.png")
 
     (model, *_) = [
