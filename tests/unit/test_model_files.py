@@ -42,12 +42,16 @@ def deployable(pipeline, method="isotonic"):
     return fixed.fit(X, Y)
 
 
+def save(model, folder, **options):
+    options = {"skops_trusted_types": types_to_trust(model)} | options
+    # MLflow would find out what it needs by loading it in another process
+    mlflow.sklearn.save_model(model, folder, pip_requirements=["scikit-learn"], **options)
+
+
 @pytest.fixture
 def saved(tmp_path):
     """Save a sound model, and return its folder."""
-    model = deployable(PIPELINES["XGBoost"])
-    types = types_to_trust(model)
-    mlflow.sklearn.save_model(model, tmp_path / "model", skops_trusted_types=types)
+    save(deployable(PIPELINES["XGBoost"]), tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -63,9 +67,7 @@ def edit(folder, **changes):
 @pytest.mark.parametrize("name", PIPELINES)
 def test_what_the_notebooks_log_comes_back(tmp_path, name, method):
     model = deployable(PIPELINES[name], method)
-    types = types_to_trust(model)
-    options = {"skops_trusted_types": types, "metadata": {"alarm_k": 3}}
-    mlflow.sklearn.save_model(model, tmp_path / "model", **options)
+    save(model, tmp_path / "model", metadata={"alarm_k": 3})
     loaded, metadata = load_model(tmp_path / "model")
     np.testing.assert_array_equal(loaded.predict_proba(X), model.predict_proba(X))
     assert metadata == {"alarm_k": 3}
