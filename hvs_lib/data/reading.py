@@ -97,6 +97,7 @@ def _read_csv(path: Path) -> RawFile:
     if known:
         try:
             table = _csv_table(path, known, as_text=False)
+            _check_quotes(path, len(table))
         except arrow.ArrowInvalid:
             # Rare and slower: read everything as text, so that each bad cell can be named.
             _check_lines(path)
@@ -165,7 +166,7 @@ def _csv_table(
 
     compression = "gzip" if path.suffix.lower() == ".gz" else None
     with arrow.input_stream(str(path), compression=compression) as stream:
-        table = arrow.csv.read_csv(
+        return arrow.csv.read_csv(
             stream,
             read_options=arrow.csv.ReadOptions(use_threads=not as_text, block_size=_BLOCK),
             parse_options=arrow.csv.ParseOptions(
@@ -173,8 +174,6 @@ def _csv_table(
             ),
             convert_options=_csv_conversion(known, as_text=as_text),
         )
-    _check_quotes(path, len(table))
-    return table
 
 
 def _csv_conversion(known: list[str], *, as_text: bool) -> arrow.csv.ConvertOptions:
