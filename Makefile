@@ -1,6 +1,8 @@
 # Each target sets up .venv from requirements.lock on first use; afterwards that check costs nothing.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# A virtual environment holds its own path, so it is made anew where the folder has moved.
+$(shell [ "$$(cat .venv/.installed 2>/dev/null)" = "$$(pwd -P)" ] || rm -f .venv/.installed)
 
 .PHONY: help venv run test test-fast test-browser torture lab ui lint bench bench-peers notebooks lock
 
@@ -15,10 +17,10 @@ venv: .venv/.installed  ## set up .venv
 	@"$(PYTHON)" -c 'import ensurepip' || \
 		{ echo "Python's venv module is needed: sudo apt-get install python3-venv"; exit 1; }
 	@echo "Installing the packages of requirements.lock into .venv; this takes a minute or two"
-	"$(PYTHON)" -m venv .venv
+	"$(PYTHON)" -m venv --clear .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
-	@touch $@
+	@pwd -P > $@
 
 run: venv  ## simulate the fleet, run all notebooks, name the champion
 	$(BIN)/hvs run

@@ -1,5 +1,6 @@
 """The command line, `hvs`."""
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -8,6 +9,11 @@ from hvs_lib import __version__
 from hvs_lib.project import MAX_STORE_WAIT_S, STORE_WAIT, StoreError, environment
 
 import click
+
+_KEEP = click.option(
+    "--keep-fill-values", is_flag=True,
+    help="Take 327.67, 65535 and the like, which stand for absent sensors, as readings.",
+)  # fmt: skip
 
 # The imports of each command stand in it, so that `hvs --help` and a refusal answer at once.
 
@@ -61,7 +67,8 @@ def run(
         if given.get("data_path"):
             given["data_path"] = str(Path(given["data_path"]).absolute())
         planned = runner.plan(list(notebook), profile=profile, parameters=given)
-        runner.check_telemetry(planned)
+        for warning in runner.check_telemetry(planned):
+            click.echo(f"Warning: {warning}")
         if in_place and any(planned.values()):
             raise runner.RunError("--in-place keeps the outputs of the defaults: set no parameter.")
         with environment({STORE_WAIT: str(store_wait)}):
@@ -102,25 +109,31 @@ def simulate(output: Path, sites: int, hours: float, seed: int, jobs: int) -> No
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
-def check(file: Path) -> None:
+@_KEEP
+def check(file: Path, keep_fill_values: bool) -> None:
     """Show what a telemetry FILE holds, or every problem that it has."""
     from hvs_lib.data import DataError, load_telemetry, summarize
+    from hvs_lib.features import check_interval
 
     try:
-        telemetry = load_telemetry(file, require_label=False)
+        telemetry = load_telemetry(file, require_label=False, keep_fill_values=keep_fill_values)
+        notes = check_interval(telemetry)
     except DataError as error:
         _fail(error)
-    _echo_summary(summarize(telemetry))
+    summary = summarize(telemetry)
+    summary["warnings"] += notes
+    _echo_summary(summary)
 
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@_KEEP
 @click.option(
     "--output", default="alarms.csv", show_default=True, type=click.Path(path_type=Path),
     help="CSV file for the alarms.",
 )  # fmt: skip
 @click.option("--model", help="URI of another model than the registered champion.")
-def score(file: Path, output: Path, model: str | None) -> None:
+def score(file: Path, keep_fill_values: bool, output: Path, model: str | None) -> None:
     """Find the alarms in a telemetry FILE with the registered champion."""
     from hvs_lib.data import DataError
     from hvs_lib.model_files import ModelError
@@ -129,13 +142,15 @@ def score(file: Path, output: Path, model: str | None) -> None:
     from hvs_lib.tracking import connect
 
     bar = ProgressBar(100, "percent")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is unfinished is removed
     try:
         connect()
         champion = load_champion(model or CHAMPION_URI)
         start = time.perf_counter()
         tally = score_file(
-            file, output, champion, on_progress=lambda share: bar.update(100 * share - bar.done)
-        )
+            file, output, champion, keep_fill_values=keep_fill_values,
+            on_progress=lambda share: bar.update(100 * share - bar.done),
+        )  # fmt: skip
     except (DataError, ModelError, StoreError) as error:
         _fail(error)
     finally:
@@ -143,6 +158,8 @@ def score(file: Path, output: Path, model: str | None) -> None:
     speed = tally.rows / (time.perf_counter() - start)
     click.echo(f"{tally.racks} racks, {tally.rows:,} rows, {speed:,.0f} rows/s")
     click.echo(f"{tally.alarms} alarms in {output}")
+    for warning in tally.warnings:
+        click.echo(f"Warning: {warning}")
 
 
 @main.command()

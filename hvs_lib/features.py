@@ -8,7 +8,11 @@ reading is held for `CARRY_S`, temperatures are compared with each other, and th
 siblings. The second walks each module and sums the signals up over windows of time.
 """
 
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+
 from hvs_lib import columns as col
+from hvs_lib.data import DataError, sampling_interval_s
 from hvs_lib.progress import steps
 
 import numpy as np
@@ -82,17 +86,75 @@ def build_features(telemetry: pd.DataFrame, *, progress: bool = False) -> pd.Dat
     ------
     ValueError
         If a key column is missing or the rows are not in the order of the telemetry.
+    DataError
+        If the rows lie so far apart that no window holds two of them.
     """
-    times, modules, racks = _times_and_bounds(telemetry)
-    signals = _signals(telemetry)
-    names = feature_names()
-    features = np.empty((len(telemetry), len(names)), dtype=np.float32)
-    _derive_signals(times, modules, racks, *_derived_from(), signals)
-    parts = range(0, len(modules) - 1, _MODULES_AT_ONCE)
+    bounds, fill = _prepared(telemetry)
+    features = np.empty((len(telemetry), len(feature_names())), dtype=np.float32)
+    parts = range(0, len(bounds) - 1, _MODULES_AT_ONCE)
     for first in steps(parts, "parts of the fleet") if progress else parts:
-        part = modules[first : first + _MODULES_AT_ONCE + 1]
-        _roll(times, part, signals, _places(names), features)
-    return pd.DataFrame(features, index=telemetry.index, columns=names, copy=False)
+        modules = bounds[first : first + _MODULES_AT_ONCE + 1]
+        fill(modules, features[modules[0] : modules[-1]])
+    return pd.DataFrame(features, index=telemetry.index, columns=feature_names(), copy=False)
+
+
+def features_by_module(telemetry: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """Yield what `build_features` returns module by module, each alone in memory."""
+    bounds, fill = _prepared(telemetry)
+    for start, stop in pairwise(bounds):
+        features = np.empty((stop - start, len(feature_names())), dtype=np.float32)
+        fill(np.array([start, stop]), features)
+        yield pd.DataFrame(
+            features, index=telemetry.index[start:stop], columns=feature_names(), copy=False
+        )
+
+
+def _prepared(telemetry: pd.DataFrame) -> tuple[np.ndarray, Callable]:
+    """Run the first pass; return the modules' bounds, and the second pass for some of them."""
+    check_interval(telemetry)
+    times, bounds, racks = _times_and_bounds(telemetry)
+    signals, places = _signals(telemetry), _places(feature_names())
+    _derive_signals(times, bounds, racks, *_derived_from(), signals)
+
+    def fill(modules: np.ndarray, features: np.ndarray) -> None:
+        rows = slice(modules[0], modules[-1])
+        _roll(times[rows], modules - modules[0], signals[rows], places, features)
+
+    return bounds, fill
+
+
+def check_interval(telemetry: pd.DataFrame) -> list[str]:
+    """Say which windows hold too few rows for a deviation or a slope.
+
+    Parameters
+    ----------
+    telemetry : DataFrame of shape (n_samples, n_columns)
+
+    Returns
+    -------
+    list of str
+        Empty where each window holds two rows of a module at least.
+
+    Raises
+    ------
+    DataError
+        If no window does.
+    """
+    interval_s = sampling_interval_s(telemetry)
+    short = [f"{window}" for window in WINDOWS_MIN if window * 60 < 2 * interval_s]
+    if len(short) == len(WINDOWS_MIN):
+        most = WINDOWS_MIN[-1] * 30
+        problem = (
+            f"A module must have a row every {most} s at least, got one every {interval_s:g} s;"
+            f" windows of {WINDOWS_MIN[-1]} min would hold one reading: export at a higher rate."
+        )
+        raise DataError("No features can be computed", [problem])
+    if not short:
+        return []
+    return [
+        f"a row every {interval_s:g} s leaves one reading in windows of {', '.join(short)} min: "
+        "their deviations and slopes are missing"
+    ]
 
 
 def _signals(telemetry: pd.DataFrame) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 
 import mlflow
 import skops.io
+import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from sklearn.base import BaseEstimator
@@ -77,7 +78,8 @@ def load_model(uri: str | Path) -> tuple[BaseEstimator, dict[str, Any]]:
         reason = str(error).strip().split("\n", 1)[0]
         raise ModelError(f"there is no model {uri}: {reason}") from error
     try:
-        described = Model.load(folder)
+        # Not Model.load, which unescapes the percent signs of a path.
+        described = Model.from_dict(yaml.safe_load((folder / "MLmodel").read_text("utf-8")))
         file = folder / _file_name(described, uri)
         types = _checked(skops.io.get_untrusted_types(file=file), f"the model {uri}")
         return skops.io.load(file, trusted=types), described.metadata or {}

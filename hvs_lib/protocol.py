@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from time import perf_counter
 
 from hvs_lib import columns as col
@@ -12,6 +13,7 @@ from hvs_lib.calibration import (
     Calibration,
     choose_calibration,
 )
+from hvs_lib.data import sampling_interval_s
 from hvs_lib.metrics import (
     EVENT_METRICS,
     RULES,
@@ -22,6 +24,7 @@ from hvs_lib.metrics import (
 )
 from hvs_lib.splits import Split, thin_normal_rows
 
+import joblib
 import numpy as np
 import pandas as pd
 from imblearn.pipeline import Pipeline
@@ -123,6 +126,20 @@ class Protocol:
         """Modules that a site has on average."""
         modules = self.telemetry.groupby(col.KEYS[:3], observed=True).ngroups
         return modules / self.telemetry[col.SITE].nunique()
+
+    @cached_property
+    def interval_s(self) -> float:
+        """Usual time between two rows of a module [s]."""
+        return sampling_interval_s(self.telemetry)
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Digests of what models are fitted on, to find where two machines begin to differ."""
+        return {
+            "digest_telemetry": joblib.hash(self.telemetry),
+            "digest_features": joblib.hash(self.X.to_numpy()),
+            "digest_training_rows": joblib.hash(self.fitting_rows(self.split.train)),
+        }
 
     def fitting_rows(self, rows: np.ndarray) -> np.ndarray:
         """Thin the rows of a fold to those that models are fitted on, as positions in `X`."""

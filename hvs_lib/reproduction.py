@@ -13,6 +13,7 @@ from pathlib import Path
 from hvs_lib import tracking
 from hvs_lib.data import sha256_of_file
 from hvs_lib.runner import RunError, plan
+from hvs_lib.sqlite_store import sqlite_uri
 
 import pandas as pd
 from mlflow import MlflowClient
@@ -107,12 +108,7 @@ def compare(logged: list[Run], again: list[Run]) -> pd.DataFrame:
 
 def _find(client: MlflowClient, run_id: str) -> tuple[Run, Run]:
     """Return a run that can be executed again, and the run of its notebook."""
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        raise RunError(
-            f"there is no run {run_id!r} in the store: look it up in `make ui`."
-        ) from error
+    run = _get(client, run_id)
     role, stage = run.data.tags.get("role"), run.data.tags.get("stage")
     if role is None:
         raise RunError(f"run {run_id} is none of the workbook's notebooks or models.")
@@ -121,7 +117,7 @@ def _find(client: MlflowClient, run_id: str) -> tuple[Run, Run]:
     parent = run
     if role != "parent":
         _check_complete(run, "mlflow.parentRunId")
-        parent = client.get_run(run.data.tags["mlflow.parentRunId"])
+        parent = _get(client, run.data.tags["mlflow.parentRunId"])
     _check_complete(parent, "mlflow.source.name", "data_sha256", "data_path")
     for each in (run, parent):
         if each.info.status != "FINISHED":
@@ -130,6 +126,18 @@ def _find(client: MlflowClient, run_id: str) -> tuple[Run, Run]:
                 "reproduced."
             )
     return run, parent
+
+
+def _get(client: MlflowClient, run_id: str) -> Run:
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        raise RunError(
+            f"there is no run {run_id!r} in the store: look it up in `make ui`."
+        ) from error
+    if run.info.lifecycle_stage == "deleted":
+        raise RunError(f"run {run_id} is deleted: restore it with `mlflow runs restore`.")
+    return run
 
 
 def _check_complete(run: Run, *names: str) -> None:
@@ -157,7 +165,7 @@ def _check_data(parent: Run) -> None:
 
 def _execute(notebook: str, parameters: dict[str, object], folder: Path) -> list[Run]:
     """Run the notebook in another process, whose store is in the folder; return its runs."""
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    uri = sqlite_uri(folder / "mlflow.db")
     words = [sys.executable, "-c", _COMMAND, "run", notebook]
     for name, value in parameters.items():
         words += ["-p", name, str(value)]

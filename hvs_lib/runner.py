@@ -11,6 +11,7 @@ import os
 import re
 import reprlib
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -137,20 +138,29 @@ def plan(
     return planned
 
 
-def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> None:
+def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> list[str]:
     """Refuse a telemetry file of the user's own before a kernel starts, as the notebooks would.
 
     Parameters
     ----------
     planned : from `plan`.
 
+    Returns
+    -------
+    list of str, what is doubtful about it.
+
     Raises
     ------
     DataError
         With all that is wrong.
+    RunError
+        Where a treatment of the imbalance cannot work on it.
     """
-    from hvs_lib.data import load_telemetry
-    from hvs_lib.splits import check_labels, split_by_rack
+    from hvs_lib import columns as col
+    from hvs_lib.data import load_telemetry, summarize
+    from hvs_lib.features import check_interval
+    from hvs_lib.samplers import check_folds
+    from hvs_lib.splits import check_labels, split_by_rack, thin_normal_rows
 
     uses = {
         name: _defaults(notebooks()[name]) | dict(parameters)
@@ -158,15 +168,25 @@ def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> None:
         if parameters.get("data_path")
     }
     if not uses:
-        return
-    (path,) = {parameters["data_path"] for parameters in uses.values()}
-    telemetry = load_telemetry(path)
+        return []
+    first = next(iter(uses.values()))
+    telemetry = load_telemetry(first["data_path"], keep_fill_values=first["keep_fill_values"])
     check_labels(telemetry)
+    warnings = summarize(telemetry)["warnings"] + check_interval(telemetry)
     of_split = ("test_size", "n_folds", "seed", "split")
     for parameters in uses.values():
-        if set(of_split) <= set(parameters):
-            split_by_rack(telemetry, **{name: parameters[name] for name in of_split})
-            break  # the notebooks split alike
+        if not set(of_split) <= set(parameters):
+            continue
+        split = split_by_rack(telemetry, **{name: parameters[name] for name in of_split})
+        if "sampling_strategy" in parameters:
+            stride = parameters["normal_stride"]
+            kept = [thin_normal_rows(telemetry, rows, stride) for rows, _ in split.folds]
+            labels = [telemetry[col.LABEL].to_numpy()[rows] for rows in kept]
+            try:
+                check_folds(labels, parameters["sampling_strategy"], stride)
+            except ValueError as error:
+                raise RunError(str(error)) from error
+    return warnings
 
 
 def execute(
@@ -203,6 +223,7 @@ def execute(
     from hvs_lib import tracking
 
     tracking.connect()
+    tracking.check_experiments()
     folder = _new_folder()
     papermill_io.register(str(folder), _WholeFiles())
     with environment({LOG_FILE: str(folder / "run.log")}):
@@ -313,15 +334,18 @@ def _failure_of(notebook: Path, output: Path, parameters: Mapping[str, object]) 
     """Execute a notebook and say what went wrong; empty where all is well."""
     # papermill only logs what an execution lacks; `plan` and the exceptions below say it better.
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
+    # Another environment's kernel spec may be named python3, too; this path is searched first.
+    kernels = f"{sys.prefix}/share/jupyter{os.pathsep}{os.environ.get('JUPYTER_PATH', '')}"
     try:
-        pm.execute_notebook(
-            notebook,
-            output,
-            parameters=dict(parameters),
-            kernel_name="python3",
-            progress_bar=False,  # the steps say more than a count of cells
-            extra_arguments=["--log-level=CRITICAL"],  # the kernel's own advice
-        )
+        with environment({"JUPYTER_PATH": kernels}):
+            pm.execute_notebook(
+                notebook,
+                output,
+                parameters=dict(parameters),
+                kernel_name="python3",
+                progress_bar=False,  # the steps say more than a count of cells
+                extra_arguments=["--log-level=CRITICAL"],  # the kernel's own advice
+            )
     except PapermillExecutionError as error:
         return f"failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """Samplers that work on every fold, and what the slow ones would cost."""
 
+import math
 from time import perf_counter
 
 from hvs_lib.models import negatives_per_positive
@@ -12,10 +13,16 @@ from imblearn.under_sampling import RandomUnderSampler
 
 # They look for the neighbours of every row, so their time grows with the square of the rows.
 SLOW = ("SMOTE-Tomek", "SMOTE-ENN")
+_FEW = 30  # hazardous rows
 
 
 def make_samplers(
-    y_by_fold: list[np.ndarray], *, k_neighbors: int, sampling_strategy: float, seed: int
+    y_by_fold: list[np.ndarray],
+    *,
+    k_neighbors: int,
+    sampling_strategy: float,
+    normal_stride: int,
+    seed: int,
 ) -> dict[str, BaseSampler]:
     """Make samplers with fewer neighbours where a fold has few hazardous rows.
 
@@ -24,6 +31,7 @@ def make_samplers(
     y_by_fold : arrays of labels, each of the rows that one fold is fitted on.
     k_neighbors : neighbours to draw between; the samplers' own may be fewer.
     sampling_strategy : minority/majority after resampling, the same for all.
+    normal_stride : every how many normal rows one is in the folds.
     seed : of the draws.
 
     Returns
@@ -42,8 +50,8 @@ def make_samplers(
     SIGKDD Explorations 6 (2004) 20-29 (SMOTE-Tomek, SMOTE-ENN).
     """
     check_sampling(k_neighbors, sampling_strategy)
-    k = _usable_neighbors(y_by_fold, k_neighbors)
-    _check_strategy(y_by_fold, sampling_strategy)
+    check_folds(y_by_fold, sampling_strategy, normal_stride)
+    k = min(k_neighbors, min(int(np.sum(y)) for y in y_by_fold) - 1)
     ratio = {"sampling_strategy": sampling_strategy, "random_state": seed}
     return {
         "SMOTE": SMOTE(k_neighbors=k, **ratio),
@@ -74,6 +82,8 @@ def estimate_seconds(
     """
     rng = np.random.default_rng(seed)
     rows = np.flatnonzero(rng.random(len(y)) < share)
+    if y[rows].sum() < _FEW:
+        rows = np.arange(len(y))  # too few to draw between
     start = perf_counter()
     sampler.fit_resample(X[rows], y[rows])
     return (perf_counter() - start) * (len(y) / len(rows)) ** 2
@@ -89,21 +99,27 @@ def check_sampling(smote_k_neighbors: int, sampling_strategy: float) -> None:
         )
 
 
-def _usable_neighbors(y_by_fold: list[np.ndarray], k_neighbors: int) -> int:
+def check_folds(y_by_fold: list[np.ndarray], sampling_strategy: float, normal_stride: int) -> None:
+    """Refuse folds that cannot be resampled, with a ValueError.
+
+    Parameters
+    ----------
+    y_by_fold, sampling_strategy, normal_stride : as for `make_samplers`.
+    """
     fewest = min(int(np.sum(y)) for y in y_by_fold)
     if fewest < 2:
         raise ValueError(
             f"SMOTE needs at least 2 hazardous rows in each fold, got {fewest}: "
             "use more telemetry or fewer folds."
         )
-    return min(k_neighbors, fewest - 1)
-
-
-def _check_strategy(y_by_fold: list[np.ndarray], sampling_strategy: float) -> None:
     present = max(1 / negatives_per_positive(y) for y in y_by_fold)
-    if not present < sampling_strategy <= 1:
-        raise ValueError(
-            f"sampling_strategy must be above {present:.3f}, the ratio of hazardous to normal rows "
-            f"that the folds have after thinning, and at most 1, got {sampling_strategy}: raise "
-            "it, or lower normal_stride."
-        )
+    if present < sampling_strategy:
+        return
+    cures = [f"raise it above {present:.3f}"] if present < 1 else []
+    stride = math.ceil(normal_stride * sampling_strategy / present) - 1
+    cures += [f"lower normal_stride to {stride}"] if stride >= 1 else []
+    cures += ["leave 03_smote out: name the other notebooks to `hvs run`"]
+    raise ValueError(
+        f"sampling_strategy must be above {present:.3f}, the ratio of hazardous to normal rows "
+        f"that the folds have after thinning, got {sampling_strategy}: {', or '.join(cures)}."
+    )

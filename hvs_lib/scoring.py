@@ -5,13 +5,13 @@ from __future__ import annotations
 import stat
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hvs_lib import columns as col
 from hvs_lib.calibration import CalibratedClassifier
-from hvs_lib.data import DataError, rack_codes, read_racks
-from hvs_lib.features import build_features
+from hvs_lib.data import DataError, describe, rack_codes, read_racks, sampling_interval_s
+from hvs_lib.features import check_interval, features_by_module
 from hvs_lib.metrics import raise_alarms, scores_frame
 from hvs_lib.model_files import ModelError, load_model
 from hvs_lib.project import whole_file
@@ -27,6 +27,7 @@ from xgboost import DMatrix, XGBClassifier
 
 CHAMPION_URI = f"models:/{REGISTERED_MODEL}@{CHAMPION}"
 N_TOP = 3
+_SLICE = 100_000  # rows
 COLUMNS = [col.SITE, col.RACK, col.MODULE, "alarm_start", "score"]
 COLUMNS += [name for k in range(1, N_TOP + 1) for name in (f"feature_{k}", f"contribution_{k}")]
 
@@ -39,10 +40,12 @@ class Champion:
     ----------
     model : calibrated classifier, as it was logged.
     alarm : ``threshold`` and ``rule``.
+    interval_s : between two rows of a module of the telemetry that it was trained on [s].
     """
 
     model: CalibratedClassifier
     alarm: dict[str, object]
+    interval_s: float
 
     @property
     def pipeline(self) -> Pipeline:
@@ -52,11 +55,18 @@ class Champion:
 
 @dataclass
 class Tally:
-    """What was scored so far."""
+    """What was scored so far, and what was found doubtful meanwhile."""
 
     racks: int = 0
     rows: int = 0
     alarms: int = 0
+    findings: list = field(default_factory=list)
+    notes: dict[str, None] = field(default_factory=dict)  # in the order they came, each once
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know of the telemetry."""
+        return [*self.notes, *describe(self.findings, self.rows)]
 
 
 def load_champion(uri: str = CHAMPION_URI) -> Champion:
@@ -75,12 +85,14 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
         fixed, metadata = load_model(uri)
     except ModelError as error:
         raise ModelError(
-            f"{error}\nThe store is {mlflow.get_tracking_uri()}: `hvs run` trains and registers "
-            "one, or set MLFLOW_TRACKING_URI to the store that has it."
+            f"{error}\nThe store is {mlflow.get_registry_uri()}: `hvs run` trains and registers "
+            "one, or set MLFLOW_TRACKING_URI (MLFLOW_REGISTRY_URI, if you use it) to the store "
+            "that has it."
         ) from error
-    if "alarm_threshold" not in metadata:
+    if not {"alarm_threshold", "interval_s"} <= metadata.keys():
         raise ModelError(f"the model {uri} carries no alarm settings: run the notebooks again.")
-    return Champion(fixed.estimator.estimator, read_alarm(metadata))
+    interval_s = float(metadata["interval_s"])
+    return Champion(fixed.estimator.estimator, read_alarm(metadata), interval_s)
 
 
 def score_file(
@@ -88,6 +100,7 @@ def score_file(
     output: str | Path,
     champion: Champion,
     *,
+    keep_fill_values: bool = False,
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> Tally:
     """Write the alarms that a file's telemetry raises to a CSV file.
@@ -99,6 +112,7 @@ def score_file(
     path : raw telemetry, CSV or Parquet, larger than memory if need be; a label is not needed.
     output : CSV file to write, over an older one.
     champion : from `load_champion`.
+    keep_fill_values : as for `load_telemetry`.
     on_progress : called with the share of the file's rows scored so far.
 
     Returns
@@ -119,7 +133,9 @@ def score_file(
         tempfile.TemporaryDirectory(prefix="hvs-score-") as folder,
     ):
         pd.DataFrame(columns=COLUMNS).to_csv(unfinished, index=False)
-        for share, telemetry in read_racks(path, folder):
+        for share, telemetry in read_racks(path, folder, keep_fill_values=keep_fill_values):
+            tally.findings += telemetry.attrs["findings"]
+            tally.notes |= dict.fromkeys(_interval_notes(telemetry, champion))
             alarms = score_racks(telemetry, champion)
             # Six digits: where a forest has threads, they add up in any order.
             alarms.to_csv(unfinished, mode="a", header=False, index=False, float_format="%.6g")
@@ -128,6 +144,20 @@ def score_file(
             tally.alarms += len(alarms)
             on_progress(share)
     return tally
+
+
+def _interval_notes(telemetry: pd.DataFrame, champion: Champion) -> list[str]:
+    """Say where the telemetry comes at another rate than that of the model."""
+    interval_s = sampling_interval_s(telemetry)
+    notes = check_interval(telemetry)
+    if interval_s and not 0.5 <= interval_s / champion.interval_s <= 2:
+        rule = champion.alarm["rule"]
+        notes.append(
+            f"the model was trained on a row every {champion.interval_s:g} s, here is one every "
+            f"{interval_s:g} s: an alarm, {rule.k} of {rule.n} rows, takes as many times longer, "
+            "and scores are less certain"
+        )
+    return notes
 
 
 def _check_output(output: Path, telemetry: Path) -> None:
@@ -163,18 +193,26 @@ def score_racks(telemetry: pd.DataFrame, champion: Champion) -> pd.DataFrame:
     regression, probability for a random forest; before calibration). Ids that a spreadsheet would
     take for a formula get an apostrophe before them.
     """
-    X = build_features(telemetry)
-    with config_context(assume_finite=True):  # checked as telemetry; NaN is imputed
-        score = champion.model.predict_proba(X)[:, 1]
-    frame = scores_frame(
-        telemetry.drop(columns=col.LABEL, errors="ignore"), np.arange(len(X)), score
-    )
-    alarms = raise_alarms(frame, **champion.alarm)
+    tables = []
+    for X in features_by_module(telemetry):
+        rows = telemetry.loc[X.index].drop(columns=col.LABEL, errors="ignore")
+        with config_context(assume_finite=True):  # checked as telemetry; NaN is imputed
+            # In slices: each step of the pipeline copies what it is given.
+            slices = [X.iloc[first : first + _SLICE] for first in range(0, len(X), _SLICE)]
+            score = np.concatenate([champion.model.predict_proba(part)[:, 1] for part in slices])
+        alarms = raise_alarms(scores_frame(rows, np.arange(len(X)), score), **champion.alarm)
+        if len(alarms):
+            tables.append(_alarm_table(alarms, rows, X, champion))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
+
+
+def _alarm_table(alarms, rows, X, champion):
+    """List the alarms of one module, see `score_racks`."""
     table = alarms[col.KEYS[:3]].astype("str").apply(_as_text)
     table["alarm_start"] = alarms[col.TIMESTAMP].dt.strftime("%Y-%m-%dT%H:%M:%S")
     table["score"] = alarms["y_score"]
-    rows = _rows_of(telemetry, alarms)
-    return table.join(_top_features(contributions(champion.pipeline, X.iloc[rows])))
+    starts = np.searchsorted(rows[col.TIMESTAMP], alarms[col.TIMESTAMP])
+    return table.join(_top_features(contributions(champion.pipeline, X.iloc[starts])))
 
 
 def contributions(pipeline: Pipeline, X: pd.DataFrame) -> pd.DataFrame:
@@ -236,19 +274,6 @@ def _top_features(found: pd.DataFrame) -> pd.DataFrame:
             found.to_numpy(), order[:, k : k + 1], axis=1
         )[:, 0]
     return pd.DataFrame(columns)
-
-
-def _rows_of(telemetry: pd.DataFrame, alarms: pd.DataFrame) -> np.ndarray:
-    """Find the rows at which alarms start, as positions."""
-    if alarms.empty:
-        return np.empty(0, dtype=np.int64)
-    near = np.flatnonzero(telemetry[col.TIMESTAMP].isin(alarms[col.TIMESTAMP]))
-    place = pd.Series(near, index=_keys(telemetry.iloc[near]))
-    return place.loc[_keys(alarms)].to_numpy()
-
-
-def _keys(frame: pd.DataFrame) -> pd.MultiIndex:
-    return pd.MultiIndex.from_frame(frame[col.KEYS].astype({name: "str" for name in col.KEYS[:3]}))
 
 
 def _as_text(ids: pd.Series) -> pd.Series:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from threading import Lock
-from time import monotonic
 
 from hvs_lib.models import row_weights
 from hvs_lib.protocol import Protocol
@@ -17,7 +16,6 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.metrics import average_precision_score, f1_score
 from xgboost import QuantileDMatrix, XGBClassifier, train
 
-SEARCHES = ("random", "halving")
 SCORINGS = ("f1_class1", "pr_auc")
 
 
@@ -52,8 +50,6 @@ class SharedFolds:
     names : the parameters that are searched; they tell the candidates apart.
     scored : parameters and metrics of the candidates that an earlier search has scored on these
         folds, from ``run.scored_candidates``: they are not fitted again.
-    time_budget_min : no candidate starts later than so many minutes after the making of the folds;
-        0 sets no limit [min].
     """
 
     def __init__(
@@ -63,7 +59,6 @@ class SharedFolds:
         *,
         names: Iterable[str],
         scored: Iterable[tuple[Mapping, Mapping]] = (),
-        time_budget_min: float = 0.0,
     ):
         self.names = tuple(names)
         self.cv = [(protocol.fitting_rows(rows), held) for rows, held in protocol.split.folds]
@@ -71,7 +66,6 @@ class SharedFolds:
             _prepare(pipeline, protocol, number, *rows) for number, rows in enumerate(self.cv)
         ]
         self._scored = {self._key(params): metrics for params, metrics in scored}
-        self._deadline = monotonic() + 60 * time_budget_min if time_budget_min else np.inf
 
     def __sklearn_clone__(self) -> SharedFolds:
         return self  # each candidate clones its parameters, and this is what they share
@@ -88,11 +82,6 @@ class SharedFolds:
 
     def _key(self, params: Mapping) -> tuple[str, ...]:
         return tuple(str(params[name]) for name in self.names)  # MLflow keeps parameters as text
-
-    @property
-    def time_is_up(self) -> bool:
-        """Whether the time budget is spent."""
-        return monotonic() > self._deadline
 
 
 class SharedFoldClassifier(ClassifierMixin, BaseEstimator):
@@ -113,12 +102,12 @@ class SharedFoldClassifier(ClassifierMixin, BaseEstimator):
         self.folds = folds
 
     def fit(self, rows: np.ndarray, y: np.ndarray) -> SharedFoldClassifier:
-        """Grow the trees; none where the scores are known or the time budget is spent."""
+        """Grow the trees; none where the scores are known."""
         self.classes_ = np.array([0, 1])
         self.fold_ = self.folds.fitted_on(rows[:, 0])
         self.booster_ = None
         self.scores_ = self.folds.scored_before(self.get_params(), self.fold_.number)
-        if self.scores_ is None and not self.folds.time_is_up:
+        if self.scores_ is None:
             with self.fold_.lock:
                 self.booster_ = train(
                     self.classify.get_xgb_params(),
@@ -128,9 +117,7 @@ class SharedFoldClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, rows: np.ndarray) -> np.ndarray:
-        """Score the rows held out, shape (n_samples, 2); NaN without trees."""
-        if self.booster_ is None:
-            return np.full((len(rows), 2), np.nan)
+        """Score the rows held out, shape (n_samples, 2)."""
         with self.fold_.lock:
             hazard = self.booster_.predict(self.fold_.held_out)
         return np.column_stack([1 - hazard, hazard])
@@ -165,12 +152,10 @@ class CandidateScorer:
         self._lock = Lock()
 
     def __call__(self, estimator: BaseEstimator, X, y) -> float:
-        """Score one fold of one candidate; NaN where the time was up."""
+        """Score one fold of one candidate."""
         score = estimator.scores_
         if score is None:
             hazard = estimator.predict_proba(X)[:, 1]
-            if np.isnan(hazard[0]):
-                return np.nan
             score = f1_score(y, hazard >= 0.5), average_precision_score(y, hazard)
         params = {name: estimator.get_params()[name] for name in self._folds.names}
         with self._lock:
@@ -182,39 +167,20 @@ class CandidateScorer:
         return score[SCORINGS.index(self._scoring)]
 
 
-def check_found(n_found: int, time_budget_min: float) -> None:
-    """Refuse to choose among nothing.
-
-    Raises
-    ------
-    ValueError
-        Where the time was up before a candidate was complete.
-    """
-    if not n_found:
-        raise ValueError(
-            f"time_budget_min must let one candidate finish at least, got {time_budget_min}: raise "
-            "it, or set it to 0 for no limit."
-        )
-
-
-def check_search(search: str, scoring: str, n_iter: int, time_budget_min: float) -> None:
+def check_search(scoring: str, n_iter: int) -> None:
     """Refuse what could not be searched, before anything is fitted.
 
     Raises
     ------
     ValueError
-        For an unknown search or scoring, with the nearest name, less than one candidate, or a
-        negative time.
+        For an unknown scoring, with the nearest name, or less than one candidate.
     """
-    for name, value, known in (("search", search, SEARCHES), ("scoring", scoring, SCORINGS)):
-        if value not in known:
-            near = get_close_matches(value, known, n=1, cutoff=0.3)
-            hint = f": did you mean {near[0]!r}?" if near else "."
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}{hint}")
+    if scoring not in SCORINGS:
+        near = get_close_matches(scoring, SCORINGS, n=1, cutoff=0.3)
+        hint = f": did you mean {near[0]!r}?" if near else "."
+        raise ValueError(f"scoring must be one of {', '.join(SCORINGS)}, got {scoring!r}{hint}")
     if n_iter < 1:
         raise ValueError(f"n_iter must be at least 1, got {n_iter}.")
-    if not time_budget_min >= 0:
-        raise ValueError(f"time_budget_min must be 0 (no limit) or more, got {time_budget_min}.")
 
 
 def _candidate_metrics(scores: Mapping[int, tuple[float, float]]) -> dict[str, float]:

@@ -126,7 +126,7 @@ def check_labels(telemetry: pd.DataFrame) -> None:
     Raises
     ------
     DataError
-        Without a label, without an event, or without a normal row.
+        Without a label, without an event, without a normal row, or with events of one row each.
     """
     if col.LABEL not in telemetry:
         cure = "add the labels; telemetry without them can only be scored."
@@ -137,6 +137,11 @@ def check_labels(telemetry: pd.DataFrame) -> None:
     if telemetry[col.LABEL].all():
         cure = "add the telemetry of quiet times, with the label 0."
         rule = f"It must hold rows without a hazard, {col.LABEL} is 1 in every row"
+        raise DataError(_TITLE, [f"{rule}; {cure}"])
+    n_rows, n_events = int(telemetry[col.LABEL].sum()), int(event_codes(telemetry).max()) + 1
+    if n_rows == n_events > 1:
+        cure = "label all rows from 20 min to 30 s before the point of no return."
+        rule = f"Events must be several rows long, got {n_events} events of one labelled row each"
         raise DataError(_TITLE, [f"{rule}; {cure}"])
 
 

@@ -7,6 +7,7 @@ time, ids as categories, sensors as float32, the label as int8, time in UTC with
 from hvs_lib.data.codes import event_codes, module_codes, rack_codes
 from hvs_lib.data.files import DataError, sha256_of_file
 from hvs_lib.data.loading import load_telemetry
+from hvs_lib.data.quality import describe, sampling_interval_s
 from hvs_lib.data.saving import save_telemetry
 from hvs_lib.data.simulated import simulated_fleet_path
 from hvs_lib.data.streaming import read_racks
@@ -14,12 +15,14 @@ from hvs_lib.data.summary import format_summary, summarize
 
 __all__ = [
     "DataError",
+    "describe",
     "event_codes",
     "format_summary",
     "load_telemetry",
     "module_codes",
     "rack_codes",
     "read_racks",
+    "sampling_interval_s",
     "save_telemetry",
     "sha256_of_file",
     "simulated_fleet_path",

@@ -5,6 +5,7 @@ refuses it with the cells that are wrong.
 """
 
 from hvs_lib import columns as col
+from hvs_lib.data.quality import clear_fill_values
 from hvs_lib.data.reading import MISSING, MISSING_NUMBERS, RawFile
 
 import numpy as np
@@ -20,7 +21,10 @@ _ZONE = rf"\d[Tt ]\d[\d:.]*\s*(?:[Zz]\s*$|{_OFFSET})"
 
 
 def to_frame(raw: RawFile) -> pd.DataFrame:
-    """Return the columns of a file as a table, which empties `raw.columns`."""
+    """Return the columns of a file as a table, which empties `raw.columns`.
+
+    What stands for an absent sensor becomes NaN and is added to `raw.findings`.
+    """
     columns = {}
     for name in list(raw.columns):
         array = raw.columns.pop(name)  # so that the file's copy of the column is freed at once
@@ -33,7 +37,10 @@ def to_frame(raw: RawFile) -> pd.DataFrame:
         else:
             columns[name] = _to_numbers(array, np.float32)
     arrow.default_memory_pool().release_unused()  # else a second copy of the file stays behind
-    return pd.DataFrame(columns, copy=False)
+    frame = pd.DataFrame(columns, copy=False)
+    if not raw.keep_fill_values:
+        raw.findings += clear_fill_values(frame)
+    return frame
 
 
 def _encoded(array: arrow.ChunkedArray) -> arrow.DictionaryArray:

@@ -6,6 +6,7 @@ from hvs_lib import columns as col
 from hvs_lib.data.codes import module_codes, order_of
 from hvs_lib.data.conversion import to_frame
 from hvs_lib.data.files import refusal
+from hvs_lib.data.quality import clear_zero_columns, clear_zero_modules, doubtful_current
 from hvs_lib.data.reading import READ_ERRORS, RawFile, read_file
 from hvs_lib.data.schema import untypical, validate
 
@@ -15,7 +16,9 @@ import pandas as pd
 DEFAULT_SITE = "Site1"
 
 
-def load_telemetry(path: str | Path, *, require_label: bool = True) -> pd.DataFrame:
+def load_telemetry(
+    path: str | Path, *, require_label: bool = True, keep_fill_values: bool = False
+) -> pd.DataFrame:
     """Load a telemetry file and refuse it with every problem named if it is not sound.
 
     Parameters
@@ -24,12 +27,15 @@ def load_telemetry(path: str | Path, *, require_label: bool = True) -> pd.DataFr
         A `.csv`, `.csv.gz` or `.parquet` file, see data/README.md.
     require_label : bool, default=True
         False for telemetry that is only scored: the label may then be absent or empty.
+    keep_fill_values : bool, default=False
+        Take 327.67, 65535 and the like, which loggers write for an absent sensor, as readings.
 
     Returns
     -------
     DataFrame of shape (n_samples, n_columns)
         The telemetry, columns in the order of `columns.TELEMETRY`. A sensor that the file lacks is
-        NaN throughout. `attrs["ignored_columns"]` names the columns that are not telemetry.
+        NaN throughout. `attrs["ignored_columns"]` names the columns that are not telemetry,
+        `attrs["findings"]` what is doubtful, for `summarize`.
 
     Raises
     ------
@@ -39,9 +45,12 @@ def load_telemetry(path: str | Path, *, require_label: bool = True) -> pd.DataFr
     path = Path(path)
     try:
         raw = read_file(path)
+        raw.keep_fill_values = keep_fill_values
         frame = to_frame(raw)
     except READ_ERRORS as error:
         raise refusal(path, _unreadable(path, error)) from error
+    if not keep_fill_values:
+        raw.findings += clear_zero_columns(frame)
     raw.problems += untypical(frame)
     return to_telemetry(path, raw, frame, require_label=require_label)
 
@@ -91,5 +100,10 @@ def _finish(frame: pd.DataFrame, raw: RawFile) -> pd.DataFrame:
     order = order_of(module_codes(result), result[col.TIMESTAMP].to_numpy())
     if order is not None:
         result = result.take(order).reset_index(drop=True)
+    modules = module_codes(result)
+    if not raw.keep_fill_values:
+        raw.findings += clear_zero_modules(result, modules)
+    raw.findings += doubtful_current(result, modules)
     result.attrs["ignored_columns"] = [name for name in raw.names if name not in col.TELEMETRY]
+    result.attrs["findings"] = raw.findings
     return result

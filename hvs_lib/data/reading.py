@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hvs_lib import columns as col
 from hvs_lib.data.files import SUFFIXES, count_rows, refusal, unknown_format
+from hvs_lib.data.quality import Finding
 
 import pyarrow as arrow
 import pyarrow.csv
@@ -35,6 +36,8 @@ class RawFile:
     row_name: Callable[[int], str]
     problems: list[str] = field(default_factory=list)
     whole: bool = True  # False for a piece of a file, which may lack what the file has
+    keep_fill_values: bool = False
+    findings: list[Finding] = field(default_factory=list)
 
 
 def read_file(path: Path) -> RawFile:

@@ -11,6 +11,7 @@ from hvs_lib import columns as col
 from hvs_lib.data.conversion import codes_and_words, to_frame, zone_styles
 from hvs_lib.data.files import DataError, refusal
 from hvs_lib.data.loading import load_telemetry, to_telemetry
+from hvs_lib.data.quality import clear_zero_columns
 from hvs_lib.data.reading import READ_ERRORS, RawFile, column_names, read_batches
 from hvs_lib.data.schema import untypical
 
@@ -26,7 +27,11 @@ _ROW = "row of the file"
 
 
 def read_racks(
-    path: str | Path, folder: str | Path, *, rows_in_memory: int = ROWS_IN_MEMORY
+    path: str | Path,
+    folder: str | Path,
+    *,
+    rows_in_memory: int = ROWS_IN_MEMORY,
+    keep_fill_values: bool = False,
 ) -> Iterator[tuple[float, pd.DataFrame]]:
     """Yield the telemetry of whole racks, one or a few small ones at a time.
 
@@ -40,6 +45,8 @@ def read_racks(
     folder : str or Path
         An empty one, for the rows of racks that are not complete yet.
     rows_in_memory : int
+    keep_fill_values : bool
+        As for `load_telemetry`.
 
     Yields
     ------
@@ -53,17 +60,19 @@ def read_racks(
         If the file or a rack of it breaks a rule of the table, or the folder has no room.
     """
     path = Path(path)
-    racks = _Racks(Path(folder), rows_in_memory)
+    racks = _Racks(Path(folder), rows_in_memory, keep_fill_values=keep_fill_values)
     if not _sorted_into(racks, path):
-        yield 1.0, load_telemetry(path, require_label=False)  # says what is wrong, if anything is
+        # says what is wrong, if anything is
+        yield 1.0, load_telemetry(path, require_label=False, keep_fill_values=keep_fill_values)
         return
-    problems = untypical(to_frame(RawFile(*racks.sample(), str)))
+    sample = RawFile(*racks.sample(), str, keep_fill_values=keep_fill_values)
+    problems = untypical(to_frame(sample))
     if problems:
         raise refusal(path, *problems)
     done = 0
     for table in racks.complete():
         done += len(table)
-        yield done / racks.n_rows, _to_telemetry(path, table, racks.empty)
+        yield done / racks.n_rows, _to_telemetry(path, table, racks)
 
 
 def _sorted_into(racks: _Racks, path: Path) -> bool:
@@ -81,12 +90,21 @@ def _sorted_into(racks: _Racks, path: Path) -> bool:
     return racks.n_rows > 0 and racks.of_one_kind()
 
 
-def _to_telemetry(path: Path, table: arrow.Table, empty: set[str]) -> pd.DataFrame:
+def _to_telemetry(path: Path, table: arrow.Table, racks: _Racks) -> pd.DataFrame:
     number = table[_ROW].to_numpy()
-    names = [name for name in table.column_names if name != _ROW and name not in empty]
-    columns = {name: table[name] for name in names}
-    raw = RawFile(columns, names, lambda row: f"row {number[row]}", whole=False)
-    return to_telemetry(path, raw, to_frame(raw), require_label=False)
+    names = [name for name in table.column_names if name != _ROW and name not in racks.empty]
+    raw = RawFile(
+        {name: table[name] for name in names},
+        names,
+        lambda row: f"row {number[row]}",
+        whole=False,
+        keep_fill_values=racks.keep_fill_values,
+    )
+    frame = to_frame(raw)
+    if not racks.keep_fill_values:
+        raw.findings += clear_zero_columns(frame[list(racks.zero & set(names))])
+        frame = frame.drop(columns=racks.zero & set(names))
+    return to_telemetry(path, raw, frame, require_label=False)
 
 
 class _Rows(NamedTuple):
@@ -100,9 +118,11 @@ class _Rows(NamedTuple):
 class _Racks:
     """Rows sorted into racks, in memory and in files."""
 
-    def __init__(self, folder: Path, rows_in_memory: int):
+    def __init__(self, folder: Path, rows_in_memory: int, *, keep_fill_values: bool):
         self.n_rows = 0
+        self.keep_fill_values = keep_fill_values
         self.empty = {col.SITE, col.LABEL, *col.SENSORS}  # columns without a value so far
+        self.zero = set(col.SENSORS)  # sensors without a value, or with none but 0
         self._zone_styles: set[bool] = set()
         self._folder = folder
         self._most = rows_in_memory
@@ -131,20 +151,26 @@ class _Racks:
 
     def _note(self, batch: arrow.Table) -> None:
         """Note what the rules of a whole file need, and no rack alone tells."""
-        names = [name for name in batch.column_names if name in self.empty]
-        found = to_frame(RawFile({name: batch[name] for name in names}, names, str)).notna().any()
-        self.empty -= set(found.index[found])
+        names = [name for name in batch.column_names if name in self.empty | self.zero]
+        raw = RawFile({name: batch[name] for name in names}, names, str)
+        raw.keep_fill_values = self.keep_fill_values
+        frame = to_frame(raw)
+        found = frame.notna()
+        self.empty -= set(found.columns[found.any()])
+        self.zero -= set(found.columns[(found & (frame != 0)).any()])
         if len(self._zone_styles) < 2:
             self._zone_styles |= zone_styles(batch[col.TIMESTAMP])
 
     def of_one_kind(self) -> bool:
         """Return whether any sensor has readings, and all times have a zone or none has."""
-        return not self.empty.issuperset(col.SENSORS) and len(self._zone_styles) < 2
+        silent = self.empty if self.keep_fill_values else self.empty | self.zero
+        return not silent.issuperset(col.SENSORS) and len(self._zone_styles) < 2
 
     def sample(self) -> tuple[dict[str, arrow.ChunkedArray], list[str]]:
         """Return the sensor columns of some rows from all over the file, and their names."""
         table = _concatenated(self._sample)
-        names = [name for name in col.SENSORS if name in table.column_names]
+        silent = set() if self.keep_fill_values else self.zero
+        names = [name for name in col.SENSORS if name in table.column_names and name not in silent]
         return {name: table[name] for name in names}, names
 
     def _flush(self) -> None:

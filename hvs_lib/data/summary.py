@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from hvs_lib import columns as col
 from hvs_lib.data.codes import event_codes, module_codes, rack_codes
+from hvs_lib.data.quality import describe, sampling_interval_s
 
 import numpy as np
 import pandas as pd
@@ -22,12 +23,12 @@ def summarize(telemetry: pd.DataFrame) -> dict:
     -------
     dict
         `rows, sites, racks, modules, start, end, hours, interval_s, module_days, missing` (share
-        of rows per sensor), `sensors_absent, ignored_columns`; with a label also `events,
+        of rows per sensor), `sensors_absent, ignored_columns, warnings`; with a label also `events,
         event_racks, labelled_rows, prevalence`; with Event_ID also `look_alikes`: the ids without
         a labelled row; with Event_Type also `event_types`: ids per type.
     """
     times = telemetry[col.TIMESTAMP]
-    interval_s = _interval_s(telemetry)
+    interval_s = sampling_interval_s(telemetry)
     span_s = (times.max() - times.min()).total_seconds() + interval_s
     missing = telemetry[col.SENSORS].isna().mean()
     return {
@@ -43,15 +44,9 @@ def summarize(telemetry: pd.DataFrame) -> dict:
         "missing": {name: float(share) for name, share in missing.items()},
         "sensors_absent": [name for name, share in missing.items() if share == 1],
         "ignored_columns": list(telemetry.attrs.get("ignored_columns", [])),
+        "warnings": describe(telemetry.attrs.get("findings", []), len(telemetry)),
         **_event_summary(telemetry),
     }
-
-
-def _interval_s(telemetry: pd.DataFrame) -> float:
-    """Return the usual time between two rows of a module [s], 0 if no module has two."""
-    steps = np.diff(telemetry[col.TIMESTAMP].to_numpy())
-    steps = steps[np.diff(module_codes(telemetry)) == 0]
-    return float(np.median(steps / np.timedelta64(1, "s"))) if len(steps) else 0.0
 
 
 def _event_summary(telemetry: pd.DataFrame) -> dict:
@@ -120,3 +115,5 @@ def _missing_lines(summary: dict) -> Iterator[tuple[str, str]]:
         yield "absent", name + (f" (did you mean {near[0]!r} for it?)" if near else "")
     if summary["ignored_columns"]:
         yield "ignored columns", ", ".join(summary["ignored_columns"])
+    for warning in summary["warnings"]:
+        yield "warning", warning

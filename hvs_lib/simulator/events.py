@@ -33,7 +33,8 @@ class LogUniform(Uniform):
     """A draw uniform in the logarithm."""
 
     def draw(self, rng: np.random.Generator) -> float:
-        return float(np.exp(rng.uniform(np.log(self.low), np.log(self.high))))
+        exponent = rng.uniform(np.log(self.low), np.log(self.high))
+        return float(np.float32(np.exp(exponent)))  # without the processor's last bit
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def minutes_since(event: Event, n_steps: int) -> np.ndarray:
 
 def wander(rng: np.random.Generator, n: int, tau_s: float) -> np.ndarray:
     """Return an Ornstein-Uhlenbeck path of unit variance, shape (n,), sampled every ``DT_S``."""
-    keep = np.exp(-DT_S / tau_s)
+    keep = float(np.float32(np.exp(-DT_S / tau_s)))  # without the processor's last bit
     shocks = rng.standard_normal(n) * np.sqrt(1.0 - keep**2)
     if n:
         shocks[0] = rng.standard_normal()
@@ -132,7 +133,7 @@ def growing_short(event: Event, plan: RackPlan) -> None:
     """Let a resistance across a cell group fall log-linearly, with noise, then stay."""
     p, m = event.params, event.module
     done = np.minimum(minutes_since(event, plan.c_rate.size) / p["ramp_min"], 1.0)
-    ohm = p["start_ohm"] * (p["final_ohm"] / p["start_ohm"]) ** done
+    ohm = p["start_ohm"] * np.power(p["final_ohm"] / p["start_ohm"], done)
     noise = wander(event.rng(), done.size, 240.0)
     plan.drive["short_ohm"][m, event.onset :] = ohm * np.exp(0.06 * noise)
     plan.traits["short_opens_C"][m] = p["opens_C"]
@@ -164,7 +165,7 @@ def hot_joint(event: Event, plan: RackPlan) -> None:
     p, m = event.params, event.module
     done = np.minimum(minutes_since(event, plan.c_rate.size) / p["ramp_min"], 1.0)
     noise = np.exp(0.15 * wander(event.rng(), done.size, 300.0))
-    plan.drive["joint_ohm"][m, event.onset :] = p["joint_ohm"] * done**1.5 * noise
+    plan.drive["joint_ohm"][m, event.onset :] = p["joint_ohm"] * np.power(done, 1.5) * noise
 
 
 def external_heat(event: Event, plan: RackPlan) -> None:

@@ -96,40 +96,42 @@ MAX_CHANGE, MIN_STEP_S = 0.25, 0.02
 FROM_REACTIONS, FROM_OUTSIDE, TO_SOLVENT, TO_ROOM = range(4)
 
 
+# Single precision, so that the last bit of numpy's exp, sin and powers, which differs between
+# processors, is rounded away before the kernel sees it.
 # What drives a module at a sample
 DRIVE = np.dtype(
     [
-        ("case_air_W_K", "f8"),
-        ("short_ohm", "f8"),  # across the group of f; inf = none
-        ("joint_ohm", "f8"),  # in series with the module
-        ("cell_W", "f8"),  # heat from outside into f
-        ("case_W", "f8"),  # heat from outside into s
-        ("leak_mol_s", "f8"),  # solvent vapour
-        ("group_capacity", "f8"),  # of the group of f, relative
+        ("case_air_W_K", "f4"),
+        ("short_ohm", "f4"),  # across the group of f; inf = none
+        ("joint_ohm", "f4"),  # in series with the module
+        ("cell_W", "f4"),  # heat from outside into f
+        ("case_W", "f4"),  # heat from outside into s
+        ("leak_mol_s", "f4"),  # solvent vapour
+        ("group_capacity", "f4"),  # of the group of f, relative
     ]
 )
 # What drives a whole rack at a sample
 SURROUNDINGS = np.dtype(
     [
-        ("current_A", "f8"),  # of the string, > 0 charges
-        ("room_C", "f8"),
-        ("inlet_ppm", "f8", 3),  # VOC, CO, H2 of the room's air
+        ("current_A", "f4"),  # of the string, > 0 charges
+        ("room_C", "f4"),
+        ("inlet_ppm", "f4", 3),  # VOC, CO, H2 of the room's air
     ]
 )
 # How a module differs from others
 TRAITS = np.dtype(
     [
-        ("resistance", "f8"),  # relative
-        ("capacity", "f8"),  # relative
-        ("soc", "f8"),  # at the start, 0-1
-        ("cell_core_W_K", "f8"),
-        ("cell_case_W_K", "f8"),
-        ("core_case_W_K", "f8"),
-        ("separator_C", "f8"),  # the collapse begins
-        ("vent_Pa", "f8"),
-        ("core_delay_s", "f8"),  # from f at 250 degC to the core's ignition; inf = never
-        ("core_tau_s", "f8"),
-        ("short_opens_C", "f8"),  # the short burns open; inf = never
+        ("resistance", "f4"),  # relative
+        ("capacity", "f4"),  # relative
+        ("soc", "f4"),  # at the start, 0-1
+        ("cell_core_W_K", "f4"),
+        ("cell_case_W_K", "f4"),
+        ("core_case_W_K", "f4"),
+        ("separator_C", "f4"),  # the collapse begins
+        ("vent_Pa", "f4"),
+        ("core_delay_s", "f4"),  # from f at 250 degC to the core's ignition; inf = never
+        ("core_tau_s", "f4"),
+        ("short_opens_C", "f4"),  # the short burns open; inf = never
     ]
 )
 # What changes in a module, and room to work out the change of a step

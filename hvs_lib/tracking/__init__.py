@@ -17,13 +17,19 @@ from hvs_lib.tracking.registry import (
     log_model_card,
     register_champion,
 )
-from hvs_lib.tracking.store import EXPERIMENTS, connect, store_failures_told
+from hvs_lib.tracking.store import (
+    EXPERIMENTS,
+    check_experiments,
+    connect,
+    store_failures_told,
+)
 
 __all__ = [
     "CHAMPION",
     "EXPERIMENTS",
     "REGISTERED_MODEL",
     "NotebookRun",
+    "check_experiments",
     "close_killed_runs",
     "code_version",
     "comparable_runs",

@@ -82,6 +82,7 @@ def protocol_params(protocol: Protocol) -> dict[str, object]:
         "n_features": protocol.X.shape[1],
         "normal_stride": protocol.normal_stride,
         "modules_per_site": protocol.modules_per_site,
+        "interval_s": protocol.interval_s,
         **goal,
         "rows_fitted": len(protocol.fitting_rows(split.train)),
         "protocol_digest": digest[:16],

@@ -39,12 +39,14 @@ from hvs_lib.tracking.executions import close_killed_runs, this_process
 from hvs_lib.tracking.store import (
     EXPERIMENTS,
     STORE_FAILURES,
+    check_experiments,
     connect,
     ensure_experiment,
     search_runs,
     store_failures_told,
 )
 
+import joblib
 import pandas as pd
 from imblearn.pipeline import Pipeline
 from IPython import get_ipython
@@ -76,8 +78,10 @@ def start(
     """
     started = time.perf_counter()
     connect()
+    check_experiments()
     close_killed_runs()
-    _watch(None)
+    if (left := _watch(None)) is not None:  # this cell is run again
+        left.abandon()
     if data_path is not None:
         data_sha256 = sha256_of_file(data_path)
     tags = {
@@ -280,6 +284,12 @@ class NotebookRun:
             child_tags["undefined_metrics"] = ",".join(missing)
         if assessment.taken_over_from:
             child_tags["taken_over_from"] = assessment.taken_over_from
+        digests = protocol.digests | {"digest_model": joblib.hash(assessment.model)}
+        child_tags |= digests
+        words = " ".join(
+            f"{name.removeprefix('digest_')}={value}" for name, value in digests.items()
+        )
+        log_line(f"digests of {model_name}, {imbalance_technique}: {words}")
         logged = model_params(assessment.model) | alarm_params(assessment)
         logged |= protocol_params(protocol) | dict(params or {})
         title = f"{model_name}, {imbalance_technique}" if role == "model" else model_name
@@ -289,7 +299,8 @@ class NotebookRun:
             model = None
             if assessment.model is not None:
                 example = protocol.X.iloc[protocol.split.test[:100]]
-                model = ModelToLog(assessment.deployable(), example, alarm_params(assessment))
+                metadata = alarm_params(assessment) | {"interval_s": protocol.interval_s}
+                model = ModelToLog(assessment.deployable(), example, metadata)
             child = ChildRun(title, child_tags, logged, metrics, Path(folder), model)
             return self._log_child(child)
 
@@ -319,6 +330,10 @@ class NotebookRun:
             self._client.set_terminated(self.run_id)
         _watch(None)
 
+    def abandon(self) -> None:
+        """Close the parent run as KILLED: another one takes its place."""
+        self._client.set_terminated(self.run_id, "KILLED")
+
     def _child_tags(self, **tags: str) -> dict[str, str]:
         return self._tags | {"mlflow.parentRunId": self.run_id} | tags
 
@@ -337,13 +352,15 @@ class NotebookRun:
             self._client.update_run(self.run_id, status="RUNNING")
 
 
-def _watch(run: NotebookRun | None) -> None:
-    """Watch the cells of this kernel for the given run, and for no other."""
-    shell = get_ipython()
+def _watch(run: NotebookRun | None) -> NotebookRun | None:
+    """Watch the cells of this kernel for the given run and no other; return the one before."""
+    shell, before = get_ipython(), None
     if shell is None:
-        return
+        return None
     for callback in list(shell.events.callbacks["post_run_cell"]):
         if isinstance(getattr(callback, "__self__", None), NotebookRun):
+            before = callback.__self__
             shell.events.unregister("post_run_cell", callback)
     if run is not None:
         shell.events.register("post_run_cell", run._after_cell)
+    return before

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 
+from hvs_lib.progress import STEP, log_line
 from hvs_lib.project import (
     MAX_STORE_WAIT_S,
     STORE_WAIT,
@@ -17,11 +18,12 @@ from hvs_lib.project import (
     remove_unfinished,
     whole_file,
 )
+from hvs_lib.sqlite_store import ARTIFACTS, sqlite_path, sqlite_uri
 
 import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
 from sqlalchemy import create_engine
@@ -53,34 +55,51 @@ def connect() -> None:
     """Point MLflow at the store, and make it ready if it is new.
 
     The store is ``MLFLOW_TRACKING_URI`` if set, else SQLite at the project root, whatever the
-    working directory. A server is asked once whether it answers; what is logged later is tried
-    again for ``HVS_STORE_WAIT_S`` seconds (60 if unset).
+    working directory; a relative SQLite path starts at the project root, too. A server is asked
+    once whether it answers; what is logged later is tried again for ``HVS_STORE_WAIT_S`` seconds
+    (60 if unset).
 
     Raises
     ------
     StoreError
         Where the store does not answer, or refuses.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlflow.db'}"
+    if foreign := os.environ.pop("MLFLOW_RUN_ID", ""):  # MLflow would write into that run
+        log_line(f"{STEP}MLFLOW_RUN_ID={foreign} is ignored: each notebook starts a run of its own")
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(project_root() / "mlflow.db")
     with store_failures_told():
-        mlflow.set_tracking_uri(uri)
-        folder = sqlite_folder(uri)
-        if folder is not None:
-            _make_ready(uri, folder)
+        path = sqlite_path(uri)
+        mlflow.set_tracking_uri(sqlite_uri(path) if path else uri)
+        if path is not None:
+            _make_ready(path)
         else:
             _ask(uri)
+        MlflowClient().search_registered_models(max_results=1)  # MLFLOW_REGISTRY_URI, where set
 
 
-def _make_ready(uri: str, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = Path(uri.removeprefix("sqlite:///"))
+def check_experiments() -> None:
+    """Refuse, with a StoreError, to log to a store whose experiments are deleted."""
+    deleted = mlflow.search_experiments(
+        view_type=ViewType.DELETED_ONLY, filter_string="name LIKE 'HVS_Fire_Prediction_%'"
+    )
+    if deleted:
+        experiment = deleted[0]
+        raise StoreError(
+            f"the experiment {experiment.name} is deleted: restore it with `mlflow experiments "
+            f"restore -x {experiment.experiment_id}`, or remove it for good with `mlflow gc "
+            f"--experiment-ids {experiment.experiment_id}`."
+        )
+
+
+def _make_ready(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     # Several processes that create the tables of a fresh file at once break it, and so does one
     # that is killed meanwhile.
     with one_at_a_time():
         if not path.exists():
             remove_unfinished(path)
             with whole_file(path) as unfinished:
-                MlflowClient(f"sqlite:///{unfinished}").search_experiments(max_results=1)
+                MlflowClient(sqlite_uri(unfinished)).search_experiments(max_results=1)
         with closing(sqlite3.connect(path)) as database:
             database.execute("PRAGMA journal_mode=WAL")  # readers do not wait for a writer
         MlflowClient().search_experiments(max_results=1)
@@ -127,27 +146,20 @@ def _store_error(error: Exception) -> StoreError:
 def ensure_experiment(name: str) -> str:
     """Find or make an experiment, with artifacts beside a SQLite store and not in the cwd."""
     client = MlflowClient()
-    folder = sqlite_folder(mlflow.get_tracking_uri())
-    if folder is None:
+    path = sqlite_path(mlflow.get_tracking_uri())
+    if path is None:
         return mlflow.set_experiment(name).experiment_id
     with one_at_a_time():
         found = client.get_experiment_by_name(name)
         if found is not None:
             return found.experiment_id
-        return client.create_experiment(name, artifact_location=(folder / "mlartifacts").as_uri())
+        return client.create_experiment(name, artifact_location=ARTIFACTS)
 
 
 def one_at_a_time() -> AbstractContextManager:
     """Keep other processes off a SQLite store meanwhile; a server sees to that by itself."""
-    folder = sqlite_folder(mlflow.get_tracking_uri())
-    return nullcontext() if folder is None else FileLock(folder / "mlflow.db.lock")
-
-
-def sqlite_folder(uri: str) -> Path | None:
-    """Return the folder of a SQLite store's file; None for another kind of store."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return Path(uri.removeprefix("sqlite:///")).resolve().parent
+    path = sqlite_path(mlflow.get_tracking_uri())
+    return nullcontext() if path is None else FileLock(path.with_name("mlflow.db.lock"))
 
 
 def search_runs(filter_string: str) -> list[Run]:

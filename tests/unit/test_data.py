@@ -513,7 +513,7 @@ def test_every_problem_is_told_at_once(make_telemetry, path):
     telemetry.loc[4, col.LABEL] = "2"
     telemetry.loc[5, col.TIMESTAMP] = "today"
     telemetry.loc[6, col.SOC] = np.inf
-    telemetry.loc[7:9, col.TEMP_AVG] = -9999.0
+    telemetry.loc[7:9, col.TEMP_AVG] = -8888.0
     write(telemetry, path)
     with pytest.raises(DataError) as caught:
         load_telemetry(path)
@@ -571,7 +571,7 @@ def test_round_trip(make_telemetry, tmp_path_factory, values, site, suffix):
     before = telemetry.copy(deep=True)
     path = tmp_path_factory.mktemp("round") / f"t.{suffix}"
     save_telemetry(telemetry, path)
-    assert_frame_equal(load_telemetry(path), telemetry)
+    assert_frame_equal(load_telemetry(path, keep_fill_values=True), telemetry)
     assert_frame_equal(telemetry, before)
 
 

@@ -16,8 +16,9 @@ REQUIRED = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
 
 # The order of the flow: a module imports only from those before it.
 FLOW = [
-    ["project"], ["progress"], ["columns"], ["simulator"],
-    ["data.files"], ["data.codes"], ["data.reading"], ["data.conversion"], ["data.schema"],
+    ["project"], ["sqlite_store"], ["progress"], ["columns"], ["simulator"],
+    ["data.files"], ["data.codes"], ["data.quality"], ["data.reading"], ["data.conversion"],
+    ["data.schema"],
     ["data.loading"], ["data.streaming"], ["data.summary"], ["data.saving"],
     ["data.simulated"], ["data"],
     ["features"], ["splits"], ["models"], ["samplers"], ["scores"],

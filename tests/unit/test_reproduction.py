@@ -101,6 +101,15 @@ def test_unknown_and_foreign_runs_are_refused(store):
         reproduce(foreign, say=print)
 
 
+def test_deleted_runs_are_refused(notebook):
+    client = MlflowClient()
+    parent, child = notebook()
+    client.delete_experiment(client.get_run(parent).info.experiment_id)
+    for run_id in (parent, child):
+        with pytest.raises(RunError, match="is deleted: restore it"):
+            reproduce(run_id, say=print)
+
+
 def test_telemetry_that_changed_or_went_is_refused(notebook, tmp_path):
     path = tmp_path / "own.csv"
     path.write_text("one")

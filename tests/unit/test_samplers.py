@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 
+SETTINGS = {"k_neighbors": 5, "sampling_strategy": 0.5, "normal_stride": 18, "seed": 1}
 FOLDS = [np.repeat([0, 1], [90, 10]), np.repeat([0, 1], [80, 4])]
 
 
@@ -19,7 +20,7 @@ def blob(n_normal=400, n_hazard=40, seed=0):
 )
 def test_each_sampler_reaches_about_the_ratio_and_repeats_itself(name):
     X, y = blob()
-    sampler = make_samplers([y], k_neighbors=5, sampling_strategy=0.5, seed=3)[name]
+    sampler = make_samplers([y], **(SETTINGS | {"seed": 3}))[name]
     X_new, y_new = clone(sampler).fit_resample(X, y)
     again = clone(sampler).fit_resample(X, y)[0]
     np.testing.assert_array_equal(X_new, again)
@@ -28,13 +29,13 @@ def test_each_sampler_reaches_about_the_ratio_and_repeats_itself(name):
 
 
 def test_the_slow_ones_come_last():
-    assert tuple(make_samplers(FOLDS, k_neighbors=5, sampling_strategy=0.5, seed=1))[-2:] == SLOW
+    assert tuple(make_samplers(FOLDS, **SETTINGS))[-2:] == SLOW
 
 
 @pytest.mark.parametrize("name", ["SMOTE", "BorderlineSMOTE", "SMOTE-Tomek", "SMOTE-ENN"])
 def test_no_more_neighbours_than_the_smallest_fold_has(name):
     def neighbours(folds):
-        made = make_samplers(folds, k_neighbors=5, sampling_strategy=0.5, seed=1)[name]
+        made = make_samplers(folds, **SETTINGS)[name]
         return getattr(made, "smote", made).k_neighbors
 
     assert neighbours(FOLDS) == 3
@@ -63,11 +64,26 @@ def test_estimate_grows_with_the_square_of_the_share(monkeypatch):
         (
             FOLDS,
             {"sampling_strategy": 0.1},
-            r"must be above 0\.111, .*got 0\.1: raise it, or lower",
+            r"must be above 0\.111, .*got 0\.1: raise it above 0\.111, or lower .* to 16,",
+        ),
+        (
+            [np.repeat([0, 1], [40, 60])],
+            {},
+            r"must be above 1\.500, .*got 0\.5: lower normal_stride to 5, or leave 03_smote out",
+        ),
+        (
+            [np.repeat([0, 1], [40, 60])],
+            {"normal_stride": 1},
+            r"must be above 1\.500, .*got 0\.5: leave 03_smote out",
         ),
         (FOLDS, {"sampling_strategy": 1.5}, r"1 at most, got 1\.5"),
     ],
 )
 def test_samplers_that_cannot_work_are_refused(folds, options, message):
     with pytest.raises(ValueError, match=message):
-        make_samplers(folds, **({"k_neighbors": 5, "sampling_strategy": 0.5, "seed": 1} | options))
+        make_samplers(folds, **(SETTINGS | options))
+
+
+def test_a_try_on_few_hazardous_rows_takes_all_rows():
+    sampler = make_samplers([np.repeat([0, 1], [90, 10])], **SETTINGS)["SMOTE-Tomek"]
+    assert estimate_seconds(sampler, *blob(90, 10)) > 0

@@ -6,7 +6,6 @@ from hvs_lib.search import (
     CandidateScorer,
     SharedFoldClassifier,
     SharedFolds,
-    check_found,
     check_search,
 )
 from hvs_lib.splits import split_by_rack
@@ -16,9 +15,8 @@ import numpy as np
 import pytest
 from scipy.stats import randint
 from sklearn.base import clone
-from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.metrics import average_precision_score, f1_score
-from sklearn.model_selection import HalvingRandomSearchCV, RandomizedSearchCV
+from sklearn.model_selection import RandomizedSearchCV
 from xgboost import XGBClassifier
 
 SPACE = {"classify__max_depth": randint(1, 6), "classify__n_estimators": randint(5, 40)}
@@ -116,46 +114,16 @@ def test_the_number_of_threads_changes_nothing(protocol, pipeline):
     np.testing.assert_array_equal(one["mean_test_score"], two["mean_test_score"])
 
 
-def test_halving_gives_the_best_third_more_trees(protocol, pipeline):
-    names = ["classify__max_depth", "classify__n_estimators"]
-    seen, folds = [], SharedFolds(pipeline, protocol, names=names)
-    tuner = HalvingRandomSearchCV(
-        SharedFoldClassifier(pipeline[-1], folds), {"classify__max_depth": list(range(1, 10))},
-        n_candidates=9, factor=3, resource="classify__n_estimators", min_resources=4,
-        max_resources=36, scoring=scorer_into(seen, folds), cv=folds.cv, refit=False,
-        random_state=0, return_train_score=False, error_score="raise",
-    ).fit(np.arange(len(protocol.X))[:, None], protocol.y)  # fmt: skip
-    trees = [params["classify__n_estimators"] for _, params, _ in seen]
-    assert trees == [4] * 9 + [12] * 3 + [36]
-    assert tuner.best_params_["classify__n_estimators"] == 36
-
-
-def test_no_candidate_starts_after_the_time_budget(protocol, pipeline, monkeypatch):
-    clock = iter(np.arange(0.0, 1e6, 10.0))  # ten seconds pass between two looks at the clock
-    monkeypatch.setattr("hvs_lib.search.monotonic", lambda: next(clock))
-    with pytest.warns(UserWarning, match="non-finite"):
-        results, seen = search_shared(protocol, pipeline, n_jobs=1, time_budget_min=1.1)
-    assert len(seen) == 2
-    assert np.isnan(results["mean_test_score"]).tolist() == [False, False, True, True, True]
-
-
-def test_nothing_found_is_refused():
-    check_found(1, 0.5)
-    with pytest.raises(ValueError, match=r"time_budget_min must let one .* finish .*, got 0\.5"):
-        check_found(0, 0.5)
-
-
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"search": "halfing"}, "search must be one of random, halving, .* mean 'halving'"),
+        ({"scoring": "f1_clas"}, "scoring must be one of f1_class1, pr_auc, .* mean 'f1_class1'"),
         ({"scoring": "f1"}, "scoring must be one of f1_class1, pr_auc, got 'f1'"),
         ({"n_iter": 0}, "n_iter must be at least 1, got 0"),
-        ({"time_budget_min": -1}, r"time_budget_min must be 0 \(no limit\) or more, got -1"),
     ],
 )
 def test_refusals(changed, message):
-    good = {"search": "random", "scoring": "pr_auc", "n_iter": 1, "time_budget_min": 0.0}
+    good = {"scoring": "pr_auc", "n_iter": 1}
     check_search(**good)
     with pytest.raises(ValueError, match=message):
         check_search(**(good | changed))

@@ -4,12 +4,14 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 
 from hvs_lib import tracking
 from hvs_lib.data import sha256_of_file
 from hvs_lib.features import build_features
 from hvs_lib.model_files import ModelError, load_model
 from hvs_lib.models import make_pipeline
+from hvs_lib.progress import log_file
 from hvs_lib.project import StoreError
 from hvs_lib.protocol import Protocol
 from hvs_lib.splits import split_by_rack
@@ -57,11 +59,114 @@ def log(run, protocol, classifier=None, *, sampler=None, **tags):
 
 
 def test_store_is_at_the_project_root_whatever_the_working_directory(run, store, tmp_path_factory):
-    assert mlflow.get_tracking_uri() == f"sqlite:///{store / 'mlflow.db'}"
+    assert mlflow.get_tracking_uri() == f"sqlite+pysqlite:///{store / 'mlflow.db'}"
     experiment = mlflow.get_experiment_by_name("HVS_Fire_Prediction_Baseline")
-    assert experiment.artifact_location == (store / "mlartifacts").as_uri()
+    assert experiment.artifact_location == "hvs:/mlartifacts"
+    MlflowClient().log_text(run.run_id, "a note", "note.txt")
+    artifacts = MlflowClient().get_run(run.run_id).info.artifact_uri
+    assert mlflow.artifacts.download_artifacts(artifacts).startswith(str(store / "mlartifacts"))
     with sqlite3.connect(store / "mlflow.db") as database:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+@pytest.mark.parametrize("name", ["moved", "a%20b", "what? now", "#;&ü [x]", "a+b=c"])
+def test_store_goes_where_its_folder_goes(
+    run, protocol, store, tmp_path_factory, monkeypatch, name
+):
+    run_id, _ = log(run, protocol)
+    tracking.register_champion(run_id)
+    scores = tracking.read_scores(run_id)
+    folder = tmp_path_factory.mktemp("elsewhere") / name
+    shutil.move(store, folder)
+    monkeypatch.setenv("HVS_PROJECT_ROOT", str(folder))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # MLflow has set it for child processes
+    tracking.connect()
+    pd.testing.assert_frame_equal(tracking.read_scores(run_id), scores)
+    load_model("models:/hvs-fire-prediction@champion")
+    log(tracking.start("01_baseline", stage="baseline", params={}), protocol)
+    assert len(search_runs("tags.role = 'model'")) == 2
+    assert [path.name for path in folder.parent.iterdir()] == [name]  # nothing lands beside it
+
+
+def test_a_new_store_may_have_any_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HVS_PROJECT_ROOT", str(tmp_path / "what? now" / "100%25"))
+    tracking.connect()
+    assert (tmp_path / "what? now" / "100%25" / "mlflow.db").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["what? now"]
+
+
+def test_a_relative_store_is_that_of_the_project(project, monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///own.db")
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    tracking.connect()
+    assert (project / "own.db").exists()
+
+
+def test_a_foreign_run_is_never_written_to(run, protocol, monkeypatch):
+    run.finish()
+    before = MlflowClient().get_run(run.run_id).to_dictionary()
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.run_id)
+    other = tracking.start("03_smote", stage="smote", params={})
+    child, _ = log(other, protocol)
+    assert child != run.run_id
+    assert MlflowClient().get_run(run.run_id).to_dictionary() == before
+    assert f"MLFLOW_RUN_ID={run.run_id} is ignored" in log_file().read_text()
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"])
+def test_an_experiment_of_the_environment_gets_nothing(store, protocol, monkeypatch, name):
+    other = MlflowClient().create_experiment("other")
+    monkeypatch.setenv(name, other if name.endswith("ID") else "other")
+    log(tracking.start("01_baseline", stage="baseline", params={}), protocol)
+    assert not MlflowClient().search_runs([other])
+    assert not MlflowClient().search_logged_models([other])
+
+
+def test_a_file_store_is_refused(project, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{project}/mlruns")
+    with pytest.raises(StoreError, match="failed: The filesystem tracking backend"):
+        tracking.connect()
+
+
+def test_a_registry_that_is_away_is_told_at_once(project, monkeypatch):
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "sqlite:////proc/nothing/registry.db")
+    with pytest.raises(StoreError, match="/proc/nothing"):
+        tracking.connect()
+
+
+def test_a_deleted_experiment_is_told_with_the_cure(run):
+    MlflowClient().delete_experiment(run.experiment_id)
+    with pytest.raises(StoreError, match=f"mlflow experiments restore -x {run.experiment_id}`"):
+        tracking.start("01_baseline", stage="baseline", params={})
+
+
+def test_a_champion_whose_run_is_deleted_is_no_incumbent(run, protocol):
+    run_id, _ = log(run, protocol)
+    tracking.register_champion(run_id)
+    MlflowClient().delete_run(run_id)
+    assert tracking.incumbent() is None
+    assert "is deleted" in log_file().read_text()
+
+
+def test_a_deleted_model_is_not_registered(run, protocol):
+    run_id, _ = log(run, protocol)
+    client = MlflowClient()
+    client.delete_logged_model(client.get_run(run_id).outputs.model_outputs[0].model_id)
+    with pytest.raises(StoreError, match="is deleted: delete the run too"):
+        tracking.register_champion(run_id)
+    assert not client.search_registered_models()
+
+
+def test_digests_tell_where_two_machines_begin_to_differ(run, protocol):
+    logged = [MlflowClient().get_run(log(run, protocol)[0]).data.tags for _ in range(2)]
+    names = ("digest_telemetry", "digest_features", "digest_training_rows", "digest_model")
+    assert [logged[0][name] for name in names] == [logged[1][name] for name in names]
+    assert logged[0]["digest_features"] in log_file().read_text()
+    telemetry = protocol.telemetry.assign(Module_Voltage_V=1.0)
+    other = replace(protocol, telemetry=telemetry, X=build_features(telemetry))
+    tags = MlflowClient().get_run(log(run, other)[0]).data.tags
+    same = [tags[name] == logged[0][name] for name in names]
+    assert same == [False, False, True, False]
 
 
 def test_tracking_uri_of_the_environment_wins(project, tmp_path, monkeypatch, fresh_database):
@@ -71,7 +176,8 @@ def test_tracking_uri_of_the_environment_wins(project, tmp_path, monkeypatch, fr
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{elsewhere / 'own.db'}")
     tracking.connect()
     run = tracking.start("01_baseline", stage="baseline", params={})
-    assert MlflowClient().get_run(run.run_id).info.artifact_uri.startswith(elsewhere.as_uri())
+    MlflowClient().log_text(run.run_id, "a note", "note.txt")
+    assert len(list((elsewhere / "mlartifacts").rglob("note.txt"))) == 1
 
 
 def test_parent_run_says_where_it_comes_from(run, data_file):
@@ -131,10 +237,11 @@ def test_logged_model_scores_alike_and_says_what_it_needs(run, protocol, classif
         assert all("==" in line for line in file.read().split())
 
 
-def test_foreign_types_are_not_logged(run, protocol):
-    class Foreign(LogisticRegression):
-        pass
+class Foreign(LogisticRegression):
+    """No type of the workbook's."""
 
+
+def test_foreign_types_are_not_logged(run, protocol):
     with pytest.raises(ModelError, match="types that the workbook does not use"):
         log(run, protocol, Foreign())
 
@@ -190,6 +297,15 @@ def test_status_follows_the_last_cell(store, monkeypatch):
     run.finish()
     shell.run_cell("1 / 0")
     assert status() == ("FINISHED", None)
+
+
+def test_a_start_that_is_repeated_closes_the_run_before(store, monkeypatch):
+    shell = InteractiveShell.instance()
+    monkeypatch.setattr(notebook_run, "get_ipython", lambda: shell)
+    runs = [tracking.start("01_baseline", stage="baseline", params={}) for _ in range(2)]
+    found = [MlflowClient().get_run(run.run_id).info.status for run in runs]
+    assert found == ["KILLED", "RUNNING"]
+    runs[1].finish()
 
 
 def test_comparable_runs(run, protocol, data_file):
@@ -530,7 +646,7 @@ def test_a_process_killed_while_it_makes_the_store_leaves_none(project):
 
 def test_a_store_that_is_no_database_is_told(project):
     (project / "mlflow.db").write_text("something else, and long enough to be a header" * 9)
-    with pytest.raises(StoreError, match=r"the tracking store sqlite:.*mlflow\.db failed: "):
+    with pytest.raises(StoreError, match=r"the tracking store sqlite.*mlflow\.db failed: "):
         tracking.connect()
 
 

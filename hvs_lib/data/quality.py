@@ -1,0 +1,165 @@
+"""What probably is no reading, or means something else: reported, and missing where it is none.
+
+A finding is `[column, what, rows]`, so that those of a file's racks can be added up.
+"""
+
+from collections.abc import Iterable
+
+from hvs_lib import columns as col
+from hvs_lib.data.codes import module_codes
+
+import numpy as np
+import pandas as pd
+
+Finding = list  # [column, what, rows]
+
+# What loggers write for a sensor that is not there: the largest numbers of 8, 16 and 32 bits,
+# scaled and shifted as buses do (0.01, 0.1, 0.4 and 0.5 to the bit; minus 40 degC), and nines.
+# 10 and 12 bits are left out, since a gas sensor at the end of its range reports them, too.
+_ANYWHERE = (32767.0, -32768.0, 65535.0, 6553.5, 3276.7, 4294967295.0, -999.0, -9999.0)
+_HUNDREDTHS = (*_ANYWHERE, 655.35, 327.67, -327.68, -3276.8, 9999.0)
+_DEGREES = (*_HUNDREDTHS, 215.0, 255.0, 999.0, -127.0)
+FILL_VALUES = {
+    col.TEMP_AVG: _DEGREES,
+    col.TEMP_MAX: _DEGREES,
+    col.AMBIENT: _DEGREES,
+    col.VOLTAGE: _HUNDREDTHS,
+    col.CURRENT: _HUNDREDTHS,
+    col.SOC: (*_HUNDREDTHS, 102.0, 127.5, 255.0),
+    col.CO: _ANYWHERE,
+    col.H2: _ANYWHERE,
+    col.VOC: _ANYWHERE,
+}
+_REPEATED = 3  # times at least
+_MISSING = "treated as missing (keep_fill_values takes it as a reading)"
+_NEAR, _ALONE = 0.02, 0.9  # of the readings within 2 % of a fill value nine in ten are exactly it
+
+# A module that is in service never reads 0 in these for the length of a file.
+NEVER_ZERO = (col.TEMP_AVG, col.TEMP_MAX, col.VOLTAGE, col.SOC, col.AMBIENT)
+
+_CURRENT_OVER_S = 300.0  # compared with the change of charge over so long
+_AGAINST = -0.5  # cosine between the two below which the sign is doubtful
+
+
+def sampling_interval_s(telemetry: pd.DataFrame) -> float:
+    """Return the usual time between two rows of a module [s], 0 if no module has two."""
+    steps = np.diff(telemetry[col.TIMESTAMP].to_numpy())
+    steps = steps[np.diff(module_codes(telemetry)) == 0]
+    return float(np.median(steps / np.timedelta64(1, "s"))) if len(steps) else 0.0
+
+
+def clear_fill_values(frame: pd.DataFrame) -> list[Finding]:
+    """Replace fill values by NaN, in place.
+
+    Parameters
+    ----------
+    frame : DataFrame of shape (n_samples, n_columns)
+        A sensor column that is text is left as it is.
+
+    Returns
+    -------
+    list of Finding
+    """
+    found = []
+    for name, codes in FILL_VALUES.items():
+        if name not in frame or not pd.api.types.is_float_dtype(frame[name]):
+            continue
+        values = frame[name].to_numpy()
+        low, high = np.nanmin(values, initial=np.inf), np.nanmax(values, initial=-np.inf)
+        for code in codes:
+            written = values.dtype.type(code)
+            if not low <= written <= high:
+                continue
+            same = values == written
+            near = int((np.abs(values - written) <= _NEAR * abs(written)).sum())
+            if same.sum() >= max(_REPEATED, _ALONE * near):
+                frame[name] = frame[name].mask(same)
+                values = frame[name].to_numpy()
+                what = f"{code:.10g}, as absent sensors report; {_MISSING}"
+                found.append([name, what, int(same.sum())])
+    return found
+
+
+def clear_zero_columns(frame: pd.DataFrame) -> list[Finding]:
+    """Replace sensors that are 0 in all rows of a file by NaN, in place."""
+    found = []
+    for name in col.SENSORS:
+        if name in frame and pd.api.types.is_float_dtype(frame[name]):
+            zero = frame[name] == 0
+            if zero.any() and (zero | frame[name].isna()).all():
+                frame[name] = np.full(len(frame), np.nan, np.float32)
+                found.append([name, f"0 throughout; {_MISSING}", int(zero.sum())])
+    return found
+
+
+def clear_zero_modules(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Finding]:
+    """Replace readings of `NEVER_ZERO` that are 0 in all rows of a module by NaN, in place.
+
+    Parameters
+    ----------
+    telemetry : DataFrame of shape (n_samples, n_columns)
+    modules : ndarray of shape (n_samples,), int
+        Number of each row's module.
+    """
+    found = []
+    for name in NEVER_ZERO:
+        values = telemetry[name].to_numpy()
+        read = np.bincount(modules, (values != 0) & ~np.isnan(values))
+        dead = (values == 0) & (read[modules] == 0)
+        if dead.any():
+            telemetry[name] = telemetry[name].mask(dead)
+            found.append([name, f"0 throughout; {_MISSING}", int(dead.sum())])
+    return found
+
+
+def doubtful_current(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Finding]:
+    """Find a current whose sign contradicts the state of charge.
+
+    Parameters
+    ----------
+    telemetry : DataFrame of shape (n_samples, n_columns)
+        Sorted by module and time.
+    modules : ndarray of shape (n_samples,), int
+
+    Returns
+    -------
+    list of Finding
+    """
+    interval_s = sampling_interval_s(telemetry)
+    lag = max(1, round(_CURRENT_OVER_S / interval_s)) if interval_s else len(telemetry)
+    if lag >= len(telemetry):
+        return []
+    charge = np.cumsum(np.nan_to_num(telemetry[col.CURRENT].to_numpy(np.float64)))
+    moved = charge[lag:] - charge[:-lag]
+    soc = telemetry[col.SOC].to_numpy(np.float64)
+    rise = soc[lag:] - soc[:-lag]
+    kept = (modules[lag:] == modules[:-lag]) & ~np.isnan(rise)
+    moved, rise = moved[kept], rise[kept]
+    size = np.sqrt((moved @ moved) * (rise @ rise))
+    if not size or moved @ rise > _AGAINST * size:
+        return []
+    what = "positive while the state of charge falls; turn its sign: charging is positive"
+    return [[col.CURRENT, what, len(telemetry)]]
+
+
+def describe(findings: Iterable[Finding], n_rows: int) -> list[str]:
+    """Say what was found, and in how many rows.
+
+    Parameters
+    ----------
+    findings : iterable of Finding
+        Equal ones, of several racks, are added up.
+    n_rows : int
+        Of the whole telemetry.
+
+    Returns
+    -------
+    list of str
+    """
+    rows: dict[tuple[str, str], int] = {}
+    for name, what, count in findings:
+        rows[name, what] = rows.get((name, what), 0) + count
+    return [
+        f"{name} in {count:,} rows ({count / n_rows:.2%}): {what}"
+        for (name, what), count in rows.items()
+    ]

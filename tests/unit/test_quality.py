@@ -1,0 +1,151 @@
+"""What a file holds that is probably no reading, or means something else."""
+
+from hvs_lib import columns as col
+from hvs_lib.cli import main
+from hvs_lib.data import DataError, load_telemetry, read_racks, save_telemetry, summarize
+from hvs_lib.features import build_features, check_interval
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+# What absent probes have been seen to report, in one module of twelve.
+FILL_VALUES = [
+    (col.TEMP_MAX, 215.0),
+    (col.TEMP_AVG, 327.67),
+    (col.AMBIENT, 32767.0),
+    (col.TEMP_MAX, -127.0),
+    (col.VOLTAGE, 655.35),
+    (col.CURRENT, -327.68),
+    (col.SOC, 127.5),
+    (col.CO, 65535.0),
+    (col.VOC, -9999.0),
+]
+
+
+@pytest.fixture(params=["csv", "parquet"])
+def reread(request, tmp_path):
+    """Return a function that saves telemetry and loads it, whole or rack by rack."""
+
+    def reread(telemetry, *, racks=False, **options):
+        path = tmp_path / f"telemetry.{request.param}"
+        path.unlink(missing_ok=True)
+        save_telemetry(telemetry, path)
+        if not racks:
+            return load_telemetry(path, require_label=False, **options)
+        folder = tmp_path / "racks"
+        folder.mkdir(exist_ok=True)
+        tables = [table for _, table in read_racks(path, folder, **options)]
+        whole = pd.concat(tables, ignore_index=True)
+        whole.attrs["findings"] = [one for table in tables for one in table.attrs["findings"]]
+        return whole
+
+    return reread
+
+
+def warnings_of(telemetry):
+    return summarize(telemetry)["warnings"]
+
+
+@pytest.mark.parametrize("racks", [False, True])
+@pytest.mark.parametrize(("name", "value"), FILL_VALUES)
+def test_a_fill_value_is_missing_and_told(make_telemetry, reread, name, value, racks):
+    telemetry = make_telemetry()
+    telemetry.loc[:59, name] = np.float32(value)  # all of the first module
+    found = reread(telemetry, racks=racks)
+    assert found.loc[:59, name].isna().all()
+    assert found.loc[60:, name].notna().all()
+    (warning,) = warnings_of(found)
+    assert warning == (
+        f"{name} in 60 rows (8.33%): {value:.10g}, as absent sensors report; treated as missing "
+        "(keep_fill_values takes it as a reading)"
+    )
+
+
+def test_fill_values_can_be_kept(make_telemetry, reread):
+    telemetry = make_telemetry()
+    telemetry.loc[:59, col.TEMP_MAX] = 215.0
+    telemetry[col.H2] = np.float32(0.0)
+    for racks in (False, True):
+        found = reread(telemetry, racks=racks, keep_fill_values=True)
+        assert (found.loc[:59, col.TEMP_MAX] == 215.0).all() and (found[col.H2] == 0).all()
+        assert warnings_of(found) == []
+    telemetry.loc[:59, col.TEMP_MAX] = 32767.0
+    with pytest.raises(DataError, match="must lie between -60 and 1500"):
+        reread(telemetry, keep_fill_values=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "readings"),
+    [
+        (col.TEMP_MAX, [215.0, 215.0]),  # not repeated
+        (col.TEMP_MAX, [212.0, 215.0, 215.0, 215.0, 217.0]),  # a module on its way to burn
+        (col.VOLTAGE, [655.3, 655.35, 655.4, 655.35, 655.35]),  # a pack of that voltage
+    ],
+)
+def test_readings_beside_it_make_it_a_reading(make_telemetry, reread, name, readings):
+    telemetry = make_telemetry()
+    telemetry.loc[: len(readings) - 1, name] = np.float32(readings)
+    assert reread(telemetry)[name].notna().all()
+
+
+@pytest.mark.parametrize("racks", [False, True])
+def test_a_sensor_that_reads_zero_throughout_is_missing(make_telemetry, reread, racks):
+    telemetry = make_telemetry()
+    telemetry.loc[:59, [col.VOLTAGE, col.CO]] = 0.0  # a module; of a gas that may be true
+    telemetry[[col.H2, col.CURRENT]] = np.float32(0.0)
+    found = reread(telemetry, racks=racks)
+    assert found.loc[:59, col.VOLTAGE].isna().all() and found.loc[60:, col.VOLTAGE].notna().all()
+    assert found[[col.H2, col.CURRENT]].isna().all(axis=None)
+    assert (found.loc[:59, col.CO] == 0).all()
+    told = {warning.split(":")[0] for warning in warnings_of(found)}
+    assert told == {
+        f"{col.VOLTAGE} in 60 rows (8.33%)",
+        f"{col.CURRENT} in 720 rows (100.00%)",
+        f"{col.H2} in 720 rows (100.00%)",
+    }
+
+
+@pytest.mark.parametrize("racks", [False, True])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_current_of_the_other_sign_is_told(make_telemetry, reread, sign, racks):
+    telemetry = make_telemetry(rows=360)
+    step = telemetry.groupby(col.MODULE, observed=True).cumcount().to_numpy()
+    current = 50.0 * np.sin(step / 40.0)
+    telemetry[col.CURRENT] = (sign * current).astype(np.float32)
+    telemetry[col.SOC] = (60.0 - 5.6 * np.cos(step / 40.0)).astype(np.float32)
+    told = warnings_of(reread(telemetry, racks=racks))
+    assert len(told) == (sign < 0)
+    assert sign > 0 or told[0].startswith(f"{col.CURRENT} in 4,320 rows (100.00%): positive while")
+
+
+@pytest.mark.parametrize(
+    ("interval_s", "short"), [(10.0, None), (30.0, None), (60.0, "1 min"), (299.0, "1, 5 min")]
+)
+def test_windows_that_hold_one_reading_are_told(make_telemetry, interval_s, short):
+    telemetry = make_telemetry(interval_s=interval_s)
+    told = check_interval(telemetry)
+    assert [f"windows of {short}: their" in text for text in told] == [True] * (short is not None)
+    assert build_features(telemetry)[f"{col.TEMP_MAX}__slope_10min"].notna().any()
+
+
+def test_rows_too_far_apart_for_any_feature_are_refused(make_telemetry, tmp_path):
+    telemetry = make_telemetry(interval_s=301.0)
+    with pytest.raises(DataError, match="a row every 300 s at least, got one every 301 s"):
+        build_features(telemetry)
+    save_telemetry(telemetry, tmp_path / "t.csv")
+    result = CliRunner().invoke(main, ["check", str(tmp_path / "t.csv")])
+    assert result.exit_code == 1 and "got one every 301 s" in result.output
+
+
+def test_check_prints_the_warnings(make_telemetry, tmp_path):
+    telemetry = make_telemetry(interval_s=60.0)
+    telemetry.loc[:59, col.SOC] = 127.5
+    save_telemetry(telemetry, tmp_path / "t.csv")
+    command = ["check", str(tmp_path / "t.csv")]
+    lines = CliRunner().invoke(main, command).output.splitlines()
+    assert [line.split(":")[0].split()[0] for line in lines[-2:]] == ["warning", "warning"]
+    assert "127.5, as absent sensors report" in lines[-2] and "a row every 60 s" in lines[-1]
+    kept = CliRunner().invoke(main, [*command, "--keep-fill-values"]).output
+    assert "127.5" not in kept
