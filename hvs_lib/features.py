@@ -9,7 +9,6 @@ siblings. The second walks each module and sums the signals up over windows of t
 """
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 
 from hvs_lib import columns as col
 from hvs_lib.data import DataError, sampling_interval_s
@@ -98,15 +97,20 @@ def build_features(telemetry: pd.DataFrame, *, progress: bool = False) -> pd.Dat
     return pd.DataFrame(features, index=telemetry.index, columns=feature_names(), copy=False)
 
 
-def features_by_module(telemetry: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """Yield what `build_features` returns module by module, each alone in memory."""
+def features_in_parts(telemetry: pd.DataFrame, *, rows: int) -> Iterator[pd.DataFrame]:
+    """Yield what `build_features` returns, as many whole modules at a time as have `rows` rows."""
     bounds, fill = _prepared(telemetry)
-    for start, stop in pairwise(bounds):
-        features = np.empty((stop - start, len(feature_names())), dtype=np.float32)
-        fill(np.array([start, stop]), features)
+    first = 0
+    for last in range(1, len(bounds)):
+        if bounds[last] - bounds[first] < rows and last < len(bounds) - 1:
+            continue
+        part = slice(bounds[first], bounds[last])
+        features = np.empty((part.stop - part.start, len(feature_names())), dtype=np.float32)
+        fill(bounds[first : last + 1], features)
         yield pd.DataFrame(
-            features, index=telemetry.index[start:stop], columns=feature_names(), copy=False
+            features, index=telemetry.index[part], columns=feature_names(), copy=False
         )
+        first = last
 
 
 def _prepared(telemetry: pd.DataFrame) -> tuple[np.ndarray, Callable]:

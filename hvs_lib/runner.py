@@ -178,14 +178,14 @@ def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> list[str]:
         if not set(of_split) <= set(parameters):
             continue
         split = split_by_rack(telemetry, **{name: parameters[name] for name in of_split})
-        if "sampling_strategy" in parameters:
+        try:
             stride = parameters["normal_stride"]
             kept = [thin_normal_rows(telemetry, rows, stride) for rows, _ in split.folds]
-            labels = [telemetry[col.LABEL].to_numpy()[rows] for rows in kept]
-            try:
+            if "sampling_strategy" in parameters:
+                labels = [telemetry[col.LABEL].to_numpy()[rows] for rows in kept]
                 check_folds(labels, parameters["sampling_strategy"], stride)
-            except ValueError as error:
-                raise RunError(str(error)) from error
+        except ValueError as error:
+            raise RunError(str(error)) from error
     return warnings
 
 

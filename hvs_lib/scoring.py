@@ -11,7 +11,7 @@ from pathlib import Path
 from hvs_lib import columns as col
 from hvs_lib.calibration import CalibratedClassifier
 from hvs_lib.data import DataError, describe, rack_codes, read_racks, sampling_interval_s
-from hvs_lib.features import check_interval, features_by_module
+from hvs_lib.features import check_interval, features_in_parts
 from hvs_lib.metrics import raise_alarms, scores_frame
 from hvs_lib.model_files import ModelError, load_model
 from hvs_lib.project import whole_file
@@ -154,8 +154,8 @@ def _interval_notes(telemetry: pd.DataFrame, champion: Champion) -> list[str]:
         rule = champion.alarm["rule"]
         notes.append(
             f"the model was trained on a row every {champion.interval_s:g} s, here is one every "
-            f"{interval_s:g} s: an alarm, {rule.k} of {rule.n} rows, takes as many times longer, "
-            "and scores are less certain"
+            f"{interval_s:g} s: an alarm, {rule.k} of {rule.n} rows, spans another time, and "
+            "scores are less certain"
         )
     return notes
 
@@ -194,7 +194,7 @@ def score_racks(telemetry: pd.DataFrame, champion: Champion) -> pd.DataFrame:
     take for a formula get an apostrophe before them.
     """
     tables = []
-    for X in features_by_module(telemetry):
+    for X in features_in_parts(telemetry, rows=_SLICE):
         rows = telemetry.loc[X.index].drop(columns=col.LABEL, errors="ignore")
         with config_context(assume_finite=True):  # checked as telemetry; NaN is imputed
             # In slices: each step of the pipeline copies what it is given.
@@ -207,12 +207,12 @@ def score_racks(telemetry: pd.DataFrame, champion: Champion) -> pd.DataFrame:
 
 
 def _alarm_table(alarms, rows, X, champion):
-    """List the alarms of one module, see `score_racks`."""
+    """List the alarms of some modules, see `score_racks`."""
     table = alarms[col.KEYS[:3]].astype("str").apply(_as_text)
     table["alarm_start"] = alarms[col.TIMESTAMP].dt.strftime("%Y-%m-%dT%H:%M:%S")
     table["score"] = alarms["y_score"]
-    starts = np.searchsorted(rows[col.TIMESTAMP], alarms[col.TIMESTAMP])
-    return table.join(_top_features(contributions(champion.pipeline, X.iloc[starts])))
+    starts = X.iloc[_rows_of(rows, alarms)]
+    return table.join(_top_features(contributions(champion.pipeline, starts)))
 
 
 def contributions(pipeline: Pipeline, X: pd.DataFrame) -> pd.DataFrame:
@@ -274,6 +274,17 @@ def _top_features(found: pd.DataFrame) -> pd.DataFrame:
             found.to_numpy(), order[:, k : k + 1], axis=1
         )[:, 0]
     return pd.DataFrame(columns)
+
+
+def _rows_of(telemetry: pd.DataFrame, alarms: pd.DataFrame) -> np.ndarray:
+    """Find the rows at which alarms start, as positions."""
+    near = np.flatnonzero(telemetry[col.TIMESTAMP].isin(alarms[col.TIMESTAMP]))
+    place = pd.Series(near, index=_keys(telemetry.iloc[near]))
+    return place.loc[_keys(alarms)].to_numpy()
+
+
+def _keys(frame: pd.DataFrame) -> pd.MultiIndex:
+    return pd.MultiIndex.from_frame(frame[col.KEYS].astype({name: "str" for name in col.KEYS[:3]}))
 
 
 def _as_text(ids: pd.Series) -> pd.Series:

@@ -167,7 +167,7 @@ def thin_normal_rows(telemetry: pd.DataFrame, rows: np.ndarray, stride: int) -> 
     Raises
     ------
     ValueError
-        If `stride` is below 1.
+        If `stride` is below 1, or so large that no normal row is left.
     """
     if stride < 1:
         raise ValueError(f"stride must be at least 1, got {stride}.")
@@ -175,7 +175,10 @@ def thin_normal_rows(telemetry: pd.DataFrame, rows: np.ndarray, stride: int) -> 
     keep = telemetry[col.LABEL].to_numpy()[rows] == 1
     modules = module_codes(telemetry)[rows][~keep]
     place = pd.Series(modules).groupby(modules).cumcount().to_numpy()
-    keep[~keep] = (place + modules) % stride == 0
+    drawn = (place + modules) % stride == 0
+    if len(drawn) and not drawn.any():
+        raise ValueError(f"normal_stride must leave normal rows to fit on, got {stride}: lower it.")
+    keep[~keep] = drawn
     return rows[keep]
 
 

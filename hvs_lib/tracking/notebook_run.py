@@ -284,12 +284,12 @@ class NotebookRun:
             child_tags["undefined_metrics"] = ",".join(missing)
         if assessment.taken_over_from:
             child_tags["taken_over_from"] = assessment.taken_over_from
-        digests = protocol.digests | {"digest_model": joblib.hash(assessment.model)}
+        digests = dict(protocol.digests)
+        if assessment.model is not None:
+            digests["digest_model"] = joblib.hash(assessment.model)
+        words = [f"{name.removeprefix('digest_')} {value}" for name, value in digests.items()]
+        log_line(f"digests of {model_name}, {imbalance_technique}: {', '.join(words)}")
         child_tags |= digests
-        words = " ".join(
-            f"{name.removeprefix('digest_')}={value}" for name, value in digests.items()
-        )
-        log_line(f"digests of {model_name}, {imbalance_technique}: {words}")
         logged = model_params(assessment.model) | alarm_params(assessment)
         logged |= protocol_params(protocol) | dict(params or {})
         title = f"{model_name}, {imbalance_technique}" if role == "model" else model_name

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
+from projects import start
 from sklearn.metrics import average_precision_score
 
 pytestmark = pytest.mark.slow
@@ -280,3 +281,18 @@ def test_executed_notebooks_say_what_the_run_found(smoke, workplace):
     executed = min(workplace.root.glob("runs/*/04_comparison.ipynb"))  # of the first run
     text = json.dumps(nbformat.read(executed, 4))
     assert parent_of("Comparison").data.tags["champion_run_id"] in text
+
+
+def test_a_treatment_that_cannot_be_applied_is_a_row_of_the_table(make_telemetry, tmp_path):
+    """The hazardous rows lie apart from all others, where ADASYN finds nothing to draw from."""
+    telemetry = make_telemetry(racks=12, rows=200, event_racks=tuple(range(8)))
+    hazard = telemetry[col.LABEL] == 1
+    telemetry.loc[hazard, [col.TEMP_AVG, col.TEMP_MAX]] += 500.0
+    telemetry.loc[hazard, [col.CO, col.H2, col.VOC]] += 20000.0
+    telemetry.to_parquet(tmp_path / "apart.parquet")
+    options = ["-p", "data_path", "apart.parquet", "-p", "normal_stride", "1"]
+    process = start("hvs", "run", "03_smote", *options, root=tmp_path)
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    (path,) = tmp_path.glob("runs/*/03_smote.ipynb")
+    assert "cannot be applied: Not any neigbours" in path.read_text(encoding="utf-8")

@@ -90,6 +90,37 @@ def test_bad_telemetry_is_refused_before_a_kernel_starts(hvs, make_telemetry, tm
     assert col.VOLTAGE in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("built", "options", "message"),
+    [
+        ({"event_rows": 1}, [], "got 4 events of one labelled row each; label all rows"),
+        ({}, ["normal_stride", 40], "sampling_strategy must be above"),
+        ({}, ["normal_stride", 1000], "must leave normal rows to fit on, got 1000: lower it"),
+        ({"interval_s": 400.0}, [], "a row every 300 s at least, got one every 400 s"),
+    ],
+)
+def test_telemetry_that_a_later_notebook_cannot_use_is_refused_at_once(
+    hvs, make_telemetry, tmp_path_factory, built, options, message
+):
+    path = tmp_path_factory.mktemp("own") / "own.csv"
+    make_telemetry(**built).to_csv(path, index=False)
+    result = hvs("run", "-p", "data_path", path, *(["-p", *options] if options else []))
+    assert (result.exit_code, message in result.stderr) == (1, True), result.stderr
+    assert "Executed notebooks go to" not in result.output
+
+
+def test_run_tells_what_is_doubtful_about_a_file(make_telemetry, tmp_path):
+    path = tmp_path / "own.csv"
+    telemetry = make_telemetry()
+    telemetry.loc[:59, col.TEMP_MAX] = 215.0
+    telemetry.to_csv(path, index=False)
+    parameters = {"data_path": str(path)}
+    told = runner.check_telemetry(runner.plan(["00_data"], parameters=parameters))
+    assert [text.split(":")[0] for text in told] == [f"{col.TEMP_MAX} in 60 rows (8.33%)"]
+    parameters["keep_fill_values"] = True
+    assert not runner.check_telemetry(runner.plan(["00_data"], parameters=parameters))
+
+
 def test_check_says_what_a_file_holds(hvs, make_telemetry, tmp_path):
     path = tmp_path / "own.csv"
     make_telemetry(racks=6, modules=2, event_racks=(0, 1)).to_csv(path, index=False)

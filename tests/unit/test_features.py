@@ -361,6 +361,14 @@ def test_too_many_signals_are_refused(monkeypatch):
         build_features(random_telemetry(13))
 
 
+@pytest.mark.parametrize(("rows", "n_parts"), [(1, 12), (100, 6), (10_000, 1)])
+def test_parts_give_the_same_to_the_bit(rows, n_parts):
+    telemetry = random_telemetry(15, n=90, modules=6)
+    parts = list(features.features_in_parts(telemetry, rows=rows))
+    assert len(parts) == n_parts
+    pd.testing.assert_frame_equal(pd.concat(parts), build_features(telemetry), check_exact=True)
+
+
 # ---- memory ----------------------------------------------------------------------------------
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -264,3 +265,12 @@ def test_outputs_are_kept_without_what_differs_from_run_to_run(project):
     assert found.metadata == {"a": 1}
     assert found.cells[0].metadata == {}
     assert [output.text for output in found.cells[0].outputs] == ["Run ID <run id>"]
+
+
+def test_another_environments_kernel_is_not_taken_for_ours(tiny, monkeypatch, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("jupyter") / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    spec = {"argv": ["false", "{connection_file}"], "display_name": "other", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(folder.parents[1]))
+    tiny(GOOD, "run.finish()")

@@ -1,5 +1,6 @@
 import json
 import os
+import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -247,3 +248,35 @@ def test_served_model_answers_the_same_scores(telemetry, champion, uri, serve):
         answer = json.load(response)["predictions"]
     expected = champion.model.predict_proba(rows)
     np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-6)
+
+
+def test_telemetry_at_another_rate_and_doubtful_readings_are_told(uri, make_telemetry, tmp_path):
+    telemetry = make_telemetry(racks=2, event_racks=(0,), interval_s=60.0)
+    telemetry.loc[:59, col.TEMP_MAX] = 327.67
+    save_telemetry(telemetry, tmp_path / "t.csv")
+    command = ["score", str(tmp_path / "t.csv"), "--output", str(tmp_path / "a.csv")]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    told = [line for line in result.output.splitlines() if line.startswith("Warning: ")]
+    assert len(told) == 3
+    assert "a row every 60 s leaves one reading in windows of 1 min" in told[0]
+    assert "trained on a row every 10 s, here is one every 60 s" in told[1]
+    assert f"{col.TEMP_MAX} in 60 rows (25.00%): 327.67" in told[2]
+    kept = CliRunner().invoke(main, [*command, "--keep-fill-values"]).output
+    assert "327.67" not in kept
+
+
+def test_a_score_that_is_terminated_leaves_nothing_behind(uri, telemetry, tmp_path, monkeypatch):
+    save_telemetry(telemetry, tmp_path / "t.csv")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    program = (
+        "import os, signal; from hvs_lib import cli, scoring\n"
+        "scoring.score_racks = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "cli.main()"
+    )
+    command = [sys.executable, "-c", program, "score", "t.csv", "--output", "a.csv"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 143, process.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.csv", "tmp"]
+    assert not list((tmp_path / "tmp").glob("hvs-score-*"))
