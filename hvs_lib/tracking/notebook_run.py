@@ -77,6 +77,8 @@ def start(
     split : ``rack`` or ``row``.
     """
     started = time.perf_counter()
+    if foreign := os.environ.pop("MLFLOW_RUN_ID", ""):  # MLflow would log models into that run
+        log_line(f"{STEP}MLFLOW_RUN_ID={foreign} is ignored: each notebook starts a run of its own")
     connect()
     check_experiments()
     close_killed_runs()

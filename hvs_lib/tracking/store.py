@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 
-from hvs_lib.progress import STEP, log_line
 from hvs_lib.project import (
     MAX_STORE_WAIT_S,
     STORE_WAIT,
@@ -64,8 +63,6 @@ def connect() -> None:
     StoreError
         Where the store does not answer, or refuses.
     """
-    if foreign := os.environ.pop("MLFLOW_RUN_ID", ""):  # MLflow would write into that run
-        log_line(f"{STEP}MLFLOW_RUN_ID={foreign} is ignored: each notebook starts a run of its own")
     uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(project_root() / "mlflow.db")
     with store_failures_told():
         path = sqlite_path(uri)
