@@ -22,7 +22,7 @@ from xgboost import XGBClassifier
 RNG = np.random.default_rng(0)
 X = pd.DataFrame(RNG.normal(size=(300, 3)).astype(np.float32), columns=list("abc"))
 Y = (RNG.random(300) < 0.2).astype(np.int8)
-SAMPLERS = make_samplers([Y], k_neighbors=3, sampling_strategy=0.5, seed=0)
+SAMPLERS = make_samplers([Y], normal_stride=18, k_neighbors=3, sampling_strategy=0.5, seed=0)
 PIPELINES = {
     "logistic regression": make_pipeline(LogisticRegression(class_weight="balanced")),
     "random forest": make_pipeline(RandomForestClassifier(5, class_weight="balanced")),

@@ -1,7 +1,6 @@
 """The comparison with other libraries, as far as it goes without them."""
 
 import importlib.util
-import itertools
 from pathlib import Path
 
 from hvs_lib.features import build_features
@@ -52,23 +51,3 @@ def test_table_sets_each_beside_ours(peers, protocol):
     assert table.loc["ours", "minus ours"] == ""
     assert table.loc["lost", "minus ours"].endswith(", worse")
     assert table.loc["lost", "search [s]"] == "90"
-
-
-def test_our_search_keeps_to_the_time(peers, protocol, capsys, monkeypatch):
-    clock = itertools.count()  # a second passes between two looks at the clock, on any machine
-    monkeypatch.setattr("hvs_lib.search.monotonic", lambda: next(clock))
-    with pytest.warns(UserWarning, match="non-finite"):
-        found = peers.search_ours(protocol, 12)
-    said = capsys.readouterr().out
-    assert said in {"  4 candidates\n", "  3 candidates\n"}  # 12 folds, by two threads
-    assert found.named_steps["classify"].n_estimators >= 60
-
-
-def test_our_search_refuses_a_time_too_short_for_one_candidate(peers, protocol, monkeypatch):
-    clock = itertools.count()
-    monkeypatch.setattr("hvs_lib.search.monotonic", lambda: next(clock))
-    with (
-        pytest.warns(UserWarning, match="non-finite"),
-        pytest.raises(ValueError, match="must let one candidate finish"),
-    ):
-        peers.search_ours(protocol, 2)

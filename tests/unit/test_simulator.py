@@ -147,7 +147,7 @@ def test_heat_of_a_burning_rack_is_the_enthalpy_of_what_reacted():
     plan.around["current_A"] = 0.0  # the enthalpies depend on the state of charge: keep it
     plan.traits["core_delay_s"] = 100.0
     truth = ph.simulate(plan.drive, plan.around, plan.traits)
-    x, soc = truth.cells, plan.traits["soc"][:, None]
+    x, soc = truth.cells, plan.traits["soc"].astype(float)[:, None]
     heat = ph.GRAPHITE_KG * ph.H_SEI * (ph.SEI_0 - x[..., ph.SEI])
     heat += ph.GRAPHITE_KG * ph.H_ANODE * ph.LITHIUM_0 * soc * (1.0 - x[..., ph.ANODE])
     share = 0.3 + 0.7 * soc
