@@ -115,8 +115,8 @@ def features_in_parts(telemetry: pd.DataFrame, *, rows: int) -> Iterator[pd.Data
 
 def _prepared(telemetry: pd.DataFrame) -> tuple[np.ndarray, Callable]:
     """Run the first pass; return the modules' bounds, and the second pass for some of them."""
-    check_interval(telemetry)
     times, bounds, racks = _times_and_bounds(telemetry)
+    check_interval(telemetry)
     signals, places = _signals(telemetry), _places(feature_names())
     _derive_signals(times, bounds, racks, *_derived_from(), signals)
 
@@ -145,11 +145,11 @@ def check_interval(telemetry: pd.DataFrame) -> list[str]:
         If no window does.
     """
     interval_s = sampling_interval_s(telemetry)
-    short = [f"{window}" for window in WINDOWS_MIN if window * 60 < 2 * interval_s]
+    short = [f"{window}" for window in WINDOWS_MIN if window * 60 <= interval_s]
     if len(short) == len(WINDOWS_MIN):
-        most = WINDOWS_MIN[-1] * 30
+        most = WINDOWS_MIN[-1] * 60
         problem = (
-            f"A module must have a row every {most} s at least, got one every {interval_s:g} s;"
+            f"A module must have rows less than {most} s apart, got one every {interval_s:g} s;"
             f" windows of {WINDOWS_MIN[-1]} min would hold one reading: export at a higher rate."
         )
         raise DataError("No features can be computed", [problem])

@@ -89,9 +89,9 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
             "one, or set MLFLOW_TRACKING_URI (MLFLOW_REGISTRY_URI, if you use it) to the store "
             "that has it."
         ) from error
-    if not {"alarm_threshold", "interval_s"} <= metadata.keys():
+    if "alarm_threshold" not in metadata:
         raise ModelError(f"the model {uri} carries no alarm settings: run the notebooks again.")
-    interval_s = float(metadata["interval_s"])
+    interval_s = float(metadata.get("interval_s", np.nan))  # NaN: logged before it was kept
     return Champion(fixed.estimator.estimator, read_alarm(metadata), interval_s)
 
 
@@ -150,7 +150,8 @@ def _interval_notes(telemetry: pd.DataFrame, champion: Champion) -> list[str]:
     """Say where the telemetry comes at another rate than that of the model."""
     interval_s = sampling_interval_s(telemetry)
     notes = check_interval(telemetry)
-    if interval_s and not 0.5 <= interval_s / champion.interval_s <= 2:
+    ratio = interval_s / champion.interval_s
+    if interval_s and (ratio < 0.5 or ratio > 2):
         rule = champion.alarm["rule"]
         notes.append(
             f"the model was trained on a row every {champion.interval_s:g} s, here is one every "

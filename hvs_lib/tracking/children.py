@@ -1,6 +1,7 @@
 """Child runs: logged as one, or kept on disk where the store does not take them."""
 
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hvs_lib.model_files import load_model, types_to_trust
-from hvs_lib.progress import log_file
+from hvs_lib.progress import STEP, log_file, log_line
 from hvs_lib.project import whole_file
 from hvs_lib.tracking.contents import MODEL_PACKAGES, to_metrics, to_params
 from hvs_lib.tracking.store import EXPERIMENTS, connect, ensure_experiment, store_failures_told
@@ -55,6 +56,8 @@ class ChildRun:
 def log_child(experiment_id: str, child: ChildRun) -> str:
     """Log a child run as a whole; return its Run ID."""
     client = MlflowClient()
+    if foreign := os.environ.pop("MLFLOW_RUN_ID", ""):  # MLflow would log into that run
+        log_line(f"{STEP}MLFLOW_RUN_ID={foreign} is ignored: each notebook has runs of its own")
     with mlflow.start_run(
         experiment_id=experiment_id,
         parent_run_id=child.tags["mlflow.parentRunId"],

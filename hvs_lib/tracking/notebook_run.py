@@ -77,8 +77,6 @@ def start(
     split : ``rack`` or ``row``.
     """
     started = time.perf_counter()
-    if foreign := os.environ.pop("MLFLOW_RUN_ID", ""):  # MLflow would log models into that run
-        log_line(f"{STEP}MLFLOW_RUN_ID={foreign} is ignored: each notebook starts a run of its own")
     connect()
     check_experiments()
     close_killed_runs()
@@ -334,7 +332,8 @@ class NotebookRun:
 
     def abandon(self) -> None:
         """Close the parent run as KILLED: another one takes its place."""
-        self._client.set_terminated(self.run_id, "KILLED")
+        with suppress(*STORE_FAILURES):  # somebody may have deleted it
+            self._client.set_terminated(self.run_id, "KILLED")
 
     def _child_tags(self, **tags: str) -> dict[str, str]:
         return self._tags | {"mlflow.parentRunId": self.run_id} | tags
