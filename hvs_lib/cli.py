@@ -117,11 +117,10 @@ def check(file: Path, keep_fill_values: bool) -> None:
 
     try:
         telemetry = load_telemetry(file, require_label=False, keep_fill_values=keep_fill_values)
-        notes = check_interval(telemetry)
+        summary = summarize(telemetry)
+        summary["warnings"] += check_interval(summary["interval_s"])
     except DataError as error:
         _fail(error)
-    summary = summarize(telemetry)
-    summary["warnings"] += notes
     _echo_summary(summary)
 
 

@@ -89,6 +89,7 @@ def build_features(telemetry: pd.DataFrame, *, progress: bool = False) -> pd.Dat
         If the rows lie so far apart that no window holds two of them.
     """
     bounds, fill = _prepared(telemetry)
+    check_interval(sampling_interval_s(telemetry))
     features = np.empty((len(telemetry), len(feature_names())), dtype=np.float32)
     parts = range(0, len(bounds) - 1, _MODULES_AT_ONCE)
     for first in steps(parts, "parts of the fleet") if progress else parts:
@@ -116,7 +117,6 @@ def features_in_parts(telemetry: pd.DataFrame, *, rows: int) -> Iterator[pd.Data
 def _prepared(telemetry: pd.DataFrame) -> tuple[np.ndarray, Callable]:
     """Run the first pass; return the modules' bounds, and the second pass for some of them."""
     times, bounds, racks = _times_and_bounds(telemetry)
-    check_interval(telemetry)
     signals, places = _signals(telemetry), _places(feature_names())
     _derive_signals(times, bounds, racks, *_derived_from(), signals)
 
@@ -127,12 +127,13 @@ def _prepared(telemetry: pd.DataFrame) -> tuple[np.ndarray, Callable]:
     return bounds, fill
 
 
-def check_interval(telemetry: pd.DataFrame) -> list[str]:
+def check_interval(interval_s: float) -> list[str]:
     """Say which windows hold too few rows for a deviation or a slope.
 
     Parameters
     ----------
-    telemetry : DataFrame of shape (n_samples, n_columns)
+    interval_s : float
+        Usual time between two rows of a module [s], see `sampling_interval_s`.
 
     Returns
     -------
@@ -144,7 +145,6 @@ def check_interval(telemetry: pd.DataFrame) -> list[str]:
     DataError
         If no window does.
     """
-    interval_s = sampling_interval_s(telemetry)
     short = [f"{window}" for window in WINDOWS_MIN if window * 60 <= interval_s]
     if len(short) == len(WINDOWS_MIN):
         most = WINDOWS_MIN[-1] * 60

@@ -136,7 +136,8 @@ def _get(client: MlflowClient, run_id: str) -> Run:
             f"there is no run {run_id!r} in the store: look it up in `make ui`."
         ) from error
     if run.info.lifecycle_stage == "deleted":
-        raise RunError(f"run {run_id} is deleted: restore it with `mlflow runs restore`.")
+        command = tracking.mlflow_command("runs restore")
+        raise RunError(f"run {run_id} is deleted: restore it with `{command} --run-id {run_id}`.")
     return run
 
 

@@ -172,7 +172,8 @@ def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> list[str]:
     first = next(iter(uses.values()))
     telemetry = load_telemetry(first["data_path"], keep_fill_values=first["keep_fill_values"])
     check_labels(telemetry)
-    warnings = summarize(telemetry)["warnings"] + check_interval(telemetry)
+    summary = summarize(telemetry)
+    warnings = summary["warnings"] + check_interval(summary["interval_s"])
     of_split = ("test_size", "n_folds", "seed", "split")
     for parameters in uses.values():
         if not set(of_split) <= set(parameters):
@@ -335,9 +336,9 @@ def _failure_of(notebook: Path, output: Path, parameters: Mapping[str, object]) 
     # papermill only logs what an execution lacks; `plan` and the exceptions below say it better.
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
     # Another environment's kernel spec may be named python3, too; this path is searched first.
-    kernels = f"{sys.prefix}/share/jupyter{os.pathsep}{os.environ.get('JUPYTER_PATH', '')}"
+    places = [f"{sys.prefix}/share/jupyter", os.environ.get("JUPYTER_PATH")]
     try:
-        with environment({"JUPYTER_PATH": kernels}):
+        with environment({"JUPYTER_PATH": os.pathsep.join(filter(None, places))}):
             pm.execute_notebook(
                 notebook,
                 output,

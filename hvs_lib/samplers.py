@@ -118,7 +118,9 @@ def check_folds(y_by_fold: list[np.ndarray], sampling_strategy: float, normal_st
     cures = [f"raise it above {present:.3f}"] if present < 1 else []
     stride = math.ceil(normal_stride * sampling_strategy / present) - 1
     cures += [f"lower normal_stride to {stride}"] if stride >= 1 else []
-    cures += ["leave 03_smote out: name the other notebooks to `hvs run`"]
+    cures += [
+        "run `hvs run 00_data 01_baseline 02_tuning 04_comparison`, which leaves 03_smote out"
+    ]
     raise ValueError(
         f"sampling_strategy must be above {present:.3f}, the ratio of hazardous to normal rows "
         f"that the folds have after thinning, got {sampling_strategy}: {', or '.join(cures)}."

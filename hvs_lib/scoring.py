@@ -61,12 +61,8 @@ class Tally:
     rows: int = 0
     alarms: int = 0
     findings: list = field(default_factory=list)
-    notes: dict[str, None] = field(default_factory=dict)  # in the order they came, each once
-
-    @property
-    def warnings(self) -> list[str]:
-        """What the user should know of the telemetry."""
-        return [*self.notes, *describe(self.findings, self.rows)]
+    intervals_s: list[float] = field(default_factory=list)  # of the tables it was read in
+    warnings: list[str] = field(default_factory=list)
 
 
 def load_champion(uri: str = CHAMPION_URI) -> Champion:
@@ -135,7 +131,7 @@ def score_file(
         pd.DataFrame(columns=COLUMNS).to_csv(unfinished, index=False)
         for share, telemetry in read_racks(path, folder, keep_fill_values=keep_fill_values):
             tally.findings += telemetry.attrs["findings"]
-            tally.notes |= dict.fromkeys(_interval_notes(telemetry, champion))
+            tally.intervals_s.append(sampling_interval_s(telemetry))
             alarms = score_racks(telemetry, champion)
             # Six digits: where a forest has threads, they add up in any order.
             alarms.to_csv(unfinished, mode="a", header=False, index=False, float_format="%.6g")
@@ -143,13 +139,14 @@ def score_file(
             tally.rows += len(telemetry)
             tally.alarms += len(alarms)
             on_progress(share)
+        tally.warnings += _interval_notes(float(np.median(tally.intervals_s)), champion)
+    tally.warnings += describe(tally.findings, tally.rows)
     return tally
 
 
-def _interval_notes(telemetry: pd.DataFrame, champion: Champion) -> list[str]:
+def _interval_notes(interval_s: float, champion: Champion) -> list[str]:
     """Say where the telemetry comes at another rate than that of the model."""
-    interval_s = sampling_interval_s(telemetry)
-    notes = check_interval(telemetry)
+    notes = check_interval(interval_s)
     ratio = interval_s / champion.interval_s
     if interval_s and (ratio < 0.5 or ratio > 2):
         rule = champion.alarm["rule"]

@@ -8,41 +8,54 @@ finds the scheme by the entry point ``mlflow.artifact_repository`` in pyproject.
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from hvs_lib.project import project_root
+from hvs_lib.project import StoreError, project_root
 
 import mlflow
+from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-from sqlalchemy import URL, make_url
+from sqlalchemy import make_url
 
 ARTIFACTS = "hvs:/mlartifacts"
 
 
 class BesideTheStore(LocalArtifactRepository):
-    """Files beside the SQLite file that MLflow tracks in, else in the project."""
+    """Files beside the SQLite file that MLflow tracks in; in a server, in the project."""
 
     def __init__(self, artifact_uri: str, tracking_uri: str | None = None, *args, **kwargs):
         if tracking_uri is None and mlflow.is_tracking_uri_set():
             tracking_uri = mlflow.get_tracking_uri()
-        path = sqlite_path(tracking_uri or "")
-        folder = project_root() if path is None else path.parent
-        files = folder / urlsplit(artifact_uri).path.lstrip("/")
+        path = sqlite_path(tracking_uri) if tracking_uri else project_root() / "mlflow.db"
+        if path is None:
+            raise MlflowException(
+                f"{artifact_uri} lies beside a SQLite file, which {tracking_uri} does not show: "
+                "set MLFLOW_TRACKING_URI to that file, or log to a store made by the server"
+            )
+        files = path.parent / urlsplit(artifact_uri).path.lstrip("/")
         super().__init__(files.as_uri(), tracking_uri, *args, **kwargs)
 
 
-def sqlite_uri(path: Path) -> str:
+def sqlite_uri(path: Path, uri: str = "sqlite://") -> str:
     """Return the address of a SQLite store, whatever characters its path holds.
 
-    With the driver named, since MLflow would make the folders of a ``sqlite:///`` address as it is
-    written, escapes included.
+    With the options of the `uri`, and with the driver named, since MLflow would make the folders of
+    a ``sqlite:///`` address as it is written, escapes included.
     """
-    return URL.create("sqlite+pysqlite", database=str(path)).render_as_string()
+    return make_url(uri).set(drivername="sqlite+pysqlite", database=str(path)).render_as_string()
 
 
 def sqlite_path(uri: str) -> Path | None:
     """Return the file of a SQLite store; None for another kind of store.
 
     A relative path starts at the project root, whatever the working directory.
+
+    Raises
+    ------
+    StoreError
+        For a database in memory, or one that is named by an address of its own.
     """
     if not uri.startswith("sqlite"):
         return None
-    return (project_root() / (make_url(uri).database or "")).resolve()
+    database = make_url(uri).database
+    if not database or database.startswith((":memory:", "file:")):
+        raise StoreError(f"the tracking store must be a file, got {uri}: name one.")
+    return (project_root() / database).resolve()

@@ -6,7 +6,7 @@ A finding is `[column, what, rows]`, so that those of a file's racks can be adde
 from collections.abc import Iterable
 
 from hvs_lib import columns as col
-from hvs_lib.data.codes import module_codes
+from hvs_lib.data.codes import module_codes, rack_codes
 
 import numpy as np
 import pandas as pd
@@ -30,12 +30,16 @@ FILL_VALUES = {
     col.H2: _ANYWHERE,
     col.VOC: _ANYWHERE,
 }
-_REPEATED = 3  # times at least
 _MISSING = "treated as missing (keep_fill_values takes it as a reading)"
-_NEAR, _ALONE = 0.02, 0.9  # of the readings within 2 % of a fill value nine in ten are exactly it
 
-# A module that is in service never reads 0 in these for the length of a file.
+# A module whose other readings come up to such a share of the fill value has read it: one that
+# burns at the end of its sensor's range, a pack of that voltage, a charge counted beyond 100 %.
+_REACHED = dict.fromkeys(col.SENSORS, 0.5)
+_REACHED |= {col.SOC: 0.985} | dict.fromkeys([col.CO, col.H2, col.VOC], 0.05)
+
+# A module in service never reads 0 in these for so many rows; a frosty rack may for a few.
 NEVER_ZERO = (col.TEMP_AVG, col.TEMP_MAX, col.VOLTAGE, col.SOC, col.AMBIENT)
+_ROWS_OF_ZERO = 60
 
 _CURRENT_OVER_S = 300.0  # compared with the change of charge over so long
 _AGAINST = -0.5  # cosine between the two below which the sign is doubtful
@@ -54,7 +58,7 @@ def clear_fill_values(frame: pd.DataFrame) -> list[Finding]:
     Parameters
     ----------
     frame : DataFrame of shape (n_samples, n_columns)
-        A sensor column that is text is left as it is.
+        A sensor column that is text is left as it is. Without ids, it counts as one module.
 
     Returns
     -------
@@ -66,17 +70,20 @@ def clear_fill_values(frame: pd.DataFrame) -> list[Finding]:
             continue
         values = frame[name].to_numpy()
         low, high = np.nanmin(values, initial=np.inf), np.nanmax(values, initial=-np.inf)
-        for code in codes:
-            written = values.dtype.type(code)
-            if not low <= written <= high:
-                continue
-            same = values == written
-            near = int((np.abs(values - written) <= _NEAR * abs(written)).sum())
-            if same.sum() >= max(_REPEATED, _ALONE * near):
-                frame[name] = frame[name].mask(same)
-                values = frame[name].to_numpy()
+        near = [code for code in codes if low <= values.dtype.type(code) <= high]
+        written = np.isin(values, np.array(near, values.dtype))
+        if not written.any():
+            continue
+        others = pd.Series(np.abs(values)).mask(written, 0.0)
+        largest = others.groupby(module_codes(frame)).transform("max").to_numpy()
+        missing = np.zeros(len(frame), dtype=bool)
+        for code in near:
+            rows = (values == values.dtype.type(code)) & (largest < _REACHED[name] * abs(code))
+            if rows.any():
+                missing |= rows
                 what = f"{code:.10g}, as absent sensors report; {_MISSING}"
-                found.append([name, what, int(same.sum())])
+                found.append([name, what, int(rows.sum())])
+        frame[name] = frame[name].mask(missing)
     return found
 
 
@@ -104,8 +111,10 @@ def clear_zero_modules(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Fin
     found = []
     for name in NEVER_ZERO:
         values = telemetry[name].to_numpy()
-        read = np.bincount(modules, (values != 0) & ~np.isnan(values))
-        dead = (values == 0) & (read[modules] == 0)
+        zero = values == 0
+        read = np.bincount(modules, ~zero & ~np.isnan(values)) > 0
+        dead = ~read & (np.bincount(modules, zero) >= _ROWS_OF_ZERO)
+        dead = dead[modules] & zero
         if dead.any():
             telemetry[name] = telemetry[name].mask(dead)
             found.append([name, f"0 throughout; {_MISSING}", int(dead.sum())])
@@ -113,7 +122,7 @@ def clear_zero_modules(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Fin
 
 
 def doubtful_current(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Finding]:
-    """Find a current whose sign contradicts the state of charge.
+    """Find racks whose current has a sign that contradicts the state of charge.
 
     Parameters
     ----------
@@ -130,16 +139,20 @@ def doubtful_current(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Findi
     if lag >= len(telemetry):
         return []
     charge = np.cumsum(np.nan_to_num(telemetry[col.CURRENT].to_numpy(np.float64)))
-    moved = charge[lag:] - charge[:-lag]
     soc = telemetry[col.SOC].to_numpy(np.float64)
-    rise = soc[lag:] - soc[:-lag]
+    moved, rise = charge[lag:] - charge[:-lag], soc[lag:] - soc[:-lag]
     kept = (modules[lag:] == modules[:-lag]) & ~np.isnan(rise)
     moved, rise = moved[kept], rise[kept]
-    size = np.sqrt((moved @ moved) * (rise @ rise))
-    if not size or moved @ rise > _AGAINST * size:
-        return []
-    what = "positive while the state of charge falls; turn its sign: charging is positive"
-    return [[col.CURRENT, what, len(telemetry)]]
+    racks = rack_codes(telemetry)
+
+    def added_up(values: np.ndarray) -> np.ndarray:
+        return np.bincount(racks[lag:][kept], values, minlength=racks.max() + 1)
+
+    size = np.sqrt(added_up(moved**2) * added_up(rise**2))
+    against = (size > 0) & (added_up(moved * rise) <= _AGAINST * size)
+    rows = int(against[racks].sum())
+    what = "positive while the state of charge falls; flip its sign: charging is positive"
+    return [[col.CURRENT, what, rows]] if rows else []
 
 
 def describe(findings: Iterable[Finding], n_rows: int) -> list[str]:

@@ -137,7 +137,7 @@ def _is_finite(values: pd.Series) -> pd.Series:
 
 def _is_plausible(values: pd.Series, low: float, high: float) -> pd.Series:
     numbers = as_numbers(values)
-    # written so that NaN passes, and what is infinite is told by its own rule
+    # written so that NaN passes, and the infinite is reported by its own rule
     return ~((numbers < low) | (numbers > high)) | np.isinf(numbers)
 
 
@@ -159,7 +159,7 @@ def _is_first_of_instant(frame: pd.DataFrame) -> pd.Series:
 
 
 def _has_rows(frame: pd.DataFrame) -> bool:
-    return len(frame) > 0 or frame.columns.empty  # no column at all is told by other rules
+    return len(frame) > 0 or frame.columns.empty  # other rules report a file without columns
 
 
 def _has_sensor(frame: pd.DataFrame) -> bool:

@@ -167,10 +167,11 @@ class _Racks:
         return not silent.issuperset(col.SENSORS) and len(self._zone_styles) < 2
 
     def sample(self) -> tuple[dict[str, arrow.ChunkedArray], list[str]]:
-        """Return the sensor columns of some rows from all over the file, and their names."""
+        """Return the ids and the sensors of some rows from all over the file, and their names."""
         table = _concatenated(self._sample)
         silent = set() if self.keep_fill_values else self.zero
-        names = [name for name in col.SENSORS if name in table.column_names and name not in silent]
+        names = [*col.KEYS[:3], *(name for name in col.SENSORS if name not in silent)]
+        names = [name for name in names if name in table.column_names]
         return {name: table[name] for name in names}, names
 
     def _flush(self) -> None:

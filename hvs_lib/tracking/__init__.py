@@ -21,6 +21,7 @@ from hvs_lib.tracking.store import (
     EXPERIMENTS,
     check_experiments,
     connect,
+    mlflow_command,
     store_failures_told,
 )
 
@@ -38,6 +39,7 @@ __all__ = [
     "incumbent",
     "log_model_card",
     "log_notebook",
+    "mlflow_command",
     "package_versions",
     "parent_of_execution",
     "push_unlogged",

@@ -32,7 +32,7 @@ def incumbent() -> pd.Series | None:
     runs = search_runs(f"attributes.run_id = '{run_id}'")  # none where it is in the trash, or gone
     if not runs:
         log_line(
-            f"{STEP}the run of the registered champion, {run_id}, is deleted: it counts no more"
+            f"{STEP}the run of the registered champion, {run_id}, is deleted: it no longer counts"
         )
         return None
     row = pd.Series(row_of(runs[0]))

@@ -4,6 +4,7 @@ import math
 import os
 import re
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
@@ -66,7 +67,10 @@ def connect() -> None:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(project_root() / "mlflow.db")
     with store_failures_told():
         path = sqlite_path(uri)
-        mlflow.set_tracking_uri(sqlite_uri(path) if path else uri)
+        mlflow.set_tracking_uri(sqlite_uri(path, uri) if path else uri)
+        registry = os.environ.get("MLFLOW_REGISTRY_URI") or ""
+        if registry_path := sqlite_path(registry):
+            os.environ["MLFLOW_REGISTRY_URI"] = sqlite_uri(registry_path, registry)
         if path is not None:
             _make_ready(path)
         else:
@@ -76,16 +80,24 @@ def connect() -> None:
 
 def check_experiments() -> None:
     """Refuse, with a StoreError, to log to a store whose experiments are deleted."""
-    deleted = mlflow.search_experiments(
-        view_type=ViewType.DELETED_ONLY, filter_string="name LIKE 'HVS_Fire_Prediction_%'"
-    )
-    if deleted:
-        experiment = deleted[0]
-        raise StoreError(
-            f"the experiment {experiment.name} is deleted: restore it with `mlflow experiments "
-            f"restore -x {experiment.experiment_id}`, or remove it for good with `mlflow gc "
-            f"--experiment-ids {experiment.experiment_id}`."
-        )
+    with store_failures_told():
+        for experiment in mlflow.search_experiments(view_type=ViewType.DELETED_ONLY):
+            if experiment.name in EXPERIMENTS.values():
+                named = f"-x {experiment.experiment_id}"
+                raise StoreError(
+                    f"the experiment {experiment.name} is deleted: restore it with "
+                    f"`{mlflow_command('experiments restore')} {named}`."
+                )
+
+
+def mlflow_command(words: str) -> str:
+    """Return a command of MLflow's as it is typed for this store."""
+    program = Path(sys.executable).with_name("mlflow")
+    return f"MLFLOW_TRACKING_URI='{_without_password(mlflow.get_tracking_uri())}' {program} {words}"
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", text)
 
 
 def _make_ready(path: Path) -> None:
@@ -132,11 +144,12 @@ def wait_for_server() -> None:
 def _store_error(error: Exception) -> StoreError:
     """Say that the store failed, and do not wait for it again in this process."""
     os.environ[_RETRIES] = "0"
-    uri = re.sub(r"//[^/@]*@", "//", mlflow.get_tracking_uri())  # without a password
-    reason = re.sub(r"//[^/@]*@", "//", str(error)).strip().split("\n", 1)[0]
+    reason = str(error).strip().split("\n", 1)[0]
+    places = dict.fromkeys([mlflow.get_tracking_uri(), mlflow.get_registry_uri()])
     return StoreError(
-        f"the tracking store {uri} failed: {reason}\nStart or mend it, or set "
-        "MLFLOW_TRACKING_URI to another; unset, the store is mlflow.db in the project."
+        _without_password(f"the tracking store {', registry '.join(places)} failed: {reason}\n")
+        + "Start or mend it, or set MLFLOW_TRACKING_URI to another; unset, the store is mlflow.db "
+        "in the project."
     )
 
 

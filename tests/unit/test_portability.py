@@ -1,4 +1,4 @@
-"""The same figures on every processor: digests under different instruction sets and libraries."""
+"""The same figures on every x86-64 processor: digests under different instruction sets."""
 
 import json
 import os

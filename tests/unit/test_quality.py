@@ -2,7 +2,7 @@
 
 from hvs_lib import columns as col
 from hvs_lib.cli import main
-from hvs_lib.data import DataError, load_telemetry, read_racks, save_telemetry, summarize
+from hvs_lib.data import DataError, load_telemetry, read_racks, save_telemetry, streaming, summarize
 from hvs_lib.features import build_features, check_interval
 
 import numpy as np
@@ -25,8 +25,9 @@ FILL_VALUES = [
 
 
 @pytest.fixture(params=["csv", "parquet"])
-def reread(request, tmp_path):
+def reread(request, tmp_path, monkeypatch):
     """Return a function that saves telemetry and loads it, whole or rack by rack."""
+    monkeypatch.setattr(streaming, "ROWS_TOGETHER", 1)
 
     def reread(telemetry, *, racks=False, **options):
         path = tmp_path / f"telemetry.{request.param}"
@@ -76,18 +77,25 @@ def test_fill_values_can_be_kept(make_telemetry, reread):
         reread(telemetry, keep_fill_values=True)
 
 
+@pytest.mark.parametrize("racks", [False, True])
 @pytest.mark.parametrize(
     ("name", "readings"),
     [
-        (col.TEMP_MAX, [215.0, 215.0]),  # not repeated
         (col.TEMP_MAX, [212.0, 215.0, 215.0, 215.0, 217.0]),  # a module on its way to burn
+        (col.TEMP_MAX, [95.0, 160.0, 215.0, 215.0, 215.0]),  # at the end of the sensor's range
         (col.VOLTAGE, [655.3, 655.35, 655.4, 655.35, 655.35]),  # a pack of that voltage
+        (col.SOC, [100.0, 101.0, 102.0, 102.0, 102.0]),  # counted beyond full
+        (col.CO, [500.0, 9000.0, 65535.0, 65535.0, 65535.0]),  # a burst
     ],
 )
-def test_readings_beside_it_make_it_a_reading(make_telemetry, reread, name, readings):
+def test_a_module_that_comes_up_to_it_has_read_it(make_telemetry, reread, name, readings, racks):
     telemetry = make_telemetry()
     telemetry.loc[: len(readings) - 1, name] = np.float32(readings)
-    assert reread(telemetry)[name].notna().all()
+    telemetry.loc[60:119, name] = np.float32(readings[3])  # the next module has no such sensor
+    found = reread(telemetry, racks=racks)[name]
+    missing = found.isna().to_numpy().reshape(-1, 60).all(axis=1)
+    assert list(np.flatnonzero(missing)) == [1]
+    assert found.isna().sum() == 60
 
 
 @pytest.mark.parametrize("racks", [False, True])
@@ -126,7 +134,7 @@ def test_a_current_of_the_other_sign_is_told(make_telemetry, reread, sign, racks
 )
 def test_windows_that_hold_one_reading_are_told(make_telemetry, interval_s, short):
     telemetry = make_telemetry(interval_s=interval_s)
-    told = check_interval(telemetry)
+    told = check_interval(interval_s)
     assert [f"windows of {short}: their" in text for text in told] == [True] * (short is not None)
     X = build_features(telemetry)
     for window in (1, 5, 10):  # said to be missing exactly where nothing is computed

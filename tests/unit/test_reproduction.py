@@ -106,7 +106,7 @@ def test_deleted_runs_are_refused(notebook):
     parent, child = notebook()
     client.delete_experiment(client.get_run(parent).info.experiment_id)
     for run_id in (parent, child):
-        with pytest.raises(RunError, match="is deleted: restore it"):
+        with pytest.raises(RunError, match=f"runs restore --run-id {run_id}`"):
             reproduce(run_id, say=print)
 
 

@@ -69,12 +69,12 @@ def test_estimate_grows_with_the_square_of_the_share(monkeypatch):
         (
             [np.repeat([0, 1], [40, 60])],
             {},
-            r"must be above 1\.500, .*got 0\.5: lower normal_stride to 5, or leave 03_smote out",
+            r"must be above 1\.500, .*got 0\.5: lower normal_stride to 5, or run `hvs run 00_data",
         ),
         (
             [np.repeat([0, 1], [40, 60])],
             {"normal_stride": 1},
-            r"must be above 1\.500, .*got 0\.5: leave 03_smote out",
+            r"must be above 1\.500, .*got 0\.5: run `hvs run 00_data",
         ),
         (FOLDS, {"sampling_strategy": 1.5}, r"1 at most, got 1\.5"),
     ],

@@ -15,6 +15,7 @@ from hvs_lib.progress import log_file
 from hvs_lib.project import StoreError
 from hvs_lib.protocol import Protocol
 from hvs_lib.splits import split_by_rack
+from hvs_lib.sqlite_store import BesideTheStore
 from hvs_lib.tracking import notebook_run
 from hvs_lib.tracking.store import search_runs, wait_for_server
 
@@ -25,6 +26,7 @@ import pytest
 from imblearn.over_sampling import SMOTE
 from IPython.core.interactiveshell import InteractiveShell
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from urllib3.util.retry import Retry
@@ -102,6 +104,33 @@ def test_a_relative_store_is_that_of_the_project(project, monkeypatch, tmp_path_
     assert (project / "own.db").exists()
 
 
+def test_the_options_of_a_sqlite_store_are_kept(project, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///own.db?timeout=60")
+    tracking.connect()
+    assert mlflow.get_tracking_uri() == f"sqlite+pysqlite:///{project / 'own.db'}?timeout=60"
+    assert [path.name for path in project.glob("*.db")] == ["own.db"]
+
+
+@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///:memory:", "sqlite:///file:a?uri=true"])
+def test_a_store_that_is_no_file_is_refused(project, monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(StoreError, match="must be a file"):
+        tracking.connect()
+
+
+def test_a_relative_registry_is_that_of_the_project(project, monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "sqlite:///registry.db")
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    tracking.connect()
+    assert (project / "registry.db").exists()
+
+
+def test_files_beside_a_sqlite_store_are_not_looked_for_elsewhere(run):
+    artifacts = MlflowClient().get_run(run.run_id).info.artifact_uri
+    with pytest.raises(MlflowException, match=r"which http://127.+ does not show"):
+        BesideTheStore(artifacts, "http://127.0.0.1:9")
+
+
 def test_a_foreign_run_is_never_written_to(run, protocol, monkeypatch):
     run.finish()
     before = MlflowClient().get_run(run.run_id).to_dictionary()
@@ -136,8 +165,12 @@ def test_a_registry_that_is_away_is_told_at_once(project, monkeypatch):
 
 def test_a_deleted_experiment_is_told_with_the_cure(run):
     MlflowClient().delete_experiment(run.experiment_id)
-    with pytest.raises(StoreError, match=f"mlflow experiments restore -x {run.experiment_id}`"):
+    with pytest.raises(StoreError, match="is deleted: restore it with") as refusal:
         tracking.start("01_baseline", stage="baseline", params={})
+    command = str(refusal.value).split("`")[1]  # for a shell that knows nothing of the store
+    clean = {name: text for name, text in os.environ.items() if not name.startswith("MLFLOW")}
+    subprocess.run(command, shell=True, env=clean, check=True, capture_output=True)
+    tracking.start("01_baseline", stage="baseline", params={})
 
 
 def test_a_champion_whose_run_is_deleted_is_no_incumbent(run, protocol):
