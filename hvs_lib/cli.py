@@ -60,7 +60,7 @@ def run(
 ) -> None:
     """Execute all notebooks, or those named, in order; a run that was stopped goes on."""
     from hvs_lib import runner
-    from hvs_lib.data import DataError
+    from hvs_lib.telemetry import DataError
 
     try:
         given = dict(params)
@@ -92,9 +92,9 @@ def run(
 @click.option("--jobs", default=-1, show_default=True, help="Sites simulated at once; -1: cores.")
 def simulate(output: Path, sites: int, hours: float, seed: int, jobs: int) -> None:
     """Simulate a fleet's telemetry into OUTPUT, a CSV or Parquet file that is not there yet."""
-    from hvs_lib.data import DataError, save_telemetry, summarize
-    from hvs_lib.data.saving import check_new
     from hvs_lib.simulator import simulate_fleet
+    from hvs_lib.telemetry import DataError, save_telemetry, summarize
+    from hvs_lib.telemetry.saving import check_new
 
     try:
         check_new(output)  # before minutes of work
@@ -112,8 +112,8 @@ def simulate(output: Path, sites: int, hours: float, seed: int, jobs: int) -> No
 @_KEEP
 def check(file: Path, keep_fill_values: bool) -> None:
     """Show what a telemetry FILE holds, or every problem that it has."""
-    from hvs_lib.data import DataError, load_telemetry, summarize
     from hvs_lib.features import check_interval
+    from hvs_lib.telemetry import DataError, load_telemetry, summarize
 
     try:
         telemetry = load_telemetry(file, require_label=False, keep_fill_values=keep_fill_values)
@@ -134,11 +134,11 @@ def check(file: Path, keep_fill_values: bool) -> None:
 @click.option("--model", help="URI of another model than the registered champion.")
 def score(file: Path, keep_fill_values: bool, output: Path, model: str | None) -> None:
     """Find the alarms in a telemetry FILE with the registered champion."""
-    from hvs_lib.data import DataError
-    from hvs_lib.model_files import ModelError
     from hvs_lib.progress import ProgressBar
-    from hvs_lib.scoring import CHAMPION_URI, load_champion, score_file
+    from hvs_lib.score import CHAMPION_URI, load_champion, score_file
+    from hvs_lib.telemetry import DataError
     from hvs_lib.tracking import connect
+    from hvs_lib.tracking.model_files import ModelError
 
     bar = ProgressBar(100, "percent")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is unfinished is removed
@@ -165,8 +165,8 @@ def score(file: Path, keep_fill_values: bool, output: Path, model: str | None) -
 @click.argument("run_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def push(run_dir: Path) -> None:
     """Log what RUN_DIR, a folder of runs/, keeps because the tracking store had failed."""
-    from hvs_lib.model_files import ModelError
     from hvs_lib.tracking import push_unlogged
+    from hvs_lib.tracking.model_files import ModelError
 
     count = 0
     try:
@@ -182,8 +182,8 @@ def push(run_dir: Path) -> None:
 @click.argument("run_id")
 def reproduce(run_id: str) -> None:
     """Execute a run again and compare its metrics with the logged ones."""
-    from hvs_lib.reproduction import TOLERANCE
-    from hvs_lib.reproduction import reproduce as execute_again
+    from hvs_lib.reproduce import TOLERANCE
+    from hvs_lib.reproduce import reproduce as execute_again
     from hvs_lib.runner import RunError
     from hvs_lib.tracking import store_failures_told
 
@@ -204,7 +204,7 @@ def reproduce(run_id: str) -> None:
 
 
 def _echo_summary(summary: dict) -> None:
-    from hvs_lib.data import format_summary
+    from hvs_lib.telemetry import format_summary
 
     click.echo(format_summary(summary))
 

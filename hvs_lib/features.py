@@ -11,8 +11,8 @@ siblings. The second walks each module and sums the signals up over windows of t
 from collections.abc import Callable, Iterator
 
 from hvs_lib import columns as col
-from hvs_lib.data import DataError, sampling_interval_s
 from hvs_lib.progress import steps
+from hvs_lib.telemetry import DataError, sampling_interval_s
 
 import numpy as np
 import pandas as pd

@@ -5,8 +5,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from hvs_lib.data import sha256_of_file
 from hvs_lib.project import sources_sha256
+from hvs_lib.telemetry import sha256_of_file
 from hvs_lib.tracking import package_versions
 
 import nbformat

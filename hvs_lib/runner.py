@@ -157,10 +157,10 @@ def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> list[str]:
         Where a treatment of the imbalance cannot work on it.
     """
     from hvs_lib import columns as col
-    from hvs_lib.data import load_telemetry, summarize
+    from hvs_lib.evaluation.splits import check_labels, split_by_rack, thin_normal_rows
     from hvs_lib.features import check_interval
     from hvs_lib.samplers import check_folds
-    from hvs_lib.splits import check_labels, split_by_rack, thin_normal_rows
+    from hvs_lib.telemetry import load_telemetry, summarize
 
     uses = {
         name: _defaults(notebooks()[name]) | dict(parameters)
@@ -425,12 +425,12 @@ def _defaults(notebook: Path) -> dict[str, object]:
 
 def _check_values(parameters: Mapping[str, object]) -> None:
     """Hand a notebook's parameters to the checks of the functions that will get them."""
-    from hvs_lib.champion import check_policy
-    from hvs_lib.data.simulated import check_fleet
-    from hvs_lib.protocol import check_protocol
+    from hvs_lib.evaluation.protocol import check_protocol
+    from hvs_lib.evaluation.splits import check_split
     from hvs_lib.samplers import check_sampling
     from hvs_lib.search import check_search
-    from hvs_lib.splits import check_split
+    from hvs_lib.telemetry.simulated import check_fleet
+    from hvs_lib.tracking.champion import check_policy
 
     checks = (check_fleet, check_split, check_protocol, check_search, check_sampling, check_policy)
     for check in checks:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from threading import Lock
 
+from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.models import row_weights
-from hvs_lib.protocol import Protocol
 
 import numpy as np
 from imblearn.pipeline import Pipeline

@@ -10,10 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hvs_lib.model_files import load_model, types_to_trust
 from hvs_lib.progress import STEP, log_file, log_line
 from hvs_lib.project import whole_file
 from hvs_lib.tracking.contents import MODEL_PACKAGES, to_metrics, to_params
+from hvs_lib.tracking.model_files import load_model, types_to_trust
 from hvs_lib.tracking.store import EXPERIMENTS, connect, ensure_experiment, store_failures_told
 
 import mlflow

@@ -11,12 +11,13 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from hvs_lib import __version__, plots
+from hvs_lib import __version__
 from hvs_lib import columns as col
-from hvs_lib.data import event_codes
-from hvs_lib.metrics import AlarmRule
+from hvs_lib.evaluation.metrics import AlarmRule
+from hvs_lib.evaluation.protocol import Assessment, Protocol
 from hvs_lib.project import project_root
-from hvs_lib.protocol import Assessment, Protocol
+from hvs_lib.report import plots
+from hvs_lib.telemetry import event_codes
 
 import matplotlib.pyplot as plt
 import mlflow

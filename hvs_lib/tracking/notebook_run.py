@@ -12,13 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from hvs_lib import __version__
-from hvs_lib.data import sha256_of_file
-from hvs_lib.data.reading import READ_ERRORS
-from hvs_lib.metrics import undefined_metrics
-from hvs_lib.model_files import ModelError, load_model
+from hvs_lib.evaluation.metrics import undefined_metrics
+from hvs_lib.evaluation.protocol import Assessment, Protocol
 from hvs_lib.progress import STEP, log_line
 from hvs_lib.project import EXECUTION, FINGERPRINT, FRESH, StoreError
-from hvs_lib.protocol import Assessment, Protocol
+from hvs_lib.telemetry import sha256_of_file
+from hvs_lib.telemetry.reading import READ_ERRORS
 from hvs_lib.tracking.children import ChildRun, ModelToLog, keep_unlogged, log_child
 from hvs_lib.tracking.contents import (
     AUDIT,
@@ -36,6 +35,7 @@ from hvs_lib.tracking.contents import (
     write_artifacts,
 )
 from hvs_lib.tracking.executions import close_killed_runs, this_process
+from hvs_lib.tracking.model_files import ModelError, load_model
 from hvs_lib.tracking.store import (
     EXPERIMENTS,
     STORE_FAILURES,

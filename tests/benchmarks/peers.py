@@ -17,14 +17,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 from hvs_lib import models
-from hvs_lib.data import load_telemetry, simulated_fleet_path
+from hvs_lib.evaluation.metrics import evaluate, paired_difference, scores_frame
+from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.splits import split_by_rack
 from hvs_lib.features import build_features
-from hvs_lib.metrics import evaluate, paired_difference, scores_frame
 from hvs_lib.models import XGBOOST_BY_HAND, XGBOOST_SEARCH_SPACE, make_pipeline, row_weights
-from hvs_lib.protocol import Protocol
-from hvs_lib.report import cell
+from hvs_lib.report.tables import cell
 from hvs_lib.search import CandidateScorer, SharedFoldClassifier, SharedFolds
-from hvs_lib.splits import split_by_rack
+from hvs_lib.telemetry import load_telemetry, simulated_fleet_path
 
 import click
 import joblib

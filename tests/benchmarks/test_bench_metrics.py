@@ -1,7 +1,7 @@
 """Speed of the metrics at the size of the simulated fleet's training racks."""
 
 from hvs_lib import columns as col
-from hvs_lib.metrics import (
+from hvs_lib.evaluation.metrics import (
     bootstrap_average_precision,
     choose_threshold,
     evaluate,

@@ -1,11 +1,11 @@
 """Raw telemetry in, alarms out, on one core."""
 
-from hvs_lib.calibration import CalibratedClassifier
-from hvs_lib.data import load_telemetry, simulated_fleet_path
+from hvs_lib.evaluation.calibration import CalibratedClassifier
+from hvs_lib.evaluation.metrics import AlarmRule
 from hvs_lib.features import build_features
-from hvs_lib.metrics import AlarmRule
 from hvs_lib.models import XGBOOST_BY_HAND, make_pipeline
-from hvs_lib.scoring import Champion, score_file
+from hvs_lib.score import Champion, score_file
+from hvs_lib.telemetry import load_telemetry, simulated_fleet_path
 
 import pytest
 from xgboost import XGBClassifier

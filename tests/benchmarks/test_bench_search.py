@@ -1,11 +1,11 @@
 """What sharing the prepared folds saves."""
 
-from hvs_lib.data import load_telemetry, simulated_fleet_path
+from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.splits import split_by_rack
 from hvs_lib.features import build_features
 from hvs_lib.models import XGBOOST_BY_HAND, XGBOOST_SEARCH_SPACE, make_pipeline, row_weights
-from hvs_lib.protocol import Protocol
 from hvs_lib.search import CandidateScorer, SharedFoldClassifier, SharedFolds
-from hvs_lib.splits import split_by_rack
+from hvs_lib.telemetry import load_telemetry, simulated_fleet_path
 
 import joblib
 import numpy as np

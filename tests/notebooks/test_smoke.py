@@ -4,9 +4,10 @@ import ast
 import json
 
 from hvs_lib import columns as col
-from hvs_lib import reproduction, runner, tracking
+from hvs_lib import reproduce as reproduction
+from hvs_lib import runner, tracking
 from hvs_lib.cli import main
-from hvs_lib.metrics import EVENT_METRICS, METRICS, ROW_METRICS
+from hvs_lib.evaluation.metrics import EVENT_METRICS, METRICS, ROW_METRICS
 
 import mlflow
 import nbformat

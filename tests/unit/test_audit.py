@@ -1,5 +1,5 @@
 from hvs_lib import columns as col
-from hvs_lib.audit import audit
+from hvs_lib.evaluation.audit import audit
 from hvs_lib.features import build_features
 
 import numpy as np

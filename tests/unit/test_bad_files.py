@@ -6,9 +6,9 @@ import os
 import time
 
 from hvs_lib import columns as col
-from hvs_lib.data import DataError, load_telemetry, read_racks
+from hvs_lib.evaluation.splits import split_by_rack
 from hvs_lib.features import build_features
-from hvs_lib.splits import split_by_rack
+from hvs_lib.telemetry import DataError, load_telemetry, read_racks
 
 import numpy as np
 import pandas as pd
@@ -375,7 +375,7 @@ ONE_RACK = {
 
 @pytest.mark.parametrize("case", ONE_RACK)
 def test_a_rack_is_judged_with_its_file(make_telemetry, tmp_path, monkeypatch, case):
-    monkeypatch.setattr("hvs_lib.data.streaming.ROWS_TOGETHER", 1)
+    monkeypatch.setattr("hvs_lib.telemetry.streaming.ROWS_TOGETHER", 1)
     make, found = ONE_RACK[case]
     path = make(make_telemetry(event_ids=False), tmp_path / "telemetry.csv")
     folder = tmp_path / "racks"
@@ -393,7 +393,7 @@ def test_a_rack_is_judged_with_its_file(make_telemetry, tmp_path, monkeypatch, c
 
 
 def test_racks_come_in_the_order_of_their_ids(make_telemetry, tmp_path, monkeypatch):
-    monkeypatch.setattr("hvs_lib.data.streaming.ROWS_TOGETHER", 1)
+    monkeypatch.setattr("hvs_lib.telemetry.streaming.ROWS_TOGETHER", 1)
     frame = make_telemetry(sites=3, racks=2, event_ids=False)
     frame[col.SITE] = frame[col.SITE].cat.rename_categories(["Site 2", "Site", "Site's"])
     path = table(lambda f: f)(frame, tmp_path / "telemetry.csv")

@@ -1,4 +1,4 @@
-from hvs_lib.calibration import (
+from hvs_lib.evaluation.calibration import (
     METHODS,
     CalibratedClassifier,
     apply_calibrator,

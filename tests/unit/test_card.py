@@ -1,4 +1,4 @@
-from hvs_lib.card import model_card
+from hvs_lib.report.card import model_card
 
 import pandas as pd
 import pytest

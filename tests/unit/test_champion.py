@@ -1,6 +1,6 @@
 from hvs_lib import columns as col
-from hvs_lib.champion import decide, rank_models
-from hvs_lib.metrics import AlarmRule, scores_frame
+from hvs_lib.evaluation.metrics import AlarmRule, scores_frame
+from hvs_lib.tracking.champion import decide, rank_models
 
 import numpy as np
 import pandas as pd

@@ -8,13 +8,13 @@ import re
 from pathlib import Path
 
 from hvs_lib import columns as col
-from hvs_lib import data
-from hvs_lib.data import DataError, event_codes, load_telemetry, save_telemetry, summarize
-from hvs_lib.data.loading import DEFAULT_SITE
-from hvs_lib.data.reading import MISSING
-from hvs_lib.data.schema import PLAUSIBLE
+from hvs_lib import telemetry as data
 from hvs_lib.project import project_root
 from hvs_lib.simulator import simulate_fleet
+from hvs_lib.telemetry import DataError, event_codes, load_telemetry, save_telemetry, summarize
+from hvs_lib.telemetry.loading import DEFAULT_SITE
+from hvs_lib.telemetry.reading import MISSING
+from hvs_lib.telemetry.schema import PLAUSIBLE
 
 import numpy as np
 import pandas as pd

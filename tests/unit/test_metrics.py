@@ -3,7 +3,7 @@
 from itertools import pairwise, product
 
 from hvs_lib import columns as col
-from hvs_lib.metrics import (
+from hvs_lib.evaluation.metrics import (
     INTERVALS,
     METRICS,
     AlarmRule,

@@ -1,10 +1,10 @@
 import shutil
 
 from hvs_lib import tracking
-from hvs_lib.calibration import CalibratedClassifier, fit_calibrator
-from hvs_lib.model_files import ModelError, load_model, types_to_trust
+from hvs_lib.evaluation.calibration import CalibratedClassifier, fit_calibrator
 from hvs_lib.models import make_pipeline
 from hvs_lib.samplers import make_samplers
+from hvs_lib.tracking.model_files import ModelError, load_model, types_to_trust
 
 import mlflow
 import numpy as np
@@ -154,9 +154,9 @@ def test_what_would_be_refused_is_not_logged():
 
 
 def test_the_scaler_is_no_pickle(store, make_telemetry):
+    from hvs_lib.evaluation.protocol import Protocol
+    from hvs_lib.evaluation.splits import split_by_rack
     from hvs_lib.features import build_features
-    from hvs_lib.protocol import Protocol
-    from hvs_lib.splits import split_by_rack
 
     telemetry = make_telemetry(racks=8, rows=90, event_racks=(0, 1, 2, 3, 4))
     split = split_by_rack(telemetry, test_size=0.25, n_folds=2, seed=1)

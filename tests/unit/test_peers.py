@@ -3,10 +3,10 @@
 import importlib.util
 from pathlib import Path
 
+from hvs_lib.evaluation.metrics import evaluate, scores_frame
+from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.splits import split_by_rack
 from hvs_lib.features import build_features
-from hvs_lib.metrics import evaluate, scores_frame
-from hvs_lib.protocol import Protocol
-from hvs_lib.splits import split_by_rack
 
 import numpy as np
 import pytest

@@ -31,7 +31,7 @@ import json
 from hvs_lib import columns as col, models
 from hvs_lib.features import build_features
 from hvs_lib.simulator.fleet import simulate_site, to_frames
-from hvs_lib.splits import thin_normal_rows
+from hvs_lib.evaluation.splits import thin_normal_rows
 import joblib
 import numpy as np
 from sklearn.ensemble import RandomForestClassifier

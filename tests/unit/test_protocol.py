@@ -2,11 +2,11 @@ from dataclasses import replace
 from threading import Barrier
 
 from hvs_lib import columns as col
-from hvs_lib.calibration import Calibration, fit_calibrator
+from hvs_lib.evaluation.calibration import Calibration, fit_calibrator
+from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.splits import split_by_rack
 from hvs_lib.features import build_features
 from hvs_lib.models import hazard_score, make_pipeline
-from hvs_lib.protocol import Protocol
-from hvs_lib.splits import split_by_rack
 
 import numpy as np
 import pandas as pd

@@ -2,8 +2,15 @@
 
 from hvs_lib import columns as col
 from hvs_lib.cli import main
-from hvs_lib.data import DataError, load_telemetry, read_racks, save_telemetry, streaming, summarize
 from hvs_lib.features import build_features, check_interval
+from hvs_lib.telemetry import (
+    DataError,
+    load_telemetry,
+    read_racks,
+    save_telemetry,
+    streaming,
+    summarize,
+)
 
 import numpy as np
 import pandas as pd

@@ -1,5 +1,5 @@
 from hvs_lib import columns as col
-from hvs_lib.report import caught_by_cause, results_table, weak_causes
+from hvs_lib.report.tables import caught_by_cause, results_table, weak_causes
 
 import pandas as pd
 

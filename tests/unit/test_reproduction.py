@@ -1,12 +1,13 @@
 import json
 
-from hvs_lib import reproduction, tracking
+from hvs_lib import reproduce as reproduction
+from hvs_lib import tracking
+from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.splits import split_by_rack
 from hvs_lib.features import build_features
 from hvs_lib.models import make_pipeline
-from hvs_lib.protocol import Protocol
-from hvs_lib.reproduction import compare, reproduce, version_warnings
+from hvs_lib.reproduce import compare, reproduce, version_warnings
 from hvs_lib.runner import RunError
-from hvs_lib.splits import split_by_rack
 
 import pytest
 from mlflow import MlflowClient

@@ -7,16 +7,16 @@ import urllib.request
 from pathlib import Path
 
 from hvs_lib import columns as col
-from hvs_lib import models, scoring, tracking
+from hvs_lib import models, score, tracking
 from hvs_lib.cli import main
-from hvs_lib.data import DataError, load_telemetry, read_racks, save_telemetry
+from hvs_lib.evaluation.metrics import raise_alarms, scores_frame
+from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.splits import split_by_rack
 from hvs_lib.features import build_features
-from hvs_lib.metrics import raise_alarms, scores_frame
-from hvs_lib.model_files import ModelError
 from hvs_lib.models import make_pipeline
-from hvs_lib.protocol import Protocol
-from hvs_lib.scoring import contributions, load_champion, score_file
-from hvs_lib.splits import split_by_rack
+from hvs_lib.score import contributions, load_champion, score_file
+from hvs_lib.telemetry import DataError, load_telemetry, read_racks, save_telemetry
+from hvs_lib.tracking.model_files import ModelError
 
 import numpy as np
 import pandas as pd
@@ -49,7 +49,7 @@ def registered(telemetry, tmp_path_factory):
         found = protocol.assess(make_pipeline(XGBClassifier(n_estimators=20, max_depth=3)))
         run_id = run.log_assessment(found, protocol, model_name="XGBoost")
         tracking.register_champion(run_id)
-        yield load_champion(), scoring.mlflow.get_tracking_uri()
+        yield load_champion(), score.mlflow.get_tracking_uri()
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def file(request, telemetry, tmp_path):
 def test_alarms_are_those_of_the_whole_file_in_memory(file, champion, expected, tmp_path):
     tally = score_file(file, tmp_path / "alarms.csv", champion)
     alarms = pd.read_csv(tmp_path / "alarms.csv")
-    assert list(alarms.columns) == scoring.COLUMNS
+    assert list(alarms.columns) == score.COLUMNS
     assert len(expected) > 2
     assert (tally.racks, tally.rows, tally.alarms) == (8, 1920, len(expected))
     for name in (col.SITE, col.RACK, col.MODULE):
@@ -112,7 +112,7 @@ def test_a_temporary_folder_without_room_is_told(file, tmp_path):
 
 
 def test_racks_are_never_cut(telemetry, tmp_path, monkeypatch):
-    monkeypatch.setattr("hvs_lib.data.streaming.ROWS_TOGETHER", 300)
+    monkeypatch.setattr("hvs_lib.telemetry.streaming.ROWS_TOGETHER", 300)
     save_telemetry(telemetry, tmp_path / "t.parquet")
     sizes = [table.groupby(col.RACK, observed=True).size() for _, table in
              read_racks(tmp_path / "t.parquet", tmp_path)]  # fmt: skip
@@ -232,7 +232,7 @@ def test_without_a_champion_the_way_to_one_is_said(project, tmp_path):
 
 @pytest.mark.slow
 def test_served_model_answers_the_same_scores(telemetry, champion, uri, serve):
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", scoring.CHAMPION_URI]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", score.CHAMPION_URI]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "PATH": path}
@@ -271,8 +271,8 @@ def test_a_score_that_is_terminated_leaves_nothing_behind(uri, telemetry, tmp_pa
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     program = (
-        "import os, signal; from hvs_lib import cli, scoring\n"
-        "scoring.score_racks = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "import os, signal; from hvs_lib import cli, score\n"
+        "score.score_racks = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
         "cli.main()"
     )
     command = [sys.executable, "-c", program, "score", "t.csv", "--output", "a.csv"]

@@ -1,14 +1,14 @@
 from hvs_lib import models, search
+from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.splits import split_by_rack
 from hvs_lib.features import build_features
 from hvs_lib.models import make_pipeline, row_weights
-from hvs_lib.protocol import Protocol
 from hvs_lib.search import (
     CandidateScorer,
     SharedFoldClassifier,
     SharedFolds,
     check_search,
 )
-from hvs_lib.splits import split_by_rack
 
 import joblib
 import numpy as np

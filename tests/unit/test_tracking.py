@@ -7,16 +7,16 @@ import sys
 from dataclasses import replace
 
 from hvs_lib import tracking
-from hvs_lib.data import sha256_of_file
+from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.splits import split_by_rack
 from hvs_lib.features import build_features
-from hvs_lib.model_files import ModelError, load_model
 from hvs_lib.models import make_pipeline
 from hvs_lib.progress import log_file
 from hvs_lib.project import StoreError
-from hvs_lib.protocol import Protocol
-from hvs_lib.splits import split_by_rack
 from hvs_lib.sqlite_store import BesideTheStore
+from hvs_lib.telemetry import sha256_of_file
 from hvs_lib.tracking import notebook_run
+from hvs_lib.tracking.model_files import ModelError, load_model
 from hvs_lib.tracking.store import search_runs, wait_for_server
 
 import mlflow

@@ -1,8 +1,4 @@
-"""Metrics: the same numbers, with intervals, for every model and rule on the same scores frame.
-
-Importing from here is enough for a notebook: the names of `hvs_lib.scores` and `hvs_lib.alarms`
-that it needs are passed on.
-"""
+"""Metrics: the same numbers, with intervals, for every model and rule on the same scores frame."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hvs_lib import columns as col
-from hvs_lib.alarms import (
+from hvs_lib.evaluation.alarms import (
     DEFAULT_RULE,
     RULES,
     AlarmRule,
@@ -24,7 +20,7 @@ from hvs_lib.alarms import (
     raise_alarms,
     track_alarms,
 )
-from hvs_lib.scores import ScoreRows, read_scores, scores_frame
+from hvs_lib.evaluation.scores import ScoreRows, read_scores, scores_frame
 
 import numpy as np
 import pandas as pd

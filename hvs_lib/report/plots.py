@@ -1,7 +1,7 @@
 """Figures that more than one notebook, or every run, shows. Each function returns its figure."""
 
 from hvs_lib import columns as col
-from hvs_lib.alarms import event_table
+from hvs_lib.evaluation.alarms import event_table
 
 import matplotlib.pyplot as plt
 import numpy as np

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from functools import partial
 
 from hvs_lib import columns as col
-from hvs_lib.data.codes import module_codes, order_of
-from hvs_lib.data.conversion import as_numbers, as_times, is_number, is_time, one_zone_style
-from hvs_lib.data.files import count_rows
-from hvs_lib.data.reading import RawFile
+from hvs_lib.telemetry.codes import module_codes, order_of
+from hvs_lib.telemetry.conversion import as_numbers, as_times, is_number, is_time, one_zone_style
+from hvs_lib.telemetry.files import count_rows
+from hvs_lib.telemetry.reading import RawFile
 
 import numpy as np
 import pandas as pd

@@ -4,8 +4,8 @@ import difflib
 from collections.abc import Iterator
 
 from hvs_lib import columns as col
-from hvs_lib.data.codes import event_codes, module_codes, rack_codes
-from hvs_lib.data.quality import describe, sampling_interval_s
+from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes
+from hvs_lib.telemetry.quality import describe, sampling_interval_s
 
 import numpy as np
 import pandas as pd

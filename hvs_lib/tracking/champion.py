@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hvs_lib.metrics import PairedDifference, paired_difference, paired_event_difference
+from hvs_lib.evaluation.metrics import PairedDifference, paired_difference, paired_event_difference
 
 import pandas as pd
 

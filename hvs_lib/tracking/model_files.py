@@ -19,7 +19,7 @@ from sklearn.base import BaseEstimator
 # Beyond what skops trusts: what the workbook's pipelines hold. None executes code as it loads.
 TRUSTED_TYPES = frozenset(
     {
-        "hvs_lib.calibration.CalibratedClassifier",
+        "hvs_lib.evaluation.calibration.CalibratedClassifier",
         "imblearn.combine._smote_enn.SMOTEENN",
         "imblearn.combine._smote_tomek.SMOTETomek",
         "imblearn.over_sampling._adasyn.ADASYN",
@@ -109,6 +109,6 @@ def _checked(types: list[str], what: str) -> list[str]:
         raise ModelError(
             f"{what} is refused: it holds types that the workbook does not use, "
             f"{', '.join(strange)}. Where you know them, add them to TRUSTED_TYPES of "
-            "hvs_lib/model_files.py."
+            "hvs_lib/tracking/model_files.py."
         )
     return types

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from hvs_lib import columns as col
+from hvs_lib.evaluation.metrics import single_feature_average_precision
 from hvs_lib.features import build_features
-from hvs_lib.metrics import single_feature_average_precision
 
 import numpy as np
 import pandas as pd

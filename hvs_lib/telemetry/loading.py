@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from hvs_lib import columns as col
-from hvs_lib.data.codes import module_codes, order_of
-from hvs_lib.data.conversion import to_frame
-from hvs_lib.data.files import refusal
-from hvs_lib.data.quality import clear_zero_columns, clear_zero_modules, doubtful_current
-from hvs_lib.data.reading import READ_ERRORS, RawFile, read_file
-from hvs_lib.data.schema import untypical, validate
+from hvs_lib.telemetry.codes import module_codes, order_of
+from hvs_lib.telemetry.conversion import to_frame
+from hvs_lib.telemetry.files import refusal
+from hvs_lib.telemetry.quality import clear_zero_columns, clear_zero_modules, doubtful_current
+from hvs_lib.telemetry.reading import READ_ERRORS, RawFile, read_file
+from hvs_lib.telemetry.schema import untypical, validate
 
 import numpy as np
 import pandas as pd

@@ -5,8 +5,8 @@ refuses it with the cells that are wrong.
 """
 
 from hvs_lib import columns as col
-from hvs_lib.data.quality import clear_fill_values
-from hvs_lib.data.reading import MISSING, MISSING_NUMBERS, RawFile
+from hvs_lib.telemetry.quality import clear_fill_values
+from hvs_lib.telemetry.reading import MISSING, MISSING_NUMBERS, RawFile
 
 import numpy as np
 import pandas as pd

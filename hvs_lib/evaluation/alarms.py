@@ -1,7 +1,7 @@
 """Alarms and events: which alarms a score raises, which events they catch, and how early.
 
-Everything here works on a scores frame (see `hvs_lib.scores`): any real `y_score`, higher = more
-dangerous.
+Everything here works on a scores frame (see `hvs_lib.evaluation.scores`): any real `y_score`,
+higher = more dangerous.
 
 The rules, in one place:
 
@@ -25,7 +25,7 @@ from functools import cached_property
 from numbers import Integral, Real
 
 from hvs_lib import columns as col
-from hvs_lib.scores import Y_SCORE, ScoreRows, read_scores
+from hvs_lib.evaluation.scores import Y_SCORE, ScoreRows, read_scores
 
 import numpy as np
 import pandas as pd

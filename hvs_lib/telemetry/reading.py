@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from hvs_lib import columns as col
-from hvs_lib.data.files import SUFFIXES, count_rows, refusal, unknown_format
-from hvs_lib.data.quality import Finding
+from hvs_lib.telemetry.files import SUFFIXES, count_rows, refusal, unknown_format
+from hvs_lib.telemetry.quality import Finding
 
 import pyarrow as arrow
 import pyarrow.csv

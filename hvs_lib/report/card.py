@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from hvs_lib.report import cell
+from hvs_lib.report.tables import cell
 
 import pandas as pd
 
@@ -86,7 +86,7 @@ hvs reproduce {run_id}
 ```
 
 ```python
-from hvs_lib.model_files import load_model
+from hvs_lib.tracking.model_files import load_model
 from hvs_lib.tracking import connect
 
 connect()

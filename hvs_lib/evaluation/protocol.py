@@ -7,14 +7,13 @@ from time import perf_counter
 
 from hvs_lib import columns as col
 from hvs_lib import models
-from hvs_lib.calibration import (
+from hvs_lib.evaluation.calibration import (
     NO_CALIBRATION,
     CalibratedClassifier,
     Calibration,
     choose_calibration,
 )
-from hvs_lib.data import sampling_interval_s
-from hvs_lib.metrics import (
+from hvs_lib.evaluation.metrics import (
     EVENT_METRICS,
     RULES,
     AlarmRule,
@@ -22,7 +21,8 @@ from hvs_lib.metrics import (
     evaluate,
     scores_frame,
 )
-from hvs_lib.splits import Split, thin_normal_rows
+from hvs_lib.evaluation.splits import Split, thin_normal_rows
+from hvs_lib.telemetry import sampling_interval_s
 
 import joblib
 import numpy as np

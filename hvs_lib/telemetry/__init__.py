@@ -4,14 +4,14 @@ Every function that returns telemetry returns the same table: sorted by site, ra
 time, ids as categories, sensors as float32, the label as int8, time in UTC without a zone.
 """
 
-from hvs_lib.data.codes import event_codes, module_codes, rack_codes
-from hvs_lib.data.files import DataError, sha256_of_file
-from hvs_lib.data.loading import load_telemetry
-from hvs_lib.data.quality import describe, sampling_interval_s
-from hvs_lib.data.saving import save_telemetry
-from hvs_lib.data.simulated import simulated_fleet_path
-from hvs_lib.data.streaming import read_racks
-from hvs_lib.data.summary import format_summary, summarize
+from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes
+from hvs_lib.telemetry.files import DataError, sha256_of_file
+from hvs_lib.telemetry.loading import load_telemetry
+from hvs_lib.telemetry.quality import describe, sampling_interval_s
+from hvs_lib.telemetry.saving import save_telemetry
+from hvs_lib.telemetry.simulated import simulated_fleet_path
+from hvs_lib.telemetry.streaming import read_racks
+from hvs_lib.telemetry.summary import format_summary, summarize
 
 __all__ = [
     "DataError",

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from hvs_lib import columns as col
-from hvs_lib.data.files import SUFFIXES, DataError, unknown_format
 from hvs_lib.project import whole_file
+from hvs_lib.telemetry.files import SUFFIXES, DataError, unknown_format
 
 import pandas as pd
 import pyarrow as arrow

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hvs_lib import columns as col
-from hvs_lib.data.conversion import codes_and_words, to_frame, zone_styles
-from hvs_lib.data.files import DataError, refusal
-from hvs_lib.data.loading import load_telemetry, to_telemetry
-from hvs_lib.data.quality import clear_zero_columns
-from hvs_lib.data.reading import READ_ERRORS, RawFile, column_names, read_batches
-from hvs_lib.data.schema import untypical
+from hvs_lib.telemetry.conversion import codes_and_words, to_frame, zone_styles
+from hvs_lib.telemetry.files import DataError, refusal
+from hvs_lib.telemetry.loading import load_telemetry, to_telemetry
+from hvs_lib.telemetry.quality import clear_zero_columns
+from hvs_lib.telemetry.reading import READ_ERRORS, RawFile, column_names, read_batches
+from hvs_lib.telemetry.schema import untypical
 
 import numpy as np
 import pandas as pd

@@ -1,0 +1,1 @@
+"""What models are worth: split, fit, score, calibrate, alarms, metrics and their intervals."""
