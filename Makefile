@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A virtual environment holds its own path, so it is made anew where the folder has moved.
 $(shell [ "$$(cat .venv/.installed 2>/dev/null)" = "$$(pwd -P)" ] || rm -f .venv/.installed)
 
-.PHONY: help venv run test test-fast test-browser torture lab ui lint bench bench-peers notebooks lock
+.PHONY: help venv run test test-fast test-outputs test-browser torture lab ui lint bench bench-peers notebooks lock
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -27,6 +27,9 @@ run: venv  ## simulate the fleet, run all notebooks, name the champion
 
 test: venv  ## all tests: unit, notebook rules, smoke runs, committed outputs, browser
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder tests/notebooks tests/unit  # the long ones first
+
+test-outputs: venv  ## the committed outputs come out again at the defaults; 10 minutes
+	HVS_PROJECT_ROOT=$$(mktemp -d) $(BIN)/pytest --nbval-lax --nbval-cell-timeout=1200 notebooks
 
 test-browser: venv  ## the notebooks and the MLflow UI in headless chromium, with screenshots
 	$(BIN)/pytest -ra tests/notebooks/test_browser.py

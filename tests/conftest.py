@@ -17,9 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from projects import free_port
-from xdist.scheduler import LoadFileScheduling
 
-WITHOUT_THE_RUN = ("test_anatomy.py", "test_nbval.py")
 TYPICAL = {
     col.TEMP_AVG: 27.0,
     col.TEMP_MAX: 28.5,
@@ -31,20 +29,6 @@ TYPICAL = {
     col.VOC: 15.0,
     col.AMBIENT: 23.0,
 }
-
-
-class OneProcessForTheRun(LoadFileScheduling):
-    """Send the files that look at the run of `smoke` to one process, so that it is made once."""
-
-    def _split_scope(self, nodeid):
-        file = super()._split_scope(nodeid)
-        folder, _, name = file.rpartition("/")
-        return folder if folder == "tests/notebooks" and name not in WITHOUT_THE_RUN else file
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config, log):
-    return OneProcessForTheRun(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def build_telemetry(

@@ -124,7 +124,7 @@ def test_champion_is_registered_and_scores_alike(smoke):
     number = tags["champion_version"]
     version = MlflowClient().get_model_version("hvs-fire-prediction", number)
     assert version.run_id == tags["champion_run_id"]
-    assert version.run_id in smoke.stdout
+    assert version.run_id in smoke
     assert MlflowClient().get_model_version_by_alias("hvs-fire-prediction", "champion")
     loaded = mlflow.pyfunc.load_model(f"models:/hvs-fire-prediction/{number}")
     path = mlflow.artifacts.download_artifacts(
@@ -186,7 +186,7 @@ def test_a_run_that_cannot_be_reproduced_is_told(smoke, monkeypatch):
 
 
 def test_last_lines_are_the_leaderboard_the_champion_and_the_shares(smoke):
-    said = smoke.stdout
+    said = smoke
     assert said.index("cv AP") < said.index("Champion:") < said.index("share")
     assert "make ui" in said
 
