@@ -212,7 +212,7 @@ def test_plain_papermill_writes_to_the_same_store_with_equal_metrics(
         }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def one_event_file(fleet, workplace):
     """Keep one site and one event, in the 13 columns of the original project's file."""
     telemetry = pd.read_parquet(fleet)

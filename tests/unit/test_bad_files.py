@@ -265,7 +265,9 @@ CASES = {
     "huge integers as ids": (table(lambda f: f.assign(
         Module_ID=[str(10**40 + m) for m in f.Module_ID.cat.codes])), None),
     "infinite": (cells(col.SOC, "inf"), "SoC_percent must be finite"),
-    "fill value": (cells(col.TEMP_AVG, -9999), "must lie between -60 and 1500 degC, got -9999"),
+    "fill value": (cells(col.TEMP_AVG, -9999), None),
+    "unusual fill value": (
+        cells(col.TEMP_AVG, -9998), "must lie between -60 and 1500 degC, got -9998"),
     "no reading of one sensor": (without_readings(col.VOC), None),
     "no reading at all": (without_readings(*col.SENSORS), "at least one"),
     "millivolt": (scaled(col.VOLTAGE, 1000), "Voltage_V must"),

@@ -688,7 +688,7 @@ def test_sha256_of_file(tmp_path):
 def test_project_root(project, monkeypatch):
     assert project_root() == project
     monkeypatch.delenv("HVS_PROJECT_ROOT")
-    assert (project_root() / "hvs_lib" / "data" / "files.py").is_file()
+    assert (project_root() / "hvs_lib" / "columns.py").is_file()
 
 
 def test_simulated_fleet_is_written_once_and_again_when_stale(project, monkeypatch):
