@@ -56,9 +56,11 @@ H_SEI, H_ANODE, H_CATHODE, H_ELYTE = 257e3, 1714e3, 314e3, 155e3  # J/kg of mate
 GRAPHITE_KG, CATHODE_KG, ELYTE_KG = 0.155, 0.310, 0.100  # per cell
 SEI_0, LITHIUM_0, THICK_0, ALPHA_0 = 0.15, 0.75, 0.033, 0.04
 
-# State of a cell: columns of the ``cells`` array
+# State of a cell: what is left of SEI, lithium, electrolyte, charge and solvent; thickness of the
+# SEI, conversion of the cathode, collapse of the separator
 SEI, ANODE, THICK, CATHODE, ELYTE, CHARGE, SEPARATOR, SOLVENT = range(8)
-N_STATES = 8
+FRESH_CELL = np.array([SEI_0, 1.0, THICK_0, ALPHA_0, 1.0, 1.0, 0.0, 1.0])
+N_STATES = FRESH_CELL.size
 
 SEPARATOR_RAMP_K = 6.0
 SHORTED_J = 0.60 * CELL_AH * 3600.0 * 3.7  # electrical energy of a full cell that becomes heat
@@ -91,10 +93,6 @@ HEAT_J_K = np.array([CELL_J_K, CORE_J_K, CASE_J_K])
 QUIET_C, QUIET_SOC = 60.0, 1.08  # below both nothing reacts
 PNR_C, PNR_RATE_K_S, PNR_RATE_FROM_C = 140.0, 0.5, 110.0
 MAX_CHANGE, MIN_STEP_S = 0.25, 0.02
-
-# Energy ledger [J]: what went in, by source, and out
-FROM_REACTIONS, FROM_OUTSIDE, TO_SOLVENT, TO_ROOM = range(4)
-
 
 # Single precision, so that the last bit of numpy's exp, sin and powers, which differs between
 # processors, is rounded away before the kernel sees it.
@@ -150,14 +148,14 @@ STATE = np.dtype(
         ("pnr_s", "f8"),
         ("sensor_ppm", "f8", 3),
         ("middle", "f8", 3),  # temperatures halfway through a step
-        ("flow", "f8", 3),  # [W]
-        ("heat", "f8", 2),  # of chemistry in a step, f and core [J]
-        ("change", "f8", N_STATES),  # of a cell in a step
-        ("gas", "f8", 4),  # made by a cell in a step [mol]
-        ("emitted", "f8", 3),  # in a step [mol]
+        ("flow", "f8", 3),  # heat into f, c, s [W]
+        ("heat", "f8", 3),  # of reactions in f, c, s [J]
+        ("change", "f8", N_STATES),  # of a cell
+        ("gas", "f8", 4),  # of a cell [mol]
+        ("emitted", "f8", 3),  # into the rack air [mol]
     ]
 )
-RACK = np.dtype([("air", "f8"), ("ppm", "f8", 3), ("ledger", "f8", 4)])
+RACK = np.dtype([("air", "f8"), ("ppm", "f8", 3)])
 
 
 class RackTruth(NamedTuple):
@@ -170,14 +168,6 @@ class RackTruth(NamedTuple):
     gas_ppm: np.ndarray  # (n_modules, 3, n_steps) VOC, CO, H2 at the lagging sensor
     vent_s: np.ndarray  # (n_modules,) first vent; inf = none
     pnr_s: np.ndarray  # (n_modules,) point of no return; inf = none
-    cells: np.ndarray  # (n_modules, 2, n_states) at the end
-    ledger_J: np.ndarray  # (4,)
-    stored_J: np.ndarray  # (2,) heat content at the start and at the end
-
-    def until(self, n_steps: int) -> "RackTruth":
-        """Return the same with shorter time series."""
-        series = ("temp_C", "air_C", "voltage_V", "soc", "gas_ppm")
-        return self._replace(**{name: getattr(self, name)[..., :n_steps] for name in series})
 
 
 @compiled
@@ -211,12 +201,6 @@ def reaction_extents(x, temp_C, soc, step_s):
     dx_sei = -k x_sei; dx_an = -k x_an exp(-thick/0.033) = -dthick; dalpha = k alpha (1 - alpha);
     dx_e = -k x_e; k = A exp(-E/RT). Exact at frozen temperature (for the anode: at frozen lithium),
     so no step overshoots.
-
-    Parameters
-    ----------
-    x : ndarray of shape (n_states,)
-        ``ANODE`` is the share left of the lithium, 0.75 x state of charge; ``THICK`` its SEI.
-    temp_C, soc, step_s : float
 
     Returns
     -------
@@ -253,35 +237,19 @@ def reaction_heat(extents, soc, graphite_kg, cathode_kg, elyte_kg):
 
 
 @compiled
-def cell_pressure(temp_C, retained_mol):
-    """Return the pressure in a closed cell [Pa]: air, half-saturated solvent vapour, gas."""
-    kelvin = temp_C + KELVIN
-    vapour = 101325.0 * np.exp(-33.5e3 / R_GAS * (1.0 / kelvin - 1.0 / 363.4))
-    gas = retained_mol * R_GAS * kelvin / HEADSPACE_M3
-    return 101325.0 * kelvin / 298.0 + 0.5 * vapour + gas
-
-
-@compiled
-def react(module, traits, c, now, temp_C, step_s):
+def react(module, traits, c, now, step_s):
     """Work out the chemistry of f (``c`` = 0) or of one cell of the core, without applying it.
 
     Beside the reactions: from ``separator_C`` on the separator lets the stored charge turn into
     heat, the solvent of a vented cell evaporates, and a burning core loses the share
-    ``1 - exp(-step/tau)`` of all that is left.
-
-    Parameters
-    ----------
-    module, traits : STATE, TRAITS
-        Receives ``change`` and ``gas``.
-    c : int
-    now, temp_C, step_s : float
+    ``1 - exp(-step/tau)`` of all that is left. Fills ``change`` and ``gas``.
 
     Returns
     -------
     made_J, taken_J : float
         By reactions and stored charge; by evaporation.
     """
-    x, dx, gas = module.cells[c], module.change, module.gas
+    x, dx, gas, temp_C = module.cells[c], module.change, module.gas, module.middle[c]
     burning = c == 1 and now >= module.ignites_s
     if temp_C < QUIET_C and not burning:
         for i in range(N_STATES):
@@ -321,28 +289,14 @@ def react(module, traits, c, now, temp_C, step_s):
 
 
 @compiled
-def heat_into_module(module, traits, drive, current_A, temp, air_C):
-    """Fill a module's heat flows [W] into f, c, s, without chemistry and neighbours.
+def heat_into_module(module, traits, drive, current_A, air_C):
+    """Fill a module's heat flows into f, c, s, without chemistry and neighbours.
 
     Ohmic heat of a cell: R (I/2)^2, reversible heat (I/2) T 1e-4 (0.3 - z). A short of R_isc
     across the group draws i = U/(R_isc + R/2): i^2 (R_isc + R/4) heats f, i^2 R/4 its partner.
-
-    Parameters
-    ----------
-    module : STATE
-        Receives ``flow`` and ``short_A``.
-    traits, drive : TRAITS, DRIVE
-    current_A : float
-    temp : ndarray of shape (3,)
-        Of f, c, s [degC].
-    air_C : float
-
-    Returns
-    -------
-    outside_W, air_W : float
-        From outside and from currents into the module; from the case into the rack air.
+    Returns the heat from the case into the rack air [W].
     """
-    f, c, s = temp[0], temp[1], temp[2]
+    f, c, s = module.middle[0], module.middle[1], module.middle[2]
     half = 0.5 * current_A
     r_f = traits.resistance * cell_resistance(f, module.soc_f)
     r_c = traits.resistance * cell_resistance(c, module.soc)
@@ -366,44 +320,27 @@ def heat_into_module(module, traits, drive, current_A, temp, air_C):
     module.flow[0] = heat_f - f_c - f_s
     module.flow[1] = heat_c + f_c - c_s
     module.flow[2] = heat_s + f_s + c_s - air_W
-    return heat_f + heat_c + heat_s, air_W
+    return air_W
 
 
 @compiled
-def exchange_between_cases(one, other, temp_one, temp_other):
-    """Add conduction and radiation between neighbours; part of it lands on the edge cell."""
-    a, b = temp_one[2], temp_other[2]
-    up = G_CASE_CASE * (a - b) + SIGMA * RADIATING_M2 * ((a + KELVIN) ** 4 - (b + KELVIN) ** 4)
-    one.flow[2] -= up if up > 0.0 else (1.0 - EDGE_SHARE) * up
-    one.flow[0] -= 0.0 if up > 0.0 else EDGE_SHARE * up
-    other.flow[2] += (1.0 - EDGE_SHARE) * up if up > 0.0 else up
-    other.flow[0] += EDGE_SHARE * up if up > 0.0 else 0.0
+def heat_flows(modules, traits, drive, around, k, air_C):
+    """Fill the heat flows of all modules at their ``middle`` temperatures; return the air's [W].
 
-
-@compiled
-def heat_flows(modules, traits, drive, around, k, halfway, air_C):
-    """Fill the heat flows of all modules, now or ``halfway`` through a step.
-
-    Returns
-    -------
-    outside_W, air_W, room_W : float
-        Into all modules from outside and from currents; into the rack air; out to the room.
+    Neighbouring cases exchange heat by conduction and radiation; part of it lands on the edge
+    cell of the colder module.
     """
-    room_W = G_VENTILATION * (air_C - around[k].room_C)
-    outside_W, air_W = 0.0, -room_W
-    current = around[k].current_A
+    air_W = -(G_VENTILATION * (air_C - around[k].room_C))
     for m in range(modules.size):
-        temp = modules[m].middle if halfway else modules[m].temp
-        into, out = heat_into_module(modules[m], traits[m], drive[m, k], current, temp, air_C)
-        outside_W += into
-        air_W += out
+        air_W += heat_into_module(modules[m], traits[m], drive[m, k], around[k].current_A, air_C)
     for m in range(modules.size - 1):
-        one, other = modules[m], modules[m + 1]
-        if halfway:
-            exchange_between_cases(one, other, one.middle, other.middle)
-        else:
-            exchange_between_cases(one, other, one.temp, other.temp)
-    return outside_W, air_W, room_W
+        a, b = modules[m].middle[2], modules[m + 1].middle[2]
+        up = G_CASE_CASE * (a - b) + SIGMA * RADIATING_M2 * ((a + KELVIN) ** 4 - (b + KELVIN) ** 4)
+        hot, cold = (m, m + 1) if up > 0.0 else (m + 1, m)
+        modules[hot].flow[2] -= abs(up)
+        modules[cold].flow[2] += (1.0 - EDGE_SHARE) * abs(up)
+        modules[cold].flow[0] += EDGE_SHARE * abs(up)
+    return air_W
 
 
 @compiled
@@ -427,7 +364,7 @@ def shorten_step(modules, traits, now, step):
         for m in range(modules.size):
             module = modules[m]
             for c in range(2):
-                made, taken = react(module, traits[m], c, now, module.temp[c], 0.5 * step)
+                made, taken = react(module, traits[m], c, now, 0.5 * step)
                 module.heat[c] = CELLS_OF[c] * (made - taken)
                 kelvin = module.temp[c] + KELVIN
                 rise = (module.flow[c] * step + 2.0 * module.heat[c]) / HEAT_J_K[c]
@@ -441,19 +378,21 @@ def shorten_step(modules, traits, now, step):
 def vent(module, traits, c, now):
     """Keep a closed cell's gas, or open it: all its gas and a flash of solvent leave.
 
-    Returns
-    -------
-    float
-        Heat taken by the flash [J].
+    The pressure in a closed cell is that of air, half-saturated solvent vapour and gas. Returns the
+    heat taken by the flash [J].
     """
-    x, gas, retained = module.cells[c], module.gas, module.retained[c]
+    x, gas, retained, kelvin = module.cells[c], module.gas, module.retained[c], module.middle[c]
+    kelvin += KELVIN
     total = 0.0
     for g in range(4):
         retained[g] += gas[g]
         total += retained[g]
         gas[g] = 0.0
+    vapour_Pa = 101325.0 * np.exp(-33.5e3 / R_GAS * (1.0 / kelvin - 1.0 / 363.4))
+    gas_Pa = total * R_GAS * kelvin / HEADSPACE_M3
+    closed = 101325.0 * kelvin / 298.0 + 0.5 * vapour_Pa + gas_Pa < traits.vent_Pa
     burning = c == 1 and now >= module.ignites_s
-    if cell_pressure(module.middle[c], total) < traits.vent_Pa and not burning:
+    if closed and not burning:
         return 0.0
     module.vented[c] = 1.0
     module.vent_s = min(module.vent_s, now)
@@ -466,17 +405,14 @@ def vent(module, traits, c, now):
 
 
 @compiled
-def apply_chemistry(module, traits, current_A, now, step, ledger):
+def apply_chemistry(module, traits, current_A, now, step):
     """Let a module's cells react for a step at the temperatures of its middle.
 
-    Returns
-    -------
-    float
-        Heat that leaves with the ejecta into the rack air [J].
+    Returns the heat that leaves with the ejecta into the rack air [J].
     """
     ejected = 0.0
     for c in range(2):
-        made, taken = react(module, traits, c, now, module.middle[c], step)
+        made, taken = react(module, traits, c, now, step)
         for i in range(N_STATES):
             module.cells[c, i] += module.change[i]
         module.gas[0] -= module.change[SOLVENT] * SOLVENT_KG / SOLVENT_KG_MOL
@@ -489,8 +425,6 @@ def apply_chemistry(module, traits, current_A, now, step, ledger):
         ejecta = EJECTA_SHARE * made if module.middle[c] > EJECTA_C else 0.0
         module.heat[c] = CELLS_OF[c] * (made - taken - ejecta)
         ejected += CELLS_OF[c] * ejecta
-        ledger[FROM_REACTIONS] += CELLS_OF[c] * made
-        ledger[TO_SOLVENT] += CELLS_OF[c] * taken
         for g in range(3):
             module.emitted[g] += CELLS_OF[c] * module.gas[g]
     return ejected
@@ -543,41 +477,38 @@ def mix_gas(modules, rack, inlet_ppm, step):
 def advance(modules, rack, traits, drive, around, k, now, step):
     """Advance a rack by one step of the explicit midpoint rule.
 
-    Returns
-    -------
-    float
-        Length of the step [s]: as asked where nothing reacts, else perhaps shorter.
+    Returns the length of the step [s]: as asked where nothing reacts, else perhaps shorter.
     """
     quiet = is_quiet(modules)
-    outside_W, air_W, room_W = heat_flows(modules, traits, drive, around, k, False, rack.air)
+    for m in range(modules.size):
+        for node in range(3):
+            modules[m].middle[node] = modules[m].temp[node]
+            modules[m].heat[node] = 0.0
+    air_W = heat_flows(modules, traits, drive, around, k, rack.air)
     if not quiet:
         step = shorten_step(modules, traits, now, step)
     for m in range(modules.size):
         module = modules[m]
         for node in range(3):
-            chemical = module.heat[node] if node < 2 and not quiet else 0.0
-            joule = 0.5 * step * module.flow[node] + chemical
-            module.middle[node] = module.temp[node] + joule / HEAT_J_K[node]
-    middle_air = rack.air + 0.5 * step * air_W / AIR_J_K
+            joule = 0.5 * step * module.flow[node] + module.heat[node]
+            module.middle[node] += joule / HEAT_J_K[node]
 
-    outside_W, air_W, room_W = heat_flows(modules, traits, drive, around, k, True, middle_air)
+    air_W = heat_flows(modules, traits, drive, around, k, rack.air + 0.5 * step * air_W / AIR_J_K)
     current, ejected = around[k].current_A, 0.0
     for m in range(modules.size):
         module = modules[m]
         module.emitted[0] = drive[m, k].leak_mol_s * step
         module.emitted[1] = module.emitted[2] = 0.0
         if not quiet:
-            ejected += apply_chemistry(module, traits[m], current, now, step, rack.ledger)
+            ejected += apply_chemistry(module, traits[m], current, now, step)
         before = module.temp[0]
         for node in range(3):
-            chemical = module.heat[node] if node < 2 and not quiet else 0.0
-            module.temp[node] += (step * module.flow[node] + chemical) / HEAT_J_K[node]
+            joule = step * module.flow[node] + module.heat[node]
+            module.temp[node] += joule / HEAT_J_K[node]
         if not quiet:
             note_milestones(module, traits[m], now + step, (module.temp[0] - before) / step)
         advance_charge(module, traits[m], drive[m, k], current, step)
     rack.air += (air_W * step + ejected) / AIR_J_K
-    rack.ledger[FROM_OUTSIDE] += outside_W * step
-    rack.ledger[TO_ROOM] += room_W * step
     mix_gas(modules, rack, around[k].inlet_ppm, step)
     return step
 
@@ -597,43 +528,23 @@ def module_voltage(module, traits, current_A, joint_ohm):
 
 
 @compiled
-def start(modules, rack, traits, around):
-    """Set a rack to rest, a little warmer than its room."""
-    rack.air = around[0].room_C + 0.5
-    for g in range(3):
-        rack.ppm[g] = around[0].inlet_ppm[g]
-    for m in range(modules.size):
-        module = modules[m]
-        module.soc = module.soc_f = traits[m].soc
-        module.ignites_s = module.vent_s = module.pnr_s = np.inf
-        for i in range(3):
-            module.temp[i] = rack.air + 1.5
-            module.sensor_ppm[i] = rack.ppm[i]
-        for c in range(2):
-            x = module.cells[c]
-            x[SEI], x[THICK], x[CATHODE] = SEI_0, THICK_0, ALPHA_0
-            x[ANODE] = x[ELYTE] = x[CHARGE] = x[SOLVENT] = 1.0
-
-
-@compiled
-def run(modules, racks, traits, drive, around, temp_C, air_C, voltage_V, soc, gas_ppm):
+def run(modules, rack, traits, drive, around, truth):
     """Advance a rack through all samples and write them down.
 
     While it is quiet a step is one sample; else it is so short that no reaction rate changes by
     more than 25 % within it, and it always lands on the sample grid.
     """
-    rack = racks[0]
     step = DT_S
     for k in range(around.size):
-        air_C[k] = rack.air
+        truth.air_C[k] = rack.air
         for m in range(modules.size):
             module = modules[m]
             for i in range(3):
-                temp_C[i, m, k] = module.temp[i]
-                gas_ppm[m, i, k] = module.sensor_ppm[i]
+                truth.temp_C[i, m, k] = module.temp[i]
+                truth.gas_ppm[m, i, k] = module.sensor_ppm[i]
             joint = drive[m, k].joint_ohm
-            voltage_V[m, k] = module_voltage(module, traits[m], around[k].current_A, joint)
-            soc[m, k] = module.soc
+            truth.voltage_V[m, k] = module_voltage(module, traits[m], around[k].current_A, joint)
+            truth.soc[m, k] = module.soc
         done = 0.0
         while done < DT_S - 1e-9:
             longest = min(max(2.0 * step, MIN_STEP_S), DT_S - done)
@@ -641,6 +552,20 @@ def run(modules, racks, traits, drive, around, temp_C, air_C, voltage_V, soc, ga
                 longest = DT_S - done
             step = advance(modules, rack, traits, drive, around, k, k * DT_S + done, longest)
             done += step
+
+
+def at_rest(around: np.ndarray, traits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ``STATE`` of a rack's modules and its ``RACK``, a little warmer than the room."""
+    modules, rack = np.zeros(traits.size, STATE), np.zeros(1, RACK)
+    rack["air"] = float(around["room_C"][0]) + 0.5
+    rack["ppm"] = around["inlet_ppm"][0]
+    modules["temp"] = rack["air"] + 1.5
+    modules["sensor_ppm"] = rack["ppm"]
+    modules["soc"] = modules["soc_f"] = traits["soc"]
+    modules["cells"] = FRESH_CELL
+    for name in ("ignites_s", "vent_s", "pnr_s"):
+        modules[name] = np.inf
+    return modules, rack[0]
 
 
 def simulate(drive: np.ndarray, around: np.ndarray, traits: np.ndarray) -> RackTruth:
@@ -659,20 +584,10 @@ def simulate(drive: np.ndarray, around: np.ndarray, traits: np.ndarray) -> RackT
     RackTruth
     """
     n, n_steps = drive.shape
-    modules, racks = np.zeros(n, STATE), np.zeros(1, RACK)
-    start(modules, racks[0], traits, around)
-    stored = [stored_heat(modules, racks)]
-    temp_C, gas_ppm = np.empty((3, n, n_steps), "f4"), np.empty((n, 3, n_steps), "f4")
-    voltage_V, soc = np.empty((n, n_steps), "f4"), np.empty((n, n_steps), "f4")
-    air_C = np.empty(n_steps, "f4")
-    run(modules, racks, traits, drive, around, temp_C, air_C, voltage_V, soc, gas_ppm)
-    stored.append(stored_heat(modules, racks))
-    return RackTruth(
-        temp_C, air_C, voltage_V, soc, gas_ppm, modules["vent_s"], modules["pnr_s"],
-        modules["cells"], racks["ledger"][0], np.array(stored),
-    )  # fmt: skip
-
-
-def stored_heat(modules: np.ndarray, racks: np.ndarray) -> float:
-    """Return the heat content of a rack [J], from 0 degC."""
-    return float(AIR_J_K * racks["air"][0] + (modules["temp"] * HEAT_J_K).sum())
+    modules, rack = at_rest(around, traits)
+    series = [(3, n, n_steps), (n_steps,), (n, n_steps), (n, n_steps), (n, 3, n_steps)]
+    truth = RackTruth(
+        *(np.empty(shape, np.float32) for shape in series), modules["vent_s"], modules["pnr_s"]
+    )
+    run(modules, rack, traits, drive, around, truth)
+    return truth
