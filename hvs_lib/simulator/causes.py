@@ -323,22 +323,11 @@ LOOK_ALIKES = [name for name in CAUSES if name not in HAZARDS]
 def make_event(
     cause: str, onset: int, rng: np.random.Generator, *, rack: int, module: int
 ) -> Event:
-    """Draw the parameters of one event of a given cause.
-
-    Parameters
-    ----------
-    cause : str
-        A key of ``CAUSES``.
-    onset : int
-        Sample at which it begins.
-    rng : numpy.random.Generator
-    rack, module : int
-        Where; ignored as far as the cause covers a whole rack, row or site.
-    """
+    """Draw an event of a cause; it covers a module, or as much around it as the cause does."""
     params = {name: draw(rng) for name, draw in CAUSES[cause].ranges.items()}
     narrow = ["site", "row", "rack", "module"].index(CAUSES[cause].scope)
-    row = rack // RACKS_PER_ROW
-    where = [place if i < narrow else -1 for i, place in enumerate((row, rack, module))]
+    where = [rack // RACKS_PER_ROW, rack, module]
+    where[narrow:] = [-1] * (3 - narrow)
     return Event(cause, onset, *where, params, seed=int(rng.integers(2**32)))
 
 

@@ -28,23 +28,16 @@ compiled = njit(cache=True, nogil=True, error_model="numpy")
 DT_S = 10.0  # sampling interval, and the longest step
 N_MODULES = 8
 N_CELLS = 28  # 14 groups in series of 2 in parallel
-MODULE_AH = 100.0
-CELL_AH = 50.0
-
-KELVIN = 273.15
-R_GAS = 8.314
-SIGMA = 5.67e-8
+MODULE_AH, CELL_AH = 100.0, 50.0
+KELVIN, R_GAS, SIGMA, FARADAY = 273.15, 8.314, 5.67e-8, 96485.0
 
 # Heat capacities [J/K] and conductances [W/K]
 CELL_J_K = 0.90 * 1020.0
-CORE_J_K = 27 * CELL_J_K + 1500.0
-CASE_J_K = 9000.0
+HEAT_J_K = np.array([CELL_J_K, 27 * CELL_J_K + 1500.0, 9000.0])  # f, core, case
 AIR_J_K = 8000.0
 G_CELL_CORE, G_CELL_CASE, G_CORE_CASE = 1.10, 0.25, 20.0
 G_CASE_AIR, G_CASE_AIR_NO_FAN = 10.0, 2.5
-G_CASE_CASE = 1.0
-RADIATING_M2 = 0.10
-G_VENTILATION = 71.0
+G_CASE_CASE, RADIATING_M2, G_VENTILATION = 1.0, 0.10, 71.0
 EDGE_SHARE = 0.15  # of the heat from a hotter neighbour: lands on the edge cell, f
 BUS_OHM = 0.4e-3
 JOINT_INTO_CELL = 0.55  # of the heat of a bad joint; the rest warms the case
@@ -82,14 +75,11 @@ YIELDS = np.array(
 )
 SIDE_YIELD = np.array([0.03, 0.03, 0.02, 0.07])  # mol per mol of electrons
 SIDE_FROM = 1.10  # state of charge from which a share of the current makes heat and gas
-FARADAY = 96485.0
 RACK_M3, RACK_M3_S, NEAR_M3_S = 1.5, 0.06, 0.02
 PPM_M3_MOL = 1e6 * R_GAS * 298.15 / 101325.0
 LAG_S = (20.0, 30.0, 30.0)  # gas sensors: VOC, CO, H2
 
 CELLS_OF = np.array([1.0, N_CELLS - 1.0])  # f, core
-HEAT_J_K = np.array([CELL_J_K, CORE_J_K, CASE_J_K])
-
 QUIET_C, QUIET_SOC = 60.0, 1.08  # below both nothing reacts
 PNR_C, PNR_RATE_K_S, PNR_RATE_FROM_C = 140.0, 0.5, 110.0
 MAX_CHANGE, MIN_STEP_S = 0.25, 0.02
@@ -200,12 +190,8 @@ def reaction_extents(x, temp_C, soc, step_s):
 
     dx_sei = -k x_sei; dx_an = -k x_an exp(-thick/0.033) = -dthick; dalpha = k alpha (1 - alpha);
     dx_e = -k x_e; k = A exp(-E/RT). Exact at frozen temperature (for the anode: at frozen lithium),
-    so no step overshoots.
-
-    Returns
-    -------
-    tuple of 4 floats
-        Used SEI, used lithium, gained conversion of the cathode, used electrolyte; all >= 0.
+    so no step overshoots. Returns used SEI, used lithium, gained conversion of the cathode and used
+    electrolyte, all >= 0.
 
     References
     ----------
@@ -242,12 +228,8 @@ def react(module, traits, c, now, step_s):
 
     Beside the reactions: from ``separator_C`` on the separator lets the stored charge turn into
     heat, the solvent of a vented cell evaporates, and a burning core loses the share
-    ``1 - exp(-step/tau)`` of all that is left. Fills ``change`` and ``gas``.
-
-    Returns
-    -------
-    made_J, taken_J : float
-        By reactions and stored charge; by evaporation.
+    ``1 - exp(-step/tau)`` of all that is left. Fills ``change`` and ``gas``; returns the heat made
+    by reactions and stored charge, and that taken by evaporation [J].
     """
     x, dx, gas, temp_C = module.cells[c], module.change, module.gas, module.middle[c]
     burning = c == 1 and now >= module.ignites_s
@@ -569,19 +551,13 @@ def at_rest(around: np.ndarray, traits: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def simulate(drive: np.ndarray, around: np.ndarray, traits: np.ndarray) -> RackTruth:
-    """Simulate one rack at all samples.
-
-    The heat of a step is reaction extent x enthalpy, so energy closes to rounding.
+    """Simulate one rack at all samples; the heat of reactions closes to rounding.
 
     Parameters
     ----------
     drive : ndarray of DRIVE, shape (n_modules, n_steps)
     around : ndarray of SURROUNDINGS, shape (n_steps,)
     traits : ndarray of TRAITS, shape (n_modules,)
-
-    Returns
-    -------
-    RackTruth
     """
     n, n_steps = drive.shape
     modules, rack = at_rest(around, traits)

@@ -32,12 +32,7 @@ CROSS_RESPONSE = {col.CO: (0.015, 1.0, 0.25), col.H2: (0.01, 0.05, 1.0), col.VOC
 def draw_dispatch(n_steps: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
     """Draw the current that a site's operator asks for: blocks, plus frequency regulation.
 
-    Returns
-    -------
-    c_rate : ndarray of shape (n_steps,)
-        In multiples of the capacity per hour, > 0 charges.
-    soc : float
-        State of charge at the start, 0-1.
+    Returned as C-rate, > 0 charges, shape (n_steps,), beside the state of charge at the start, 0-1.
     """
     c_rate = np.empty(n_steps)
     start = soc = rng.uniform(0.25, 0.8)
@@ -123,15 +118,8 @@ def plan_rack(
     for g, (mean, sd) in enumerate(BACKGROUND_PPM):
         around["inlet_ppm"][:, g] = np.maximum(mean + sd * wander(rng, n, 1200.0), 0.0)
     soc = float(np.clip(dispatch[1] + rng.normal(0.0, 0.03), *SOC_WINDOW))
-    plan = RackPlan(
-        rack=rack,
-        c_rate=dispatch[0] * rng.normal(1.0, 0.03),
-        soc_limit=np.full(n, SOC_WINDOW[1]),
-        soc_at=(0, soc),
-        drive=drive,
-        around=around,
-        traits=draw_traits(rng),
-    )
+    c_rate, soc_limit = dispatch[0] * rng.normal(1.0, 0.03), np.full(n, SOC_WINDOW[1])
+    plan = RackPlan(rack, c_rate, soc_limit, (0, soc), drive, around, draw_traits(rng))
     for event in events:
         if CAUSES[event.cause].kind != "instrument":
             CAUSES[event.cause].effect(event, plan)
@@ -146,14 +134,10 @@ def plan_rack(
 def noiseless_readings(
     truth: RackTruth, current_A: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw the instruments of a rack; return what they read without noise.
+    """Draw the instruments of a rack; return what they read without noise, shape as `measure`.
 
     Eight thermistors for 28 cells: the failing cell has one of its own, or sits next to one, or
     is far from all.
-
-    Returns
-    -------
-    ndarray of shape (n_sensors, n_modules, n_steps), float32
     """
 
     def column(values: np.ndarray) -> np.ndarray:
@@ -198,34 +182,27 @@ def measure(
     n_steps: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Return what the rack's sensors report in the first samples.
-
-    Parameters
-    ----------
-    truth : RackTruth
-    current_A : ndarray, the string's
-    events : sequence of Event
-        Those that touch this rack; instrument faults among them act here.
-    n_steps : int
-    rng : numpy.random.Generator
+    """Return what the rack's sensors report, instrument faults among the events included.
 
     Returns
     -------
     ndarray of shape (n_sensors, n_modules, n_steps), float32
         In the order and units of ``col.SENSORS``.
     """
-    readings = noiseless_readings(truth, current_A, rng)[..., :n_steps]
-    noise = rng.standard_normal(readings.shape, np.float32)
-    noise[SENSOR[col.AMBIENT]] = noise[SENSOR[col.AMBIENT], 0]
-    wild = scatter(rng, noise.shape, OUTLIERS)
-    noise.reshape(-1)[wild] = OUTLIER_SD * rng.choice([-1.0, 1.0], wild.size)
-    noise *= NOISE_SD[:, None, None]
-    readings += noise
+    noiseless = noiseless_readings(truth, current_A, rng)[..., :n_steps]
+    readings = rng.standard_normal(noiseless.shape, np.float32)
+    readings[SENSOR[col.AMBIENT]] = readings[SENSOR[col.AMBIENT], 0]
+    wild = scatter(rng, readings.shape, OUTLIERS)
+    readings.reshape(-1)[wild] = OUTLIER_SD * rng.choice([-1.0, 1.0], wild.size)
+    readings *= NOISE_SD[:, None, None]
+    readings += noiseless
     for event in events:
         if CAUSES[event.cause].kind == "instrument":
             CAUSES[event.cause].effect(event, readings)
     np.clip(readings, LOWEST[:, None, None], HIGHEST[:, None, None], out=readings)
-    readings = np.rint(readings * STEPS[:, None, None]) / STEPS[:, None, None]
+    readings *= STEPS[:, None, None]
+    np.rint(readings, out=readings)
+    readings /= STEPS[:, None, None]
     readings.reshape(-1)[scatter(rng, readings.shape, MISSING)] = np.nan
     return readings
 
