@@ -16,7 +16,11 @@ STORE_WAIT = "HVS_STORE_WAIT_S"  # how long to wait for a store that does not an
 MAX_STORE_WAIT_S = 600
 
 
-class StoreError(Exception):
+class HvsError(Exception):
+    """An error whose text tells the user what is wrong and what to do."""
+
+
+class StoreError(HvsError):
     """The tracking store did not answer, or refused; the text is for the user."""
 
 

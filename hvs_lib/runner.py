@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
-import inspect
 import logging
 import os
 import re
@@ -24,6 +23,7 @@ from hvs_lib.project import (
     EXECUTION,
     FINGERPRINT,
     FRESH,
+    HvsError,
     StoreError,
     environment,
     project_root,
@@ -57,7 +57,7 @@ class _WholeFiles(LocalHandler):
             unfinished.write_text(buf, encoding="utf-8")
 
 
-class RunError(Exception):
+class RunError(HvsError):
     """A run that was refused or has failed; its text is for the user."""
 
 
@@ -432,10 +432,17 @@ def _check_values(parameters: Mapping[str, object]) -> None:
     from hvs_lib.telemetry.simulated import check_fleet
     from hvs_lib.tracking.champion import check_policy
 
-    checks = (check_fleet, check_split, check_protocol, check_search, check_sampling, check_policy)
-    for check in checks:
-        names = inspect.signature(check).parameters
-        if names.keys() <= parameters.keys():
+    budget = ("max_false_alarms_per_site_day", "missed_event_costs")
+    checks = {
+        check_fleet: ("sites", "seed"),
+        check_split: ("test_size", "n_folds", "split"),
+        check_protocol: ("normal_stride", *budget, "n_jobs"),
+        check_search: ("scoring", "n_iter"),
+        check_sampling: ("smote_k_neighbors", "sampling_strategy"),
+        check_policy: ("policy", "min_precision"),
+    }
+    for check, names in checks.items():
+        if parameters.keys() >= set(names):  # the notebook has them
             try:
                 check(**{name: parameters[name] for name in names})
             except ValueError as error:
