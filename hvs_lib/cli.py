@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from hvs_lib import __version__
-from hvs_lib.project import MAX_STORE_WAIT_S, STORE_WAIT, HvsError, environment
+from hvs_lib.project import MAX_STORE_WAIT_S, STORE_WAIT, HvsError, environment, set_environment
 
 import click
 
@@ -32,6 +32,7 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="hvs")
 def main() -> None:
     """Early warning of thermal runaway in high-voltage battery storage."""
+    set_environment()  # before numpy and MLflow are loaded
     sys.stdout.reconfigure(errors="replace")  # a terminal need not know each character of an id
 
 

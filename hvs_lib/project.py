@@ -1,11 +1,14 @@
 """Where the workbook keeps what it makes, and which code made it."""
 
 import hashlib
+import logging
 import os
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from threadpoolctl import threadpool_limits
 
 # What the runner hands its kernels in the environment: which execution this is, what it executes
 # (see `hvs_lib.resume`), and whether to repeat what was done before.
@@ -14,6 +17,24 @@ FINGERPRINT = "HVS_FINGERPRINT"
 FRESH = "HVS_FRESH"
 STORE_WAIT = "HVS_STORE_WAIT_S"  # how long to wait for a store that does not answer [s]
 MAX_STORE_WAIT_S = 600
+
+
+_ENVIRONMENT = {
+    # Idle OpenMP threads sleep instead of spinning: with another busy process on the cores an
+    # XGBoost fit is otherwise many times slower.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # Linear algebra adds up in an order that depends on the number of its threads, which
+    # scikit-learn's neighbours change for a while, or for good where folds run side by side.
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    # A headless log and a committed notebook hold results, not MLflow's advice.
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_PRINT_MODEL_URLS_ON_CREATION": "false",
+    "MLFLOW_DISABLE_AGENT_HINT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
 
 
 class HvsError(Exception):
@@ -84,3 +105,16 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def set_environment() -> None:
+    """Make linear algebra repeatable and MLflow quiet, in this process and its children.
+
+    Variables that are set already stay. Libraries that are loaded already have read theirs, so
+    they are told directly.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    threadpool_limits(1, user_api="blas")
+    for library in ("mlflow", "alembic"):
+        logging.getLogger(library).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())

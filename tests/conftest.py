@@ -12,11 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hvs_lib import columns as col
+from hvs_lib.project import set_environment
 
 import numpy as np
 import pandas as pd
 import pytest
 from projects import free_port
+
+set_environment()
 
 TYPICAL = {
     col.TEMP_AVG: 27.0,

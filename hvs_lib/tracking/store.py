@@ -16,6 +16,7 @@ from hvs_lib.project import (
     environment,
     project_root,
     remove_unfinished,
+    set_environment,
     whole_file,
 )
 from hvs_lib.sqlite_store import ARTIFACTS, sqlite_path, sqlite_uri
@@ -64,6 +65,7 @@ def connect() -> None:
     StoreError
         Where the store does not answer, or refuses.
     """
+    set_environment()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(project_root() / "mlflow.db")
     with store_failures_told():
         path = sqlite_path(uri)
