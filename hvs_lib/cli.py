@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from hvs_lib import __version__
-from hvs_lib.project import MAX_STORE_WAIT_S, STORE_WAIT, StoreError, environment
+from hvs_lib.project import StoreError
 
 import click
 
@@ -41,24 +41,18 @@ def main() -> None:
     "-p", "--param", "params", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter."
 )
 @click.option("--profile", default="default", show_default=True, help="smoke, default or full.")
-@click.option("--fresh", is_flag=True, help="Execute also what was executed before.")
+@click.option("--fresh", is_flag=True, help="Fit again what is in data/cache/.")
 @click.option(
     "--in-place", is_flag=True, help="Keep the outputs in notebooks/, for committing; is fresh."
 )
-@click.option(
-    "--store-wait", default=60.0, show_default=True, envvar=STORE_WAIT,
-    type=click.FloatRange(0, MAX_STORE_WAIT_S),
-    help="Seconds to wait for a tracking server that has stopped answering.",
-)  # fmt: skip
 def run(
     notebook: tuple[str, ...],
     params: tuple[tuple[str, str], ...],
     profile: str,
     fresh: bool,
     in_place: bool,
-    store_wait: float,
 ) -> None:
-    """Execute all notebooks, or those named, in order; a run that was stopped goes on."""
+    """Execute all notebooks, or those named, in order; what was fitted before is kept."""
     from hvs_lib import runner
     from hvs_lib.telemetry import DataError
 
@@ -71,10 +65,9 @@ def run(
             click.echo(f"Warning: {warning}")
         if in_place and any(planned.values()):
             raise runner.RunError("--in-place keeps the outputs of the defaults: set no parameter.")
-        with environment({STORE_WAIT: str(store_wait)}):
-            timings = runner.execute(
-                planned, say=click.echo, in_place=in_place, fresh=fresh or in_place
-            )
+        timings = runner.execute(
+            planned, say=click.echo, in_place=in_place, fresh=fresh or in_place
+        )
         if runner.COMPARISON in planned:
             _show_verdict()
     except (runner.RunError, DataError, StoreError) as error:
@@ -137,8 +130,8 @@ def score(file: Path, keep_fill_values: bool, output: Path, model: str | None) -
     from hvs_lib.progress import ProgressBar
     from hvs_lib.score import CHAMPION_URI, load_champion, score_file
     from hvs_lib.telemetry import DataError
-    from hvs_lib.tracking import connect
     from hvs_lib.tracking.model_files import ModelError
+    from hvs_lib.tracking.store import connect
 
     bar = ProgressBar(100, "percent")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is unfinished is removed
@@ -162,30 +155,13 @@ def score(file: Path, keep_fill_values: bool, output: Path, model: str | None) -
 
 
 @main.command()
-@click.argument("run_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
-def push(run_dir: Path) -> None:
-    """Log what RUN_DIR, a folder of runs/, keeps because the tracking store had failed."""
-    from hvs_lib.tracking import push_unlogged
-    from hvs_lib.tracking.model_files import ModelError
-
-    count = 0
-    try:
-        for run_id in push_unlogged(run_dir):
-            click.echo(f"logged as Run ID {run_id}")
-            count += 1
-    except (StoreError, ModelError, ValueError) as error:
-        _fail(error)
-    click.echo(f"{count} runs logged" if count else f"{run_dir} keeps no unlogged run")
-
-
-@main.command()
 @click.argument("run_id")
 def reproduce(run_id: str) -> None:
     """Execute a run again and compare its metrics with the logged ones."""
     from hvs_lib.reproduce import TOLERANCE
     from hvs_lib.reproduce import reproduce as execute_again
     from hvs_lib.runner import RunError
-    from hvs_lib.tracking import store_failures_told
+    from hvs_lib.tracking.store import store_failures_told
 
     try:
         with store_failures_told():
@@ -211,14 +187,15 @@ def _echo_summary(summary: dict) -> None:
 
 def _show_verdict() -> None:
     """Print the leaderboard and the champion that 04_comparison has logged last."""
-    from hvs_lib import tracking
+    from hvs_lib.tracking.champion import CHAMPION, REGISTERED_MODEL
+    from hvs_lib.tracking.runs import last_comparison
 
-    leaderboard, champion = tracking.verdict()
+    leaderboard, champion = last_comparison()
     click.echo("\nThe test racks, with 95 % intervals; AP is average precision:\n")
     click.echo(leaderboard.to_string(index=False))
     click.echo(
         f"\nChampion: {champion['name']}, Run ID {champion['run_id']}, registered as "
-        f"{tracking.REGISTERED_MODEL} version {champion['version']}, alias {tracking.CHAMPION}"
+        f"{REGISTERED_MODEL} version {champion['version']}, alias {CHAMPION}"
     )
 
 

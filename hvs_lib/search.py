@@ -17,6 +17,7 @@ from joblib import Parallel, delayed
 from sklearn.base import clone
 from sklearn.metrics import average_precision_score, f1_score
 from sklearn.model_selection import ParameterSampler
+from sklearn.utils.validation import check_memory
 from xgboost import QuantileDMatrix, train
 
 SCORINGS = ("f1_class1", "pr_auc")
@@ -61,7 +62,7 @@ def random_search(
         the mean, the standard deviation and the score of each fold.
     """
     folds = [_prepare(pipeline, protocol, *rows) for rows in protocol.split.folds]
-    score = protocol.memory.cache(_score, ignore=["fold"])
+    score = check_memory(protocol.memory).cache(_score, ignore=["fold"])
 
     def candidate(params: dict) -> tuple[dict, dict[str, float]]:
         classifier = clone(pipeline).set_params(**params)[-1]

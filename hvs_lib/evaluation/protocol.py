@@ -31,6 +31,7 @@ from imblearn.pipeline import Pipeline
 from joblib import Parallel, delayed
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import FixedThresholdClassifier
+from sklearn.utils.validation import check_memory
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Protocol:
     seed: int = 42
     rules: tuple[AlarmRule, ...] = RULES
     n_jobs: int = -1
-    memory: joblib.Memory = joblib.Memory(None)
+    memory: joblib.Memory | None = None
 
     def __post_init__(self):
         check_protocol(
@@ -181,7 +182,7 @@ class Protocol:
 
     def _fit_and_score(self, pipeline: Pipeline, parts: Sequence) -> list[tuple]:
         """Fit on the first rows of each part and score the second, parts side by side."""
-        cached = self.memory.cache(models.fit_and_score, ignore=["X", "y"])
+        cached = check_memory(self.memory).cache(models.fit_and_score, ignore=["X", "y"])
         same = {"normal_stride": self.normal_stride, "key": self.key}
         return Parallel(n_jobs=self.n_jobs, prefer="threads")(
             delayed(cached)(pipeline, self.X, self.y, self.fitting_rows(rows), scored_rows, **same)
