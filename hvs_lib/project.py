@@ -1,6 +1,7 @@
 """Where the workbook keeps what it makes, and which code made it."""
 
 import hashlib
+import logging
 import os
 import platform
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 
 from hvs_lib import __version__
 
+from threadpoolctl import threadpool_limits
+
 EXECUTION = "HVS_EXECUTION_ID"  # tells a kernel which execution by the runner it belongs to
 
 # What a logged model needs to be loaded elsewhere; inferring it costs seconds for each model.
@@ -21,7 +24,29 @@ MODEL_PACKAGES = (
 _PACKAGES = (*MODEL_PACKAGES, "scipy", "numba", "pyarrow")
 
 
-class StoreError(Exception):
+_ENVIRONMENT = {
+    # Idle OpenMP threads sleep instead of spinning: with another busy process on the cores an
+    # XGBoost fit is otherwise many times slower.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # Linear algebra adds up in an order that depends on the number of its threads, which
+    # scikit-learn's neighbours change for a while, or for good where folds run side by side.
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    # A headless log and a committed notebook hold results, not MLflow's advice.
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_PRINT_MODEL_URLS_ON_CREATION": "false",
+    "MLFLOW_DISABLE_AGENT_HINT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+class HvsError(Exception):
+    """An error whose text tells the user what is wrong and what to do."""
+
+
+class StoreError(HvsError):
     """The tracking store did not answer, or refused; the text is for the user."""
 
 
@@ -108,3 +133,16 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def set_environment() -> None:
+    """Make linear algebra repeatable and MLflow quiet, in this process and its children.
+
+    Variables that are set already stay. Libraries that are loaded already have read theirs, so
+    they are told directly.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    threadpool_limits(1, user_api="blas")
+    for library in ("mlflow", "alembic"):
+        logging.getLogger(library).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
-import inspect
 import logging
 import os
 import re
@@ -19,13 +18,19 @@ from pathlib import Path
 
 from hvs_lib import cache
 from hvs_lib.progress import LOG_FILE, LogReader, log_file, log_line
-from hvs_lib.project import EXECUTION, StoreError, environment, project_root, whole_file
+from hvs_lib.project import (
+    EXECUTION,
+    HvsError,
+    StoreError,
+    environment,
+    project_root,
+    whole_file,
+)
 
 import nbformat
 import papermill as pm
 import yaml
 from nbclient.exceptions import DeadKernelError
-from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import LocalHandler, papermill_io
 
@@ -45,7 +50,7 @@ class _WholeFiles(LocalHandler):
             unfinished.write_text(buf, encoding="utf-8")
 
 
-class RunError(Exception):
+class RunError(HvsError):
     """A run that was refused or has failed; its text is for the user."""
 
 
@@ -245,35 +250,26 @@ def keep_outputs(executed: Path, notebook: Path) -> None:
     Run IDs are masked, and papermill's times, progress bars, widgets (which are dead without a
     kernel) and empty outputs are left out.
     """
-    cleaned = nbformat.read(executed, 4)
-    cleaned.metadata.pop("papermill", None)
-    cleaned.metadata.pop("widgets", None)
-    for cell in cleaned.cells:
-        for noise in ("papermill", "execution", "status"):
-            cell.metadata.pop(noise, None)
-        if not cell.metadata.get("tags", True):
-            del cell.metadata["tags"]
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor  # takes seconds to load
+
+    kept, _ = CoalesceStreamsPreprocessor().preprocess(nbformat.read(executed, 4), {})
+    for noise in ("papermill", "widgets"):
+        kept.metadata.pop(noise, None)
+    for cell in kept.cells:
+        tags = cell.metadata.get("tags")
+        cell.metadata = {"tags": tags} if tags else {}
         if cell.cell_type == "code":
-            cell.outputs = _for_reading(cell.outputs)
-    text = nbformat.writes(cleaned)
+            for output in cell.outputs:
+                if output.output_type == "stream":
+                    output.text = output.text.rstrip(" \r")  # of a bar that has vanished
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if output.get("text") != "" and _WIDGET not in output.get("data", {})
+            ]
     with whole_file(notebook) as unfinished:
-        unfinished.write_text(_RUN_ID.sub("<run id>", text) + "\n", encoding="utf-8")
-
-
-def _for_reading(outputs: list[NotebookNode]) -> list[NotebookNode]:
-    """Show streams as a terminal would: a carriage return takes back what stands before it."""
-    kept: list[NotebookNode] = []
-    for output in outputs:
-        if _WIDGET in output.get("data", {}):
-            continue
-        if kept and output.output_type == "stream" and output.name == kept[-1].get("name"):
-            kept[-1].text += output.text
-        else:
-            kept.append(output)
-    for output in kept:
-        if output.output_type == "stream":
-            output.text = re.sub(r"[^\n]*\r", "", output.text)
-    return [output for output in kept if output.get("text") != ""]
+        text = _RUN_ID.sub("<run id>", nbformat.writes(kept))
+        unfinished.write_text(text + "\n", encoding="utf-8")
 
 
 def timing_report(timings: list[Timing]) -> str:
@@ -379,10 +375,17 @@ def _check_values(parameters: Mapping[str, object]) -> None:
     from hvs_lib.telemetry.simulated import check_fleet
     from hvs_lib.tracking.champion import check_policy
 
-    checks = (check_fleet, check_split, check_protocol, check_search, check_sampling, check_policy)
-    for check in checks:
-        names = inspect.signature(check).parameters
-        if names.keys() <= parameters.keys():
+    budget = ("max_false_alarms_per_site_day", "missed_event_costs")
+    checks = {
+        check_fleet: ("sites", "seed"),
+        check_split: ("test_size", "n_folds", "split"),
+        check_protocol: ("normal_stride", *budget, "n_jobs"),
+        check_search: ("scoring", "n_iter"),
+        check_sampling: ("smote_k_neighbors", "sampling_strategy"),
+        check_policy: ("policy", "min_precision"),
+    }
+    for check, names in checks.items():
+        if parameters.keys() >= set(names):  # the notebook has them
             try:
                 check(**{name: parameters[name] for name in names})
             except ValueError as error:

@@ -13,6 +13,7 @@ from hvs_lib.project import (
     environment,
     project_root,
     remove_unfinished,
+    set_environment,
     whole_file,
 )
 from hvs_lib.sqlite_store import ARTIFACTS, sqlite_path, sqlite_uri
@@ -60,6 +61,7 @@ def connect() -> None:
     StoreError
         Where one does not answer, or refuses.
     """
+    set_environment()
     with store_failures_told():
         uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(project_root() / "mlflow.db")
         mlflow.set_tracking_uri(_absolute(uri))

@@ -75,13 +75,13 @@ def test_each_candidate_has_both_scores_of_each_fold(protocol, pipeline):
 def test_candidates_come_as_they_are_scored(protocol, pipeline):
     """A search that is stopped half way has logged what it has scored."""
     one_by_one = random_search(pipeline, replace(protocol, n_jobs=1), SPACE, n_iter=10**9, seed=3)
-    assert next(one_by_one)[0] == next(random_search(pipeline, protocol, SPACE, n_iter=1, seed=3))[0]
+    assert (
+        next(one_by_one)[0] == next(random_search(pipeline, protocol, SPACE, n_iter=1, seed=3))[0]
+    )
     one_by_one.close()
 
 
-def test_candidates_that_were_scored_are_not_scored_again(
-    protocol, pipeline, project, monkeypatch
-):
+def test_candidates_that_were_scored_are_not_scored_again(protocol, pipeline, project, monkeypatch):
     fitted = []
     train = search.train
     monkeypatch.setattr(search, "train", lambda *a, **k: fitted.append(1) or train(*a, **k))
