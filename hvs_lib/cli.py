@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from hvs_lib import __version__
-from hvs_lib.project import MAX_STORE_WAIT_S, STORE_WAIT, HvsError, environment, set_environment
+from hvs_lib.project import HvsError, set_environment
 
 import click
 
@@ -42,24 +42,18 @@ def main() -> None:
     "-p", "--param", "params", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter."
 )
 @click.option("--profile", default="default", show_default=True, help="smoke, default or full.")
-@click.option("--fresh", is_flag=True, help="Execute also what was executed before.")
+@click.option("--fresh", is_flag=True, help="Fit again what is in data/cache/.")
 @click.option(
     "--in-place", is_flag=True, help="Keep the outputs in notebooks/, for committing; is fresh."
 )
-@click.option(
-    "--store-wait", default=60.0, show_default=True, envvar=STORE_WAIT,
-    type=click.FloatRange(0, MAX_STORE_WAIT_S),
-    help="Seconds to wait for a tracking server that has stopped answering.",
-)  # fmt: skip
 def run(
     notebook: tuple[str, ...],
     params: tuple[tuple[str, str], ...],
     profile: str,
     fresh: bool,
     in_place: bool,
-    store_wait: float,
 ) -> None:
-    """Execute all notebooks, or those named, in order; a run that was stopped goes on."""
+    """Execute all notebooks, or those named, in order; what was fitted before is kept."""
     from hvs_lib import runner
 
     given = dict(params)
@@ -70,14 +64,10 @@ def run(
         click.echo(f"Warning: {warning}")
     if in_place and any(planned.values()):
         raise runner.RunError("--in-place keeps the outputs of the defaults: set no parameter.")
-    with environment({STORE_WAIT: str(store_wait)}):
-        timings = runner.execute(
-            planned, say=click.echo, in_place=in_place, fresh=fresh or in_place
-        )
+    timings = runner.execute(planned, say=click.echo, in_place=in_place, fresh=fresh or in_place)
     if runner.COMPARISON in planned:
         _show_verdict()
-    if timings:
-        click.echo("\n" + runner.timing_report(timings))
+    click.echo("\n" + runner.timing_report(timings))
     click.echo("\nEvery run, figure and model: `make ui`, then open http://127.0.0.1:5000")
 
 
@@ -130,7 +120,7 @@ def score(file: Path, keep_fill_values: bool, output: Path, model: str | None) -
     """Find the alarms in a telemetry FILE with the registered champion."""
     from hvs_lib.progress import ProgressBar
     from hvs_lib.score import CHAMPION_URI, load_champion, score_file
-    from hvs_lib.tracking import connect
+    from hvs_lib.tracking.store import connect
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is unfinished is removed
     connect()
@@ -149,28 +139,12 @@ def score(file: Path, keep_fill_values: bool, output: Path, model: str | None) -
 
 
 @main.command()
-@click.argument("run_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
-def push(run_dir: Path) -> None:
-    """Log what RUN_DIR, a folder of runs/, keeps because the tracking store had failed."""
-    from hvs_lib.tracking import push_unlogged
-
-    count = 0
-    try:
-        for run_id in push_unlogged(run_dir):
-            click.echo(f"logged as Run ID {run_id}")
-            count += 1
-    except ValueError as error:
-        _fail(error)
-    click.echo(f"{count} runs logged" if count else f"{run_dir} keeps no unlogged run")
-
-
-@main.command()
 @click.argument("run_id")
 def reproduce(run_id: str) -> None:
     """Execute a run again and compare its metrics with the logged ones."""
     from hvs_lib.reproduce import TOLERANCE
     from hvs_lib.reproduce import reproduce as execute_again
-    from hvs_lib.tracking import store_failures_told
+    from hvs_lib.tracking.store import store_failures_told
 
     with store_failures_told():
         table = execute_again(run_id, say=click.echo)
@@ -187,14 +161,15 @@ def reproduce(run_id: str) -> None:
 
 def _show_verdict() -> None:
     """Print the leaderboard and the champion that 04_comparison has logged last."""
-    from hvs_lib import tracking
+    from hvs_lib.tracking.champion import CHAMPION, REGISTERED_MODEL
+    from hvs_lib.tracking.runs import last_comparison
 
-    leaderboard, champion = tracking.verdict()
+    leaderboard, champion = last_comparison()
     click.echo("\nThe test racks, with 95 % intervals; AP is average precision:\n")
     click.echo(leaderboard.to_string(index=False))
     click.echo(
         f"\nChampion: {champion['name']}, Run ID {champion['run_id']}, registered as "
-        f"{tracking.REGISTERED_MODEL} version {champion['version']}, alias {tracking.CHAMPION}"
+        f"{REGISTERED_MODEL} version {champion['version']}, alias {CHAMPION}"
     )
 
 

@@ -3,20 +3,25 @@
 import hashlib
 import logging
 import os
+import platform
+import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
+
+from hvs_lib import __version__
 
 from threadpoolctl import threadpool_limits
 
-# What the runner hands its kernels in the environment: which execution this is, what it executes
-# (see `hvs_lib.resume`), and whether to repeat what was done before.
-EXECUTION = "HVS_EXECUTION_ID"
-FINGERPRINT = "HVS_FINGERPRINT"
-FRESH = "HVS_FRESH"
-STORE_WAIT = "HVS_STORE_WAIT_S"  # how long to wait for a store that does not answer [s]
-MAX_STORE_WAIT_S = 600
+EXECUTION = "HVS_EXECUTION_ID"  # tells a kernel which execution by the runner it belongs to
+
+# What a logged model needs to be loaded elsewhere; inferring it costs seconds for each model.
+MODEL_PACKAGES = (
+    "mlflow", "scikit-learn", "imbalanced-learn", "xgboost", "numpy", "pandas", "skops",
+)  # fmt: skip
+_PACKAGES = (*MODEL_PACKAGES, "scipy", "numba", "pyarrow")
 
 
 _ENVIRONMENT = {
@@ -70,6 +75,29 @@ def sources_sha256(*patterns: str) -> str:
         digest.update(source.relative_to(package).as_posix().encode())
         digest.update(source.read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that the metrics depend on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+
+
+def code_version() -> dict[str, str]:
+    """Return the tags ``git_commit``, ``git_dirty`` and ``workbook_version`` of this code."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(project_root()), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        commit, dirty = git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except (OSError, subprocess.CalledProcessError):
+        commit, dirty = "none", "unknown"
+    return {
+        "git_commit": commit,
+        "git_dirty": str(dirty).lower(),
+        "workbook_version": __version__,
+    }
 
 
 @contextmanager
