@@ -1,7 +1,10 @@
 """What the project's own files promise to each other."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -10,7 +13,8 @@ import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
 REQUIRED = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
 
 # The order of the flow: files and folders of hvs_lib, each imports only from those before it.
@@ -48,6 +52,33 @@ def test_data_only_moves_down_the_flow(path):
         return
     for imported in _imports_of_the_library(path) - {this}:
         assert FLOW.index(imported) < FLOW.index(this), f"{this} imports {imported}"
+
+
+def test_the_workbook_may_be_imported_in_any_order():
+    """Neighbours looked for in several threads at once would leave another number behind."""
+    program = (
+        "import logging, numpy, scipy.linalg, sklearn, mlflow, threadpoolctl\n"
+        "from hvs_lib import models\n"
+        "from hvs_lib.project import set_environment\n"
+        "from mlflow.telemetry.utils import is_telemetry_disabled\n"
+        "print(logging.getLogger('mlflow').level)\n"
+        "set_environment()\n"
+        "blas = {info['num_threads'] for info in threadpoolctl.threadpool_info()"
+        " if info['user_api'] == 'blas'}\n"
+        "print(logging.getLogger('mlflow').level, is_telemetry_disabled(), blas)"
+    )
+    settings = ("OMP_", "OPENBLAS_", "MKL_", "MLFLOW_", "PYTEST_")
+    unset = {k: v for k, v in os.environ.items() if not k.startswith(settings)}
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, env=unset, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["20", "40 True {1}"]
+
+
+def test_files_beside_the_code_are_packaged():
+    package_data = PYPROJECT["tool"]["setuptools"]["package-data"]
+    packaged = {f"{name.replace('.', '/')}/{file}" for name, (file,) in package_data.items()}
+    others = [path for ext in ("md", "yaml", "json") for path in ROOT.glob(f"hvs_lib/**/*.{ext}")]
+    assert {path.relative_to(ROOT).as_posix() for path in others} == packaged
 
 
 def test_readme_commands_are_make_targets():
