@@ -9,6 +9,7 @@ siblings. The second walks each module and sums the signals up over windows of t
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 from hvs_lib import columns as col
 from hvs_lib.progress import steps
@@ -48,14 +49,7 @@ _MODULES_AT_ONCE = 16  # between two steps of the progress bar
 
 
 def feature_names() -> list[str]:
-    """List the columns of `build_features`, in order.
-
-    Returns
-    -------
-    list of str
-        Each signal followed by its statistics, such as `<column>__slope_5min` and
-        `<column>__vs_rack__mean_5min`.
-    """
+    """List the columns of `build_features`, in order: each signal followed by its statistics."""
     return [name for s in SIGNALS for name in (s, *(f"{s}__{kept}" for kept in KEPT[s]))]
 
 
@@ -103,22 +97,34 @@ def features_in_parts(telemetry: pd.DataFrame, *, rows: int) -> Iterator[pd.Data
     bounds, fill = _prepared(telemetry)
     first = 0
     for last in range(1, len(bounds)):
-        if bounds[last] - bounds[first] < rows and last < len(bounds) - 1:
-            continue
-        part = slice(bounds[first], bounds[last])
-        features = np.empty((part.stop - part.start, len(feature_names())), dtype=np.float32)
-        fill(bounds[first : last + 1], features)
-        yield pd.DataFrame(
-            features, index=telemetry.index[part], columns=feature_names(), copy=False
-        )
-        first = last
+        if bounds[last] - bounds[first] >= rows or last == len(bounds) - 1:
+            part = telemetry.index[bounds[first] : bounds[last]]
+            features = np.empty((len(part), len(feature_names())), dtype=np.float32)
+            fill(bounds[first : last + 1], features)
+            yield pd.DataFrame(features, index=part, columns=feature_names(), copy=False)
+            first = last
 
 
 def _prepared(telemetry: pd.DataFrame) -> tuple[np.ndarray, Callable]:
     """Run the first pass; return the modules' bounds, and the second pass for some of them."""
+    if len(SIGNALS) > _LANES:
+        raise ValueError(f"There is room for {_LANES} signals, got {len(SIGNALS)}: raise _LANES.")
     times, bounds, racks = _times_and_bounds(telemetry)
-    signals, places = _signals(telemetry), _places(feature_names())
-    _derive_signals(times, bounds, racks, *_derived_from(), signals)
+    # the readings, room for what is derived from them, the held readings
+    shape = (len(telemetry), _LANES + len(col.SENSORS))
+    signals = np.full(shape, np.nan, dtype=np.float32)
+    for j, name in enumerate(col.SENSORS):
+        if name in telemetry:
+            signals[:, j] = telemetry[name].to_numpy(dtype=np.float32, na_value=np.nan)
+    pairs = [[col.SENSORS.index(c) for c in pair] for pair in DIFFERENCES.values()]
+    differences = np.array(pairs).reshape(-1, 2)
+    vs_rack = np.array([col.SENSORS.index(c) for c in VS_RACK.values()])
+    for first, end in pairwise(racks):
+        _derive_signals(times, bounds[first : end + 1], differences, vs_rack, signals)
+
+    lanes = [*SIGNALS, *[""] * (_LANES - len(SIGNALS))]
+    grid = [*lanes, *(f"{s}__{statistic}" for statistic in STATISTICS for s in lanes)]
+    places = np.array([grid.index(name) for name in feature_names()])
 
     def fill(modules: np.ndarray, features: np.ndarray) -> None:
         rows = slice(modules[0], modules[-1])
@@ -128,22 +134,17 @@ def _prepared(telemetry: pd.DataFrame) -> tuple[np.ndarray, Callable]:
 
 
 def check_interval(interval_s: float) -> list[str]:
-    """Say which windows hold too few rows for a deviation or a slope.
+    """Say which windows hold too few rows for a deviation or a slope; refuse it if all do.
 
     Parameters
     ----------
     interval_s : float
         Usual time between two rows of a module [s], see `sampling_interval_s`.
 
-    Returns
-    -------
-    list of str
-        Empty where each window holds two rows of a module at least.
-
     Raises
     ------
     DataError
-        If no window does.
+        If no window holds two rows of a module.
     """
     short = [f"{window}" for window in WINDOWS_MIN if window * 60 <= interval_s]
     if len(short) == len(WINDOWS_MIN):
@@ -153,38 +154,11 @@ def check_interval(interval_s: float) -> list[str]:
             f" windows of {WINDOWS_MIN[-1]} min would hold one reading: export at a higher rate."
         )
         raise DataError("No features can be computed", [problem])
-    if not short:
-        return []
-    return [
+    warning = (
         f"a row every {interval_s:g} s leaves one reading in windows of {', '.join(short)} min: "
         "their deviations and slopes are missing"
-    ]
-
-
-def _signals(telemetry: pd.DataFrame) -> np.ndarray:
-    """Return (n_samples, _LANES + n_sensors): readings, room for the derived, for held readings."""
-    if len(SIGNALS) > _LANES:
-        raise ValueError(f"There is room for {_LANES} signals, got {len(SIGNALS)}: raise _LANES.")
-    shape = (len(telemetry), _LANES + len(col.SENSORS))
-    signals = np.full(shape, np.nan, dtype=np.float32)
-    for j, name in enumerate(col.SENSORS):
-        if name in telemetry:
-            signals[:, j] = telemetry[name].to_numpy(dtype=np.float32, na_value=np.nan)
-    return signals
-
-
-def _derived_from() -> tuple[np.ndarray, np.ndarray]:
-    """Return the sensors that each difference (n, 2) and each comparison (n,) starts from."""
-    differences = [[col.SENSORS.index(c) for c in pair] for pair in DIFFERENCES.values()]
-    vs_rack = [col.SENSORS.index(c) for c in VS_RACK.values()]
-    return np.array(differences).reshape(-1, 2), np.array(vs_rack)
-
-
-def _places(names: list[str]) -> np.ndarray:
-    """Return where the features stand among a row's signals and their statistics."""
-    lanes = [*SIGNALS, *[""] * (_LANES - len(SIGNALS))]
-    grid = [*lanes, *(f"{s}__{statistic}" for statistic in STATISTICS for s in lanes)]
-    return np.array([grid.index(name) for name in names])
+    )
+    return [warning] if short else []
 
 
 # ---- where modules and racks begin -----------------------------------------------------------
@@ -204,7 +178,15 @@ def _times_and_bounds(telemetry: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, 
     times = telemetry[col.TIMESTAMP].to_numpy().astype("datetime64[us]")
     ids = [telemetry[c].astype("category").cat.codes.to_numpy() for c in col.KEYS[:-1]]
     modules, racks = _starts(ids), _starts(ids[:-1])
-    _check_time_increases(times, modules)
+    increases = np.empty(len(times), dtype=bool)
+    increases[1:] = times[1:] > times[:-1]
+    increases[modules] = ~np.isnat(times[modules])
+    if not increases.all():
+        row = increases.argmin()
+        raise ValueError(
+            f"{col.TIMESTAMP} must increase within a module, row {row} has {times[row]}: drop "
+            f"duplicates and use telemetry.sort_values({col.KEYS})."
+        )
     racks = np.append(np.searchsorted(modules, racks), len(modules))
     return times.view(np.int64), np.append(modules, len(times)), racks
 
@@ -225,32 +207,12 @@ def _starts(ids: list[np.ndarray]) -> np.ndarray:
     return starts
 
 
-def _check_time_increases(times: np.ndarray, starts: np.ndarray) -> None:
-    increases = np.empty(len(times), dtype=bool)
-    increases[1:] = times[1:] > times[:-1]
-    increases[starts] = ~np.isnat(times[starts])
-    if not increases.all():
-        row = increases.argmin()
-        raise ValueError(
-            f"{col.TIMESTAMP} must increase within a module, row {row} has {times[row]}: drop "
-            f"duplicates and use telemetry.sort_values({col.KEYS})."
-        )
-
-
 # ---- first pass: signals ---------------------------------------------------------------------
 
 
 @njit(cache=True, nogil=True)
-def _derive_signals(times, modules, racks, differences, vs_rack, signals):
-    """Fill `signals` after the readings: differences, comparisons, held readings."""
-    for r in range(len(racks) - 1):
-        bounds = modules[racks[r] : racks[r + 1] + 1]
-        _derive_rack(times, bounds, differences, vs_rack, signals)
-
-
-@njit(cache=True, nogil=True)
-def _derive_rack(times, modules, differences, vs_rack, signals):
-    """Walk the modules of one rack through time together."""
+def _derive_signals(times, modules, differences, vs_rack, signals):
+    """Walk the modules of a rack through time together and fill `signals` after the readings."""
     n, n_sensors = len(modules) - 1, signals.shape[1] - _LANES
     ahead = modules[:-1].copy()  # the next row of each module
     here = np.empty(n, dtype=np.int64)  # its row at this instant, -1 if none
@@ -349,7 +311,7 @@ def _roll(times, modules, signals, places, features):
     new = np.empty((n_windows, 7 * _LANES))
     start = np.empty(n_windows, dtype=np.int64)  # first row of the window
     turn = np.empty(n_windows, dtype=np.int64)  # first row of its new part
-    last = np.zeros(_LANES)
+    last = np.zeros(_LANES)  # when each signal was last read
     grid = np.empty((1 + 3 * n_windows) * _LANES, dtype=np.float32)
     for k in range(len(modules) - 1):
         first = modules[k]
@@ -360,7 +322,11 @@ def _roll(times, modules, signals, places, features):
             _clear(old[w, 0])
         for i in range(first, modules[k + 1]):
             t = (times[i] - times[first]) * 1e-6
-            _read(t, signals[i], last, grid)
+            for j in range(_LANES):
+                last[j] = last[j] if np.isnan(signals[i, j]) else t
+                grid[j] = signals[i, j]
+            for j in range(signals.shape[1] - _LANES):  # held readings
+                grid[j] = signals[i, _LANES + j]
             for w in range(n_windows):
                 _add(t, signals[i], new[w])
                 while times[i] - times[start[w]] >= _WINDOWS_US[w]:
@@ -385,16 +351,6 @@ def _longer(old, n_rows):
         for m in range(old.shape[1]):
             _copy(old[w, m], longer[w, m])
     return longer
-
-
-@njit(cache=True, nogil=True)
-def _read(t, row, last, grid):
-    """Note when each signal was last read and write the signals, held where they are missing."""
-    for j in range(_LANES):
-        last[j] = last[j] if np.isnan(row[j]) else t
-        grid[j] = row[j]
-    for j in range(len(row) - _LANES):
-        grid[j] = row[_LANES + j]
 
 
 @njit(cache=True, nogil=True)

@@ -193,17 +193,20 @@ def _events_frame(runs: list[SiteRun]) -> pd.DataFrame:
             event, rack, module = fate.event, fate.event.rack, fate.event.module
             place = RACKS[rack] if rack >= 0 else None
             part = MODULES[rack * N_MODULES + module] if module >= 0 else None
-            times = (event.onset * DT_S, fate.vent_s, fate.pnr_s)
+            times = map(_time, (event.onset * DT_S, fate.vent_s, fate.pnr_s))
             name = f"{site}-E{i + 1:03d}"
             rows.append((name, event.cause, site, place, part, *times, fate.hazard, i in labelled))
     ids = [col.EVENT_ID, col.EVENT_TYPE, col.SITE, col.RACK, col.MODULE]
     times = ["Onset", "Vent", "PNR"]
     frame = pd.DataFrame(rows, columns=[*ids, *times, "Hazard", "Labelled"])
-    for name in times:
-        microseconds = (frame[name].astype(float).replace(np.inf, np.nan) * 1e6).round()
-        frame[name] = START + pd.to_timedelta(microseconds, unit="us")
     types = dict.fromkeys(ids, "str") | dict.fromkeys(times, "datetime64[us]")
     return frame.astype(types | dict.fromkeys(["Hazard", "Labelled"], "bool"))
+
+
+def _time(seconds: float) -> np.datetime64:
+    if not np.isfinite(seconds):
+        return np.datetime64("NaT")
+    return START + np.timedelta64(round(seconds * 1e6), "us")
 
 
 def _category(codes: np.ndarray, names: list[str]) -> pd.Categorical:

@@ -139,10 +139,10 @@ STATE = np.dtype(
         ("sensor_ppm", "f8", 3),
         ("middle", "f8", 3),  # temperatures halfway through a step
         ("flow", "f8", 3),  # heat into f, c, s [W]
-        ("heat", "f8", 3),  # of reactions in f, c, s [J]
-        ("change", "f8", N_STATES),  # of a cell
-        ("gas", "f8", 4),  # of a cell [mol]
-        ("emitted", "f8", 3),  # into the rack air [mol]
+        ("heat", "f8", 3),  # of chemistry in a step, in f, c, s (none) [J]
+        ("change", "f8", N_STATES),  # of a cell in a step
+        ("gas", "f8", 4),  # made by a cell in a step [mol]
+        ("emitted", "f8", 3),  # into the rack air in a step [mol]
     ]
 )
 RACK = np.dtype([("air", "f8"), ("ppm", "f8", 3)])
@@ -363,8 +363,8 @@ def vent(module, traits, c, now):
     The pressure in a closed cell is that of air, half-saturated solvent vapour and gas. Returns the
     heat taken by the flash [J].
     """
-    x, gas, retained, kelvin = module.cells[c], module.gas, module.retained[c], module.middle[c]
-    kelvin += KELVIN
+    x, gas, retained = module.cells[c], module.gas, module.retained[c]
+    kelvin = module.middle[c] + KELVIN
     total = 0.0
     for g in range(4):
         retained[g] += gas[g]
@@ -372,9 +372,9 @@ def vent(module, traits, c, now):
         gas[g] = 0.0
     vapour_Pa = 101325.0 * np.exp(-33.5e3 / R_GAS * (1.0 / kelvin - 1.0 / 363.4))
     gas_Pa = total * R_GAS * kelvin / HEADSPACE_M3
-    closed = 101325.0 * kelvin / 298.0 + 0.5 * vapour_Pa + gas_Pa < traits.vent_Pa
+    pressure_Pa = 101325.0 * kelvin / 298.0 + 0.5 * vapour_Pa + gas_Pa
     burning = c == 1 and now >= module.ignites_s
-    if closed and not burning:
+    if pressure_Pa < traits.vent_Pa and not burning:
         return 0.0
     module.vented[c] = 1.0
     module.vent_s = min(module.vent_s, now)
@@ -475,7 +475,8 @@ def advance(modules, rack, traits, drive, around, k, now, step):
             joule = 0.5 * step * module.flow[node] + module.heat[node]
             module.middle[node] += joule / HEAT_J_K[node]
 
-    air_W = heat_flows(modules, traits, drive, around, k, rack.air + 0.5 * step * air_W / AIR_J_K)
+    middle_air = rack.air + 0.5 * step * air_W / AIR_J_K
+    air_W = heat_flows(modules, traits, drive, around, k, middle_air)
     current, ejected = around[k].current_A, 0.0
     for m in range(modules.size):
         module = modules[m]
@@ -551,7 +552,9 @@ def at_rest(around: np.ndarray, traits: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def simulate(drive: np.ndarray, around: np.ndarray, traits: np.ndarray) -> RackTruth:
-    """Simulate one rack at all samples; the heat of reactions closes to rounding.
+    """Simulate one rack at all samples.
+
+    The heat of a step is reaction extent x enthalpy, so energy closes to rounding.
 
     Parameters
     ----------

@@ -166,7 +166,10 @@ def noiseless_readings(
         # Not as a matrix product, whose last digit depends on the processor's BLAS.
         shares = np.float32(response)
         readings[name] = sum(shares[g] * truth.gas_ppm[:, g] for g in range(3))
-    return np.stack([np.broadcast_to(readings[x], s.shape) for x in col.SENSORS]) + column(bias)
+    out = column(bias) + np.zeros_like(s)
+    for i, name in enumerate(col.SENSORS):
+        out[i] += readings[name]
+    return out
 
 
 def scatter(rng: np.random.Generator, shape: tuple[int, ...], share: float) -> np.ndarray:
