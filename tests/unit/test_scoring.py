@@ -9,8 +9,9 @@ from pathlib import Path
 from hvs_lib import columns as col
 from hvs_lib import models, score, tracking
 from hvs_lib.cli import main
-from hvs_lib.evaluation.metrics import raise_alarms, scores_frame
+from hvs_lib.evaluation.alarms import raise_alarms
 from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.evaluation.splits import split_by_rack
 from hvs_lib.features import build_features
 from hvs_lib.models import make_pipeline
@@ -69,7 +70,7 @@ def expected(telemetry, champion):
     X = build_features(telemetry)
     scores = champion.model.predict_proba(X)[:, 1]
     frame = scores_frame(telemetry, np.arange(len(X)), scores)
-    return raise_alarms(frame, **champion.alarm)
+    return raise_alarms(frame, champion.alarm)
 
 
 @pytest.fixture(params=["parquet", "csv", "interleaved.csv", "interleaved.parquet"])
