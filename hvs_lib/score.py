@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, raise_alarms
-from hvs_lib.evaluation.calibration import CalibratedClassifier
+from hvs_lib.evaluation.calibration import METHODS, CalibratedClassifier
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.features import check_interval, features_in_parts
 from hvs_lib.project import whole_file
@@ -76,7 +76,7 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
     Raises
     ------
     ModelError
-        If there is none, it is refused, or it carries no alarm settings.
+        If there is none, it is refused, or it lacks alarm settings or has another calibration.
     """
     try:
         fixed, metadata = load_model(uri)
@@ -88,6 +88,11 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
         ) from error
     if "alarm_threshold" not in metadata:
         raise ModelError(f"the model {uri} carries no alarm settings: run the notebooks again.")
+    if metadata["calibration"] not in METHODS:
+        raise ModelError(
+            f"the calibration must be one of {', '.join(METHODS)}, that of the model {uri} is "
+            f"{metadata['calibration']}: run the notebooks again."
+        )
     interval_s = float(metadata.get("interval_s", np.nan))  # NaN: logged before it was kept
     return Champion(fixed.estimator.estimator, read_alarm(metadata), interval_s)
 

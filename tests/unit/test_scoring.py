@@ -64,6 +64,19 @@ def uri(registered, monkeypatch):
     return registered[1]
 
 
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({}, "carries no alarm settings"),
+        ({"alarm_threshold": "0.5", "calibration": "isotonic"}, "one of none, platt, .* isotonic"),
+    ],
+)
+def test_a_model_logged_by_an_older_workbook_is_refused(monkeypatch, metadata, message):
+    monkeypatch.setattr(score, "load_model", lambda uri: (None, metadata))
+    with pytest.raises(ModelError, match=message):
+        load_champion("models:/old/1")
+
+
 @pytest.fixture
 def expected(telemetry, champion):
     """Alarms of the plain way: everything in memory at once."""
