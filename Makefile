@@ -1,6 +1,8 @@
 # Each target sets up .venv from requirements.lock on first use; afterwards that check costs nothing.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# Idle OpenMP threads sleep, or an XGBoost fit beside another busy process takes many times longer.
+export OMP_WAIT_POLICY := PASSIVE
 # A virtual environment holds its own path, so it is made anew where the folder has moved.
 $(shell [ "$$(cat .venv/.installed 2>/dev/null)" = "$$(pwd -P)" ] || rm -f .venv/.installed)
 

@@ -1,5 +1,7 @@
 """Model pipelines that are complete in themselves, and the alarm that sites use today."""
 
+from time import perf_counter
+
 from hvs_lib import columns as col
 
 import numpy as np
@@ -139,6 +141,28 @@ def fit(
     weights = row_weights(pipeline, y[rows], normal_stride=normal_stride)
     arguments = {} if weights is None else {"classify__sample_weight": weights}
     return clone(pipeline).fit(X.iloc[rows], y[rows], **arguments)
+
+
+def fit_and_score(
+    pipeline: Pipeline, X: pd.DataFrame, y: np.ndarray, rows: np.ndarray, scored_rows: np.ndarray,
+    *, normal_stride: int, key: str,
+) -> tuple[Pipeline, np.ndarray, float]:  # fmt: skip
+    """Fit a clone of the pipeline on some rows and score others, so that both can be cached.
+
+    Parameters
+    ----------
+    pipeline, X, y, rows, normal_stride : as for `fit`.
+    scored_rows : array of int, shape (n_scored,), positions in `X`.
+    key : from `hvs_lib.cache.key`, of `X`, `y` and the code; it stands for them in a cache.
+
+    Returns
+    -------
+    The fitted pipeline, the scores, shape (n_scored,), and the time it took [s].
+    """
+    start = perf_counter()
+    model = fit(pipeline, X, y, rows, normal_stride=normal_stride)
+    scores = hazard_score(model, X.iloc[scored_rows])
+    return model, scores, perf_counter() - start
 
 
 def hazard_score(model: Pipeline, X: pd.DataFrame) -> np.ndarray:

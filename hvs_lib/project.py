@@ -1,22 +1,52 @@
 """Where the workbook keeps what it makes, and which code made it."""
 
 import hashlib
+import logging
 import os
+import platform
+import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
-# What the runner hands its kernels in the environment: which execution this is, what it executes
-# (see `hvs_lib.resume`), and whether to repeat what was done before.
-EXECUTION = "HVS_EXECUTION_ID"
-FINGERPRINT = "HVS_FINGERPRINT"
-FRESH = "HVS_FRESH"
-STORE_WAIT = "HVS_STORE_WAIT_S"  # how long to wait for a store that does not answer [s]
-MAX_STORE_WAIT_S = 600
+from hvs_lib import __version__
+
+from threadpoolctl import threadpool_limits
+
+EXECUTION = "HVS_EXECUTION_ID"  # tells a kernel which execution by the runner it belongs to
+
+# What a logged model needs to be loaded elsewhere; inferring it costs seconds for each model.
+MODEL_PACKAGES = (
+    "mlflow", "scikit-learn", "imbalanced-learn", "xgboost", "numpy", "pandas", "skops",
+)  # fmt: skip
+_PACKAGES = (*MODEL_PACKAGES, "scipy", "numba", "pyarrow")
 
 
-class StoreError(Exception):
+_ENVIRONMENT = {
+    # Idle OpenMP threads sleep instead of spinning: with another busy process on the cores an
+    # XGBoost fit is otherwise many times slower.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # Linear algebra adds up in an order that depends on the number of its threads, which
+    # scikit-learn's neighbours change for a while, or for good where folds run side by side.
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    # A headless log and a committed notebook hold results, not MLflow's advice.
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_PRINT_MODEL_URLS_ON_CREATION": "false",
+    "MLFLOW_DISABLE_AGENT_HINT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+class HvsError(Exception):
+    """An error whose text tells the user what is wrong and what to do."""
+
+
+class StoreError(HvsError):
     """The tracking store did not answer, or refused; the text is for the user."""
 
 
@@ -45,6 +75,29 @@ def sources_sha256(*patterns: str) -> str:
         digest.update(source.relative_to(package).as_posix().encode())
         digest.update(source.read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that the metrics depend on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+
+
+def code_version() -> dict[str, str]:
+    """Return the tags ``git_commit``, ``git_dirty`` and ``workbook_version`` of this code."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(project_root()), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        commit, dirty = git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except (OSError, subprocess.CalledProcessError):
+        commit, dirty = "none", "unknown"
+    return {
+        "git_commit": commit,
+        "git_dirty": str(dirty).lower(),
+        "workbook_version": __version__,
+    }
 
 
 @contextmanager
@@ -80,3 +133,16 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def set_environment() -> None:
+    """Make linear algebra repeatable and MLflow quiet, in this process and its children.
+
+    Variables that are set already stay. Libraries that are loaded already have read theirs, so
+    they are told directly.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    threadpool_limits(1, user_api="blas")
+    for library in ("mlflow", "alembic"):
+        logging.getLogger(library).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())

@@ -10,10 +10,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from hvs_lib import tracking
+from hvs_lib.project import code_version, package_versions
 from hvs_lib.runner import RunError, plan
 from hvs_lib.sqlite_store import sqlite_uri
 from hvs_lib.telemetry import sha256_of_file
+from hvs_lib.tracking.store import connect, mlflow_command
 
 import pandas as pd
 from mlflow import MlflowClient
@@ -21,7 +22,6 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 TOLERANCE = 1e-9
-_TIMES = ("seconds", "seconds_tracking")
 _COMMAND = "from hvs_lib.cli import main; main()"
 
 
@@ -44,7 +44,7 @@ def reproduce(run_id: str, *, say: Callable[[str], None]) -> pd.DataFrame:
         For a run that is not there, not finished or trains nothing, telemetry that has changed, or
         a notebook that fails.
     """
-    tracking.connect()
+    connect()
     client = MlflowClient()
     run, parent = _find(client, run_id)
     notebook = Path(parent.data.tags["mlflow.source.name"]).stem
@@ -69,15 +69,15 @@ def version_warnings(tags: dict[str, str]) -> list[str]:
     """Name what differs between the code and packages of a run and those at hand."""
     warnings = [
         f"{name} was {tags.get(name, 'not logged')} and is {value}"
-        for name, value in tracking.code_version().items()
+        for name, value in code_version().items()
         if tags.get(name) != value and name != "git_dirty"
     ]
-    if "true" in (tags.get("git_dirty"), tracking.code_version()["git_dirty"]):
+    if "true" in (tags.get("git_dirty"), code_version()["git_dirty"]):
         warnings.append("the code had changes that no commit holds, in the run or now")
     then = json.loads(tags.get("packages", "{}"))
     warnings += [
         f"{name} was {then.get(name, 'not logged')} and is {value}"
-        for name, value in tracking.package_versions().items()
+        for name, value in package_versions().items()
         if then.get(name) != value
     ]
     return warnings
@@ -136,7 +136,7 @@ def _get(client: MlflowClient, run_id: str) -> Run:
             f"there is no run {run_id!r} in the store: look it up in `make ui`."
         ) from error
     if run.info.lifecycle_stage == "deleted":
-        command = tracking.mlflow_command("runs restore")
+        command = mlflow_command("runs restore")
         raise RunError(f"run {run_id} is deleted: restore it with `{command} --run-id {run_id}`.")
     return run
 
@@ -205,4 +205,4 @@ def _key(run: Run) -> tuple[str, ...]:
 
 
 def _metrics(run: Run) -> dict[str, float]:
-    return {name: value for name, value in run.data.metrics.items() if name not in _TIMES}
+    return {name: value for name, value in run.data.metrics.items() if name != "seconds"}

@@ -5,25 +5,22 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
-import inspect
 import logging
 import os
 import re
 import reprlib
-import shutil
 import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from hvs_lib import cache
 from hvs_lib.progress import LOG_FILE, LogReader, log_file, log_line
 from hvs_lib.project import (
     EXECUTION,
-    FINGERPRINT,
-    FRESH,
+    HvsError,
     StoreError,
     environment,
     project_root,
@@ -34,12 +31,8 @@ import nbformat
 import papermill as pm
 import yaml
 from nbclient.exceptions import DeadKernelError
-from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import LocalHandler, papermill_io
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 _RUN_ID = re.compile(r"\b[0-9a-f]{32}\b")
@@ -57,7 +50,7 @@ class _WholeFiles(LocalHandler):
             unfinished.write_text(buf, encoding="utf-8")
 
 
-class RunError(Exception):
+class RunError(HvsError):
     """A run that was refused or has failed; its text is for the user."""
 
 
@@ -70,19 +63,17 @@ class Timing:
     total : from the call of papermill to its return, and the logging of the notebook.
     startup : kernel start and papermill: what no cell accounts for.
     imports : the cell with the imports.
-    tracking : MLflow calls.
     """
 
     notebook: str
     total: float
     startup: float
     imports: float
-    tracking: float
 
     @property
     def work(self) -> float:
-        """What is left for data, models and figures [s]."""
-        return self.total - self.startup - self.imports - self.tracking
+        """What is left for data, models, figures and their logging [s]."""
+        return self.total - self.startup - self.imports
 
 
 def notebooks() -> dict[str, Path]:
@@ -199,9 +190,7 @@ def execute(
 ) -> list[Timing]:
     """Execute the planned notebooks in order, into a new folder ``runs/<time>/``.
 
-    A notebook that has been executed before, and everything it follows from is the same, is not
-    executed again but copied from its run; the comparison always is. One that was stopped takes
-    over the models and candidates that it has logged.
+    What was fitted before, in this project's cache, is not fitted again.
 
     Parameters
     ----------
@@ -209,11 +198,11 @@ def execute(
     say : is given each line for the user, those of the steps within a notebook too; they are also
         in the folder's ``run.log``, with the time.
     in_place : also keep the outputs in ``notebooks/``, see `keep_outputs`.
-    fresh : execute what has been executed before, too.
+    fresh : clear the cache first.
 
     Returns
     -------
-    list of Timing, of the notebooks that were executed.
+    list of Timing, one for each notebook.
 
     Raises
     ------
@@ -221,14 +210,15 @@ def execute(
         With the failing cell's error and the path of the partial notebook.
     """
     # Imported here so that a refused call does not wait for MLflow.
-    from hvs_lib import tracking
+    from hvs_lib.tracking.runs import prepare
 
-    tracking.connect()
-    tracking.check_experiments()
+    prepare()
+    if fresh:
+        cache.clear()
     folder = _new_folder()
     papermill_io.register(str(folder), _WholeFiles())
     with environment({LOG_FILE: str(folder / "run.log")}):
-        timings = _execute_all(planned, folder, say, fresh=fresh)
+        timings = _execute_all(planned, folder, say)
     if in_place:  # all or none: the committed notebooks belong together
         for name in planned:
             keep_outputs(folder / f"{name}.ipynb", notebooks()[name])
@@ -236,11 +226,7 @@ def execute(
 
 
 def _execute_all(
-    planned: Mapping[str, Mapping[str, object]],
-    folder: Path,
-    say: Callable[[str], None],
-    *,
-    fresh: bool,
+    planned: Mapping[str, Mapping[str, object]], folder: Path, say: Callable[[str], None]
 ) -> list[Timing]:
     def tell(text: str) -> None:
         log_line(text)
@@ -250,14 +236,8 @@ def _execute_all(
     timings = []
     for number, (name, parameters) in enumerate(planned.items(), 1):
         place, output = f"[{number}/{len(planned)}] {name}", folder / f"{name}.ipynb"
-        known = _fingerprint(name, parameters)
-        run_id = None if fresh or name == COMPARISON else _copy_executed(known, output)
-        if run_id is not None:
-            tell(f"{place} done before, Run ID {run_id}; --fresh executes it again")
-            continue
         tell(f"{place} ...")
-        variables = {FINGERPRINT: known, FRESH: "1" if fresh else ""}
-        with LogReader(log_file(), say), environment(variables):
+        with LogReader(log_file(), say):
             timing = _execute_one(name, parameters, output)
         tell(f"{place} done in {timing.total:.0f} s")
         timings.append(timing)
@@ -270,40 +250,31 @@ def keep_outputs(executed: Path, notebook: Path) -> None:
     Run IDs are masked, and papermill's times, progress bars, widgets (which are dead without a
     kernel) and empty outputs are left out.
     """
-    cleaned = nbformat.read(executed, 4)
-    cleaned.metadata.pop("papermill", None)
-    cleaned.metadata.pop("widgets", None)
-    for cell in cleaned.cells:
-        for noise in ("papermill", "execution", "status"):
-            cell.metadata.pop(noise, None)
-        if not cell.metadata.get("tags", True):
-            del cell.metadata["tags"]
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor  # takes seconds to load
+
+    kept, _ = CoalesceStreamsPreprocessor().preprocess(nbformat.read(executed, 4), {})
+    for noise in ("papermill", "widgets"):
+        kept.metadata.pop(noise, None)
+    for cell in kept.cells:
+        tags = cell.metadata.get("tags")
+        cell.metadata = {"tags": tags} if tags else {}
         if cell.cell_type == "code":
-            cell.outputs = _for_reading(cell.outputs)
-    text = nbformat.writes(cleaned)
+            for output in cell.outputs:
+                if output.output_type == "stream":
+                    output.text = output.text.rstrip(" \r")  # of a bar that has vanished
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if output.get("text") != "" and _WIDGET not in output.get("data", {})
+            ]
     with whole_file(notebook) as unfinished:
-        unfinished.write_text(_RUN_ID.sub("<run id>", text) + "\n", encoding="utf-8")
-
-
-def _for_reading(outputs: list[NotebookNode]) -> list[NotebookNode]:
-    """Show streams as a terminal would: a carriage return takes back what stands before it."""
-    kept: list[NotebookNode] = []
-    for output in outputs:
-        if _WIDGET in output.get("data", {}):
-            continue
-        if kept and output.output_type == "stream" and output.name == kept[-1].get("name"):
-            kept[-1].text += output.text
-        else:
-            kept.append(output)
-    for output in kept:
-        if output.output_type == "stream":
-            output.text = re.sub(r"[^\n]*\r", "", output.text)
-    return [output for output in kept if output.get("text") != ""]
+        text = _RUN_ID.sub("<run id>", nbformat.writes(kept))
+        unfinished.write_text(text + "\n", encoding="utf-8")
 
 
 def timing_report(timings: list[Timing]) -> str:
     """Write the seconds of each notebook, and the share that is not work, as a table."""
-    parts = ("startup", "imports", "tracking", "work", "total")
+    parts = ("startup", "imports", "work", "total")
     lines = [f"{'seconds':<16}" + "".join(f"{part:>10}" for part in parts)]
     for timing in timings:
         numbers = "".join(f"{getattr(timing, part):>10.1f}" for part in parts)
@@ -314,25 +285,39 @@ def timing_report(timings: list[Timing]) -> str:
     return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """How an execution ended early: its run's status and error, and what the user is told."""
+
+    status: str
+    error: str
+    said: str
+
+
 def _execute_one(name: str, parameters: Mapping[str, object], output: Path) -> Timing:
+    from hvs_lib.tracking.runs import close_execution
+
     execution_id = uuid.uuid4().hex
     start = time.perf_counter()
     with environment({EXECUTION: execution_id}):
         failure = _failure_of(notebooks()[name], output, parameters)
-    # What follows from another file or code than at the start is not done for good.
-    known = os.environ.get(FINGERPRINT, "")
-    completed = known if not failure and _fingerprint(name, parameters) == known else ""
-    parent, not_closed = _close(execution_id, output, completed=completed)
-    failure = failure or not_closed
+    ended = failure or _Failure("FINISHED", "", "")
+    try:
+        close_execution(execution_id, output, status=ended.status, error=ended.error)
+    except StoreError as error:
+        failure = failure or _Failure(
+            "", "", f"was executed, but its run could not be closed: {error}"
+        )
     if failure:
         kept = f"\nThe notebook up to there: {output}" if output.exists() else ""
-        raise RunError(f"{name} {failure}{kept}")
-    tracked = parent.data.metrics.get("seconds_tracking", 0.0) if parent else 0.0
-    return _timing(name, output, total=time.perf_counter() - start, tracked=tracked)
+        raise RunError(f"{name} {failure.said}{kept}")
+    return _timing(name, output, total=time.perf_counter() - start)
 
 
-def _failure_of(notebook: Path, output: Path, parameters: Mapping[str, object]) -> str:
-    """Execute a notebook and say what went wrong; empty where all is well."""
+def _failure_of(notebook: Path, output: Path, parameters: Mapping[str, object]) -> _Failure | None:
+    """Execute a notebook and say what went wrong; None where all is well."""
+    from hvs_lib.tracking.store import without_password
+
     # papermill only logs what an execution lacks; `plan` and the exceptions below say it better.
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
     # Another environment's kernel spec may be named python3, too; this path is searched first.
@@ -348,59 +333,18 @@ def _failure_of(notebook: Path, output: Path, parameters: Mapping[str, object]) 
                 extra_arguments=["--log-level=CRITICAL"],  # the kernel's own advice
             )
     except PapermillExecutionError as error:
-        return f"failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
+        text = without_password(f"{error.ename}: {error.evalue}")
+        return _Failure("FAILED", text, f"failed in cell {error.exec_count}: {text}")
     except KeyboardInterrupt:
-        return "was stopped; start it again to go on"
-    except RuntimeError as error:
-        if isinstance(error, DeadKernelError) or "Kernel died" in str(error):  # as it started
-            return "failed: its kernel died"
-        return f"failed: {_first_line(error)}"
-    except OSError as error:
-        return f"failed: {_first_line(error)}"
-    return ""
+        return _Failure("KILLED", "interrupted", "was interrupted; run it again to go on")
+    except (RuntimeError, OSError) as error:
+        died = isinstance(error, DeadKernelError) or "Kernel died" in str(error)  # as it started
+        text = "its kernel died" if died else _first_line(error)
+        return _Failure("KILLED" if died else "FAILED", text, f"failed: {text}")
+    return None
 
 
-def _fingerprint(name: str, parameters: Mapping[str, object]) -> str:
-    from hvs_lib.resume import fingerprint
-
-    return fingerprint(notebooks()[name], _defaults(notebooks()[name]) | dict(parameters))
-
-
-def _close(execution_id: str, output: Path, *, completed: str) -> tuple[Run | None, str]:
-    """Log the notebook with its run and close what dead processes left.
-
-    Returns
-    -------
-    The parent run, if there is one, and what went wrong; empty where all is well.
-    """
-    from hvs_lib import tracking
-
-    parent = None
-    try:
-        with tracking.store_failures_told():
-            parent = tracking.parent_of_execution(execution_id)
-            if parent is not None:
-                tracking.log_notebook(parent.info.run_id, output, completed=completed)
-            tracking.close_killed_runs()
-    except StoreError as error:
-        return parent, f"was executed, but its run could not be closed: {error}"
-    return parent, ""
-
-
-def _copy_executed(fingerprint: str, output: Path) -> str | None:
-    """Copy the notebook of an earlier execution, and return the Run ID; None if there is none."""
-    from hvs_lib import tracking
-
-    with tracking.store_failures_told():
-        found = tracking.executed_before(fingerprint, output.stem)
-    if found is None:
-        return None
-    run_id, executed = found
-    shutil.copy(executed, output)
-    return run_id
-
-
-def _timing(name: str, executed: Path, *, total: float, tracked: float) -> Timing:
+def _timing(name: str, executed: Path, *, total: float) -> Timing:
     cells = [cell for cell in nbformat.read(executed, 4).cells if cell.cell_type == "code"]
     seconds = {"imports": 0.0, "all": 0.0}
     for cell in cells:
@@ -413,7 +357,6 @@ def _timing(name: str, executed: Path, *, total: float, tracked: float) -> Timin
         total=total,
         startup=total - seconds["all"],
         imports=seconds["imports"],
-        tracking=tracked,
     )
 
 
@@ -432,10 +375,17 @@ def _check_values(parameters: Mapping[str, object]) -> None:
     from hvs_lib.telemetry.simulated import check_fleet
     from hvs_lib.tracking.champion import check_policy
 
-    checks = (check_fleet, check_split, check_protocol, check_search, check_sampling, check_policy)
-    for check in checks:
-        names = inspect.signature(check).parameters
-        if names.keys() <= parameters.keys():
+    budget = ("max_false_alarms_per_site_day", "missed_event_costs")
+    checks = {
+        check_fleet: ("sites", "seed"),
+        check_split: ("test_size", "n_folds", "split"),
+        check_protocol: ("normal_stride", *budget, "n_jobs"),
+        check_search: ("scoring", "n_iter"),
+        check_sampling: ("smote_k_neighbors", "sampling_strategy"),
+        check_policy: ("policy", "min_precision"),
+    }
+    for check, names in checks.items():
+        if parameters.keys() >= set(names):  # the notebook has them
             try:
                 check(**{name: parameters[name] for name in names})
             except ValueError as error:

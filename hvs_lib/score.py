@@ -15,8 +15,9 @@ from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.features import check_interval, features_in_parts
 from hvs_lib.project import whole_file
 from hvs_lib.telemetry import DataError, describe, rack_codes, read_racks, sampling_interval_s
-from hvs_lib.tracking import CHAMPION, REGISTERED_MODEL, read_alarm
+from hvs_lib.tracking.champion import CHAMPION, REGISTERED_MODEL
 from hvs_lib.tracking.model_files import ModelError, load_model
+from hvs_lib.tracking.runs import read_alarm
 
 import mlflow
 import numpy as np

@@ -1,170 +1,77 @@
-"""Search settings of XGBoost, with what all candidates have in common done once for each fold."""
+"""Draw settings of XGBoost and score each on folds that are prepared once for all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from threading import Lock
 
+from hvs_lib import cache
 from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.models import row_weights
 
 import numpy as np
 from imblearn.pipeline import Pipeline
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from joblib import Parallel, delayed
+from sklearn.base import clone
 from sklearn.metrics import average_precision_score, f1_score
-from xgboost import QuantileDMatrix, XGBClassifier, train
+from sklearn.model_selection import ParameterSampler
+from sklearn.utils.validation import check_memory
+from xgboost import QuantileDMatrix, train
 
 SCORINGS = ("f1_class1", "pr_auc")
 
 
 @dataclass
 class PreparedFold:
-    """One fold, imputed, scaled and binned; the lock keeps two threads off its matrices.
+    """One fold, imputed, scaled and binned; the lock keeps two threads off its matrices."""
 
-    Attributes
-    ----------
-    number : of the fold, from 0.
-    rows : array of int, shape (n_rows,), positions of the rows to fit on.
-    fitting, held_out : the binned features of these rows and of the rows to score.
-    """
-
-    number: int
-    rows: np.ndarray
     fitting: QuantileDMatrix
     held_out: QuantileDMatrix
-    lock: Lock = field(default_factory=Lock)
+    y_true: np.ndarray
+    key: str  # of all that the fold was made from
+    lock: Lock
 
 
-class SharedFolds:
-    """The folds of a protocol, prepared and binned once for all candidates of a search.
+def random_search(
+    pipeline: Pipeline, protocol: Protocol, space: Mapping, *, n_iter: int, seed: int
+) -> Iterator[tuple[dict, dict[str, float]]]:
+    """Draw candidates and score them out of fold, as scikit-learn's RandomizedSearchCV does.
 
-    Imputing, scaling and binning do not depend on what is searched, so only the trees are grown for
-    each candidate. The scores are those of the whole pipeline.
-
-    Parameters
-    ----------
-    pipeline : from `make_pipeline`, with an XGBClassifier and without a sampler.
-    protocol : its folds, thinning and row weights.
-    names : the parameters that are searched; they tell the candidates apart.
-    scored : parameters and metrics of the candidates that an earlier search has scored on these
-        folds, from ``run.scored_candidates``: they are not fitted again.
-    """
-
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        protocol: Protocol,
-        *,
-        names: Iterable[str],
-        scored: Iterable[tuple[Mapping, Mapping]] = (),
-    ):
-        self.names = tuple(names)
-        self.cv = [(protocol.fitting_rows(rows), held) for rows, held in protocol.split.folds]
-        self.folds = [
-            _prepare(pipeline, protocol, number, *rows) for number, rows in enumerate(self.cv)
-        ]
-        self._scored = {self._key(params): metrics for params, metrics in scored}
-
-    def __sklearn_clone__(self) -> SharedFolds:
-        return self  # each candidate clones its parameters, and this is what they share
-
-    def fitted_on(self, rows: np.ndarray) -> PreparedFold:
-        """Find the fold by the rows that it is fitted on."""
-        return next(fold for fold in self.folds if np.array_equal(fold.rows, rows))
-
-    def scored_before(self, params: Mapping, fold: int) -> tuple[float, float] | None:
-        """Return a candidate's `SCORINGS` on a fold from an earlier search, if it has them."""
-        metrics = self._scored.get(self._key(params), {})
-        names = [_fold_metric(name, fold) for name in SCORINGS]
-        return tuple(metrics[name] for name in names) if metrics.keys() >= set(names) else None
-
-    def _key(self, params: Mapping) -> tuple[str, ...]:
-        return tuple(str(params[name]) for name in self.names)  # MLflow keeps parameters as text
-
-
-class SharedFoldClassifier(ClassifierMixin, BaseEstimator):
-    """XGBoost on prepared folds, for scikit-learn's searches.
-
-    Hand the search the positions of the rows, shape (n_samples, 1), as its X and ``folds.cv`` as
-    its folds. Parameters are searched under their names in the pipeline, such as
-    ``classify__max_depth``.
+    Imputing, scaling and binning do not depend on what is searched, so they are done once for each
+    fold, and only the trees are grown for each candidate.
 
     Parameters
     ----------
-    classify : XGBClassifier with the parameters that are not searched.
-    folds : SharedFolds.
+    pipeline : Pipeline
+        From `make_pipeline`, with an XGBClassifier and without a sampler.
+    protocol : Protocol
+        Its folds, thinning, number of threads and cache.
+    space : mapping of str to distribution
+        What to draw from, under names in the pipeline, such as ``classify__max_depth``.
+    n_iter : int
+        Candidates to draw.
+    seed : int
+        Of the draws.
+
+    Yields
+    ------
+    params, metrics : dict, dict
+        Of each candidate, as soon as it and those drawn before it are scored: of each of `SCORINGS`
+        the mean, the standard deviation and the score of each fold.
     """
+    folds = [_prepare(pipeline, protocol, *rows) for rows in protocol.split.folds]
+    score = check_memory(protocol.memory).cache(_score, ignore=["fold"])
 
-    def __init__(self, classify: XGBClassifier, folds: SharedFolds):
-        self.classify = classify
-        self.folds = folds
+    def candidate(params: dict) -> tuple[dict, dict[str, float]]:
+        classifier = clone(pipeline).set_params(**params)[-1]
+        settings = classifier.get_xgb_params(), classifier.n_estimators
+        return params, _metrics([score(*settings, fold.key, fold) for fold in folds])
 
-    def fit(self, rows: np.ndarray, y: np.ndarray) -> SharedFoldClassifier:
-        """Grow the trees; none where the scores are known."""
-        self.classes_ = np.array([0, 1])
-        self.fold_ = self.folds.fitted_on(rows[:, 0])
-        self.booster_ = None
-        self.scores_ = self.folds.scored_before(self.get_params(), self.fold_.number)
-        if self.scores_ is None:
-            with self.fold_.lock:
-                self.booster_ = train(
-                    self.classify.get_xgb_params(),
-                    self.fold_.fitting,
-                    num_boost_round=self.classify.n_estimators,
-                )
-        return self
-
-    def predict_proba(self, rows: np.ndarray) -> np.ndarray:
-        """Score the rows held out, shape (n_samples, 2)."""
-        with self.fold_.lock:
-            hazard = self.booster_.predict(self.fold_.held_out)
-        return np.column_stack([1 - hazard, hazard])
-
-
-class CandidateScorer:
-    """A scorer that reports each candidate, by both metrics, as soon as its last fold is scored.
-
-    Pass it as ``scoring`` to scikit-learn's searches, with joblib's threading backend: XGBoost
-    releases the interpreter while it trains, and threads share the prepared folds.
-
-    Parameters
-    ----------
-    scoring : one of `SCORINGS`, what the search maximises.
-    folds : what the candidates are fitted on.
-    on_candidate : called with the candidate's number, its parameters and its metrics: of each of
-        `SCORINGS` the mean, the standard deviation and the score of each fold.
-    """
-
-    def __init__(
-        self,
-        scoring: str,
-        folds: SharedFolds,
-        *,
-        on_candidate: Callable[[int, dict, dict[str, float]], None],
-    ):
-        self._scoring = scoring
-        self._folds = folds
-        self._on_candidate = on_candidate
-        self._scores: dict[tuple, dict[int, tuple[float, float]]] = {}
-        self._finished = 0
-        self._lock = Lock()
-
-    def __call__(self, estimator: BaseEstimator, X, y) -> float:
-        """Score one fold of one candidate."""
-        score = estimator.scores_
-        if score is None:
-            hazard = estimator.predict_proba(X)[:, 1]
-            score = f1_score(y, hazard >= 0.5), average_precision_score(y, hazard)
-        params = {name: estimator.get_params()[name] for name in self._folds.names}
-        with self._lock:
-            scores = self._scores.setdefault(tuple(params.values()), {})
-            scores[estimator.fold_.number] = score
-            if len(scores) == len(self._folds.folds):
-                self._finished += 1
-                self._on_candidate(self._finished, params, _candidate_metrics(scores))
-        return score[SCORINGS.index(self._scoring)]
+    drawn = ParameterSampler(space, n_iter, random_state=seed)
+    side_by_side = Parallel(n_jobs=protocol.n_jobs, prefer="threads", return_as="generator")
+    yield from side_by_side(delayed(candidate)(params) for params in drawn)
 
 
 def check_search(scoring: str, n_iter: int) -> None:
@@ -183,31 +90,34 @@ def check_search(scoring: str, n_iter: int) -> None:
         raise ValueError(f"n_iter must be at least 1, got {n_iter}.")
 
 
-def _candidate_metrics(scores: Mapping[int, tuple[float, float]]) -> dict[str, float]:
-    metrics = {}
-    for place, name in enumerate(SCORINGS):
-        of_folds = {fold: scores[fold][place] for fold in sorted(scores)}
-        values = list(of_folds.values())
-        metrics |= {f"cv_{name}": np.mean(values), f"cv_{name}_std": np.std(values)}
-        metrics |= {_fold_metric(name, fold): value for fold, value in of_folds.items()}
-    return metrics
-
-
-def _fold_metric(name: str, fold: int) -> str:
-    return f"cv_{name}_fold_{fold + 1}"
-
-
 def _prepare(
-    pipeline: Pipeline, protocol: Protocol, number: int, rows: np.ndarray, held: np.ndarray
+    pipeline: Pipeline, protocol: Protocol, rows: np.ndarray, held: np.ndarray
 ) -> PreparedFold:
-    X, y = protocol.X, protocol.y
-    prepare = clone(pipeline[:-1]).fit(X.iloc[rows])
+    X, y, fit_rows = protocol.X, protocol.y, protocol.fitting_rows(rows)
+    prepare = clone(pipeline[:-1]).fit(X.iloc[fit_rows])
     bins = {"max_bin": pipeline[-1].max_bin} if pipeline[-1].max_bin else {}
+    weight = row_weights(pipeline, y[fit_rows], normal_stride=protocol.normal_stride)
     fitting = QuantileDMatrix(
-        prepare.transform(X.iloc[rows]),
-        label=y[rows],
-        weight=row_weights(pipeline, y[rows], normal_stride=protocol.normal_stride),
-        **bins,
+        prepare.transform(X.iloc[fit_rows]), label=y[fit_rows], weight=weight, **bins
     )
     held_out = QuantileDMatrix(prepare.transform(X.iloc[held]), ref=fitting)
-    return PreparedFold(number, rows, fitting, held_out)
+    key = cache.key(protocol.key, pipeline, fit_rows, held)
+    return PreparedFold(fitting, held_out, y[held], key, Lock())
+
+
+def _score(
+    params: dict, n_estimators: int, fold_key: str, fold: PreparedFold
+) -> tuple[float, float]:
+    """Return the `SCORINGS` of one candidate on one fold; `fold_key` stands for the fold."""
+    with fold.lock:
+        trees = train(params, fold.fitting, num_boost_round=n_estimators)
+        hazard = trees.predict(fold.held_out)
+    return f1_score(fold.y_true, hazard >= 0.5), average_precision_score(fold.y_true, hazard)
+
+
+def _metrics(scores: list[tuple[float, float]]) -> dict[str, float]:
+    metrics = {}
+    for name, values in zip(SCORINGS, np.transpose(scores), strict=True):
+        metrics |= {f"cv_{name}": values.mean(), f"cv_{name}_std": values.std()}
+        metrics |= {f"cv_{name}_fold_{k}": value for k, value in enumerate(values, 1)}
+    return metrics

@@ -12,11 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hvs_lib import columns as col
+from hvs_lib.project import set_environment
 
 import numpy as np
 import pandas as pd
 import pytest
 from projects import free_port
+
+set_environment()
 
 TYPICAL = {
     col.TEMP_AVG: 27.0,
@@ -107,24 +110,45 @@ def own_tracking_uri():
 @pytest.fixture(scope="session")
 def fresh_database(tmp_path_factory):
     """Make the tables of a tracking store once; each test gets a copy."""
-    from hvs_lib import tracking  # MLflow takes seconds to load, and few tests need it
+    from hvs_lib.tracking.store import connect  # MLflow takes seconds to load; few tests need it
 
     folder = tmp_path_factory.mktemp("store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HVS_PROJECT_ROOT", str(folder))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        tracking.connect()
+        connect()
     return folder / "mlflow.db"
 
 
 @pytest.fixture
 def store(project, fresh_database):
     """Give the test a tracking store of its own, and connect to it."""
-    from hvs_lib import tracking
+    import mlflow
+
+    from hvs_lib.tracking.store import connect
 
     shutil.copy(fresh_database, project / "mlflow.db")
-    tracking.connect()
-    return project
+    connect()
+    yield project
+    while mlflow.active_run():
+        mlflow.end_run()
+
+
+@pytest.fixture
+def start_run(store):
+    """Return a function that starts the run of a notebook, as its first cells do."""
+    import mlflow
+
+    from hvs_lib.tracking import runs
+
+    def start(notebook="01_baseline", params=None, **options):
+        runs.prepare()
+        mlflow.set_experiment("HVS_Fire_Prediction_Baseline")
+        run = mlflow.start_run(run_name=notebook, tags=runs.tags_of(notebook, **options))
+        mlflow.log_params(params or {})
+        return run.info.run_id
+
+    return start
 
 
 class Server:

@@ -26,12 +26,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral, Real
 
-from hvs_lib import columns as col
-from hvs_lib.evaluation.scores import Y_SCORE, ScoreRows, check_scores
-
 import numpy as np
 import pandas as pd
 from numba import njit
+
+from hvs_lib import columns as col
+from hvs_lib.evaluation.scores import Y_SCORE, ScoreRows, check_scores
 
 MINUTE_US = 60_000_000
 N_CANDIDATES = 1000  # thresholds that are tried, besides one for each event

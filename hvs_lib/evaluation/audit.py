@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from hvs_lib import columns as col
-from hvs_lib.features import build_features
-
 import numpy as np
 import pandas as pd
+
+from hvs_lib import columns as col
+from hvs_lib.features import build_features
 
 GIVEAWAY = 0.8  # average precision of one column from which on nothing is left to learn
 GAP = 0.2  # average precision that a random row split may add before it counts as a leak

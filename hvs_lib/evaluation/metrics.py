@@ -4,15 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hvs_lib.evaluation.alarms import Alarm, AlarmTrack
-from hvs_lib.evaluation.scores import check_scores
-from hvs_lib.evaluation.uncertainty import (
-    TAILS,
-    bootstrap_average_precision,
-    clopper_pearson,
-    poisson_interval,
-)
-
 import numpy as np
 import pandas as pd
 from sklearn.metrics import (
@@ -22,6 +13,15 @@ from sklearn.metrics import (
     confusion_matrix,
     precision_recall_fscore_support,
     roc_auc_score,
+)
+
+from hvs_lib.evaluation.alarms import Alarm, AlarmTrack
+from hvs_lib.evaluation.scores import check_scores
+from hvs_lib.evaluation.uncertainty import (
+    TAILS,
+    bootstrap_average_precision,
+    clopper_pearson,
+    poisson_interval,
 )
 
 ROW_METRICS = (

@@ -5,8 +5,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from time import perf_counter
 
+import joblib
+import numpy as np
+import pandas as pd
+from imblearn.pipeline import Pipeline
+from joblib import Parallel, delayed
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import FixedThresholdClassifier
+from sklearn.utils.validation import check_memory
+
+from hvs_lib import cache, models
 from hvs_lib import columns as col
-from hvs_lib import models
 from hvs_lib.evaluation.alarms import RULES, Alarm, AlarmRule, choose_alarm
 from hvs_lib.evaluation.calibration import (
     NO_CALIBRATION,
@@ -18,14 +27,6 @@ from hvs_lib.evaluation.metrics import EVENT_METRICS, evaluate
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.evaluation.splits import Split, thin_normal_rows
 from hvs_lib.telemetry import sampling_interval_s
-
-import joblib
-import numpy as np
-import pandas as pd
-from imblearn.pipeline import Pipeline
-from joblib import Parallel, delayed
-from sklearn.frozen import FrozenEstimator
-from sklearn.model_selection import FixedThresholdClassifier
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,7 @@ class Assessment:
     metrics : on the test racks; with the prefix ``cv_`` out of fold on the training racks.
     cv_scores, test_scores : scores frames, calibrated.
     raw_cv_scores : array, shape (len(split.train),), `cv_scores` before calibration.
-    seconds : spent on fitting and scoring [s].
-    taken_over_from : Run ID that was fitted for, where nothing was fitted for this one.
+    seconds : that fitting and scoring took, of all fits together [s].
     """
 
     model: Pipeline | None
@@ -52,7 +52,6 @@ class Assessment:
     test_scores: pd.DataFrame
     raw_cv_scores: np.ndarray
     seconds: float
-    taken_over_from: str = ""
 
     def deployable(self) -> FixedThresholdClassifier:
         """Return the model with its calibration and its threshold, as it is logged."""
@@ -87,6 +86,7 @@ class Protocol:
     seed : of the bootstrap.
     rules : of the alarm, to choose from.
     n_jobs : fits at once, in threads; -1: as many as cores. What they find does not depend on it.
+    memory : keeps what was fitted, from `hvs_lib.cache.memory`; by default nothing is kept.
     """
 
     telemetry: pd.DataFrame
@@ -98,6 +98,7 @@ class Protocol:
     seed: int = 42
     rules: tuple[AlarmRule, ...] = RULES
     n_jobs: int = -1
+    memory: joblib.Memory | None = None
 
     def __post_init__(self):
         check_protocol(
@@ -130,6 +131,11 @@ class Protocol:
             "digest_training_rows": joblib.hash(self.fitting_rows(self.split.train)),
         }
 
+    @cached_property
+    def key(self) -> str:
+        """What features, labels, code and packages are, for what is cached."""
+        return cache.key(self.digests["digest_features"], self.y)
+
     def fitting_rows(self, rows: np.ndarray) -> np.ndarray:
         """Thin the rows of a fold to those that models are fitted on, as positions in `X`."""
         return thin_normal_rows(self.telemetry, rows, self.normal_stride)
@@ -150,25 +156,11 @@ class Protocol:
 
     def assess(self, pipeline: Pipeline) -> Assessment:
         """Assess a pipeline; see the class."""
-        start = perf_counter()
         whole = (self.split.train, self.split.test)
-        (model, test_scores), *folds = self._fit_and_score(pipeline, [whole, *self.split.folds])
-        seconds = perf_counter() - start
+        fits = self._fit_and_score(pipeline, [whole, *self.split.folds])
+        (model, test_scores, _), *folds = fits
+        seconds = sum(taken for _, _, taken in fits)
         return self._calibrate(model, self._in_order(folds), test_scores, seconds=seconds)
-
-    def assess_again(
-        self, deployable: FixedThresholdClassifier, raw_cv_scores: np.ndarray, *, seconds: float
-    ) -> Assessment:
-        """Repeat an assessment from what was fitted for it, to the bit.
-
-        Parameters
-        ----------
-        deployable : from ``assessment.deployable``.
-        raw_cv_scores, seconds : of the assessment.
-        """
-        model = deployable.estimator.estimator.classifier
-        test_scores = models.hazard_score(model, self.X.iloc[self.split.test])
-        return self._calibrate(model, raw_cv_scores, test_scores, seconds=seconds)
 
     def _calibrate(self, model, cv_scores, test_scores, *, seconds) -> Assessment:
         train = self.split.train
@@ -179,17 +171,17 @@ class Protocol:
 
     def _fit_and_score(self, pipeline: Pipeline, parts: Sequence) -> list[tuple]:
         """Fit on the first rows of each part and score the second, parts side by side."""
-
-        def one(fit_rows: np.ndarray, score_rows: np.ndarray) -> tuple[Pipeline, np.ndarray]:
-            model = self.fit(pipeline, fit_rows)
-            return model, models.hazard_score(model, self.X.iloc[score_rows])
-
-        return Parallel(n_jobs=self.n_jobs, prefer="threads")(delayed(one)(*part) for part in parts)
+        cached = check_memory(self.memory).cache(models.fit_and_score, ignore=["X", "y"])
+        same = {"normal_stride": self.normal_stride, "key": self.key}
+        return Parallel(n_jobs=self.n_jobs, prefer="threads")(
+            delayed(cached)(pipeline, self.X, self.y, self.fitting_rows(rows), scored_rows, **same)
+            for rows, scored_rows in parts
+        )
 
     def _in_order(self, folds: Sequence[tuple]) -> np.ndarray:
         """Put the scores of the folds in the order of ``split.train``."""
         scores = np.full(len(self.X), np.nan)
-        for (_, held_out), (_, found) in zip(self.split.folds, folds, strict=True):
+        for (_, held_out), (_, found, _) in zip(self.split.folds, folds, strict=True):
             scores[held_out] = found
         return scores[self.split.train]
 

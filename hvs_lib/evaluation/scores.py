@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from hvs_lib import columns as col
-from hvs_lib.telemetry import event_codes
-
 import numpy as np
 import pandas as pd
+
+from hvs_lib import columns as col
+from hvs_lib.telemetry import event_codes
 
 Y_SCORE = "y_score"
 DAY_US = 86_400_000_000

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hvs_lib import columns as col
-from hvs_lib.evaluation.alarms import Alarm, event_table
-from hvs_lib.evaluation.scores import ScoreRows, check_scores
-
 import numpy as np
 import pandas as pd
 from numba import njit
 from scipy import stats
+
+from hvs_lib import columns as col
+from hvs_lib.evaluation.alarms import Alarm, event_table
+from hvs_lib.evaluation.scores import ScoreRows, check_scores
 
 CONFIDENCE = 0.95
 N_BOOTSTRAP = 1000  # draws of racks

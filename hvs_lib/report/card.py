@@ -87,7 +87,7 @@ hvs reproduce {run_id}
 
 ```python
 from hvs_lib.tracking.model_files import load_model
-from hvs_lib.tracking import connect
+from hvs_lib.tracking.store import connect
 
 connect()
 model, _ = load_model("models:/hvs-fire-prediction@champion")

@@ -3,10 +3,12 @@
 import hashlib
 from pathlib import Path
 
+from hvs_lib.project import HvsError
+
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 
 
-class DataError(ValueError):
+class DataError(HvsError, ValueError):
     """Telemetry that cannot be used, with every reason at once.
 
     Parameters

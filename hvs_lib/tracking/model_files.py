@@ -9,6 +9,8 @@ whatever the file itself asks for: use them on your own store only.
 from pathlib import Path
 from typing import Any
 
+from hvs_lib.project import HvsError
+
 import mlflow
 import skops.io
 import yaml
@@ -40,7 +42,7 @@ TRUSTED_TYPES = frozenset(
 )
 
 
-class ModelError(Exception):
+class ModelError(HvsError):
     """A model that is not there or is refused; the text is for the user."""
 
 

@@ -1,15 +1,15 @@
 """Speed of the metrics at the size of the simulated fleet's training racks."""
 
+import numpy as np
+import pandas as pd
+import pytest
+
 from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, AlarmRule, choose_alarm
 from hvs_lib.evaluation.audit import single_feature_average_precision
 from hvs_lib.evaluation.metrics import evaluate
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.evaluation.uncertainty import bootstrap_average_precision
-
-import numpy as np
-import pandas as pd
-import pytest
 
 N_RACKS, N_MODULES, N_TIMES, EVENT_ROWS = 24, 8, 2880, 117
 N_ROWS = N_RACKS * N_MODULES * N_TIMES

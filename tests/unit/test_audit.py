@@ -1,13 +1,13 @@
-from hvs_lib import columns as col
-from hvs_lib.evaluation.audit import audit, single_feature_average_precision
-from hvs_lib.features import build_features
-
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
+
+from hvs_lib import columns as col
+from hvs_lib.evaluation.audit import audit, single_feature_average_precision
+from hvs_lib.features import build_features
 
 HONEST = {"rack": 0.6, "row": 0.65}
 

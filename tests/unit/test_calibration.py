@@ -1,3 +1,8 @@
+import numpy as np
+from scipy.special import expit, logit
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import brier_score_loss
+
 from hvs_lib.evaluation.calibration import (
     METHODS,
     CalibratedClassifier,
@@ -5,11 +10,6 @@ from hvs_lib.evaluation.calibration import (
     choose_calibration,
     fit_platt,
 )
-
-import numpy as np
-from scipy.special import expit, logit
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import brier_score_loss
 
 
 def too_sure(p):

@@ -2,6 +2,13 @@
 
 from itertools import pairwise, product
 
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+
 from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import (
     Alarm,
@@ -21,13 +28,6 @@ from hvs_lib.evaluation.uncertainty import (
     paired_event_difference,
     poisson_interval,
 )
-
-import numpy as np
-import pandas as pd
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score
 
 START = pd.Timestamp("2025-03-01 12:00:00")
 IDS = [col.SITE, col.RACK, col.MODULE, col.EVENT_ID, col.EVENT_TYPE]

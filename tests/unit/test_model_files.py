@@ -1,6 +1,5 @@
 import shutil
 
-from hvs_lib import tracking
 from hvs_lib.evaluation.calibration import CalibratedClassifier, fit_platt
 from hvs_lib.models import make_pipeline
 from hvs_lib.samplers import make_samplers
@@ -154,16 +153,17 @@ def test_what_would_be_refused_is_not_logged():
         types_to_trust(Bomb())
 
 
-def test_the_scaler_is_no_pickle(store, make_telemetry):
+def test_the_scaler_is_no_pickle(start_run, make_telemetry):
     from hvs_lib.evaluation.protocol import Protocol
     from hvs_lib.evaluation.splits import split_by_rack
     from hvs_lib.features import build_features
+    from hvs_lib.tracking.runs import log_assessment
 
     telemetry = make_telemetry(racks=8, rows=90, event_racks=(0, 1, 2, 3, 4))
     split = split_by_rack(telemetry, test_size=0.25, n_folds=2, seed=1)
     protocol = Protocol(telemetry, build_features(telemetry), split, normal_stride=3)
-    run = tracking.start("01_baseline", stage="baseline", params={})
-    run_id = run.log_assessment(
+    start_run()
+    run_id = log_assessment(
         protocol.assess(make_pipeline(LogisticRegression(C=0.01))), protocol, model_name="LR"
     )
     path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="scaler.skops")

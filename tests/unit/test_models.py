@@ -1,7 +1,3 @@
-import os
-import subprocess
-import sys
-
 from hvs_lib import columns as col
 from hvs_lib import models
 
@@ -111,16 +107,3 @@ def test_fixed_threshold_scores_one_at_a_limit():
     X.loc[2, col.CO] = 200.0
     X.loc[3, list(quiet)] = np.nan
     assert models.fixed_threshold_score(X).tolist() == [0, 1, 2, 0]
-
-
-def test_linear_algebra_has_one_thread_so_that_sums_are_the_same_to_the_bit():
-    """Neighbours looked for in several threads at once would leave another number behind."""
-    count = (
-        "from hvs_lib import models; from threadpoolctl import threadpool_info\n"
-        "print({i['num_threads'] for i in threadpool_info() if i['user_api'] == 'blas'})"
-    )
-    unset = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
-    found = subprocess.run(
-        [sys.executable, "-c", count], env=unset, capture_output=True, text=True, check=True
-    )
-    assert found.stdout.strip() == "{1}"

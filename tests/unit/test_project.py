@@ -1,7 +1,10 @@
 """What the project's own files promise to each other."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -48,6 +51,26 @@ def test_data_only_moves_down_the_flow(path):
         return
     for imported in _imports_of_the_library(path) - {this}:
         assert FLOW.index(imported) < FLOW.index(this), f"{this} imports {imported}"
+
+
+def test_the_workbook_may_be_imported_in_any_order():
+    """Neighbours looked for in several threads at once would leave another number behind."""
+    program = (
+        "import logging, numpy, scipy.linalg, sklearn, mlflow, threadpoolctl\n"
+        "from hvs_lib import models\n"
+        "from hvs_lib.project import set_environment\n"
+        "from mlflow.telemetry.utils import is_telemetry_disabled\n"
+        "print(logging.getLogger('mlflow').level)\n"
+        "set_environment()\n"
+        "blas = {info['num_threads'] for info in threadpoolctl.threadpool_info()"
+        " if info['user_api'] == 'blas'}\n"
+        "print(logging.getLogger('mlflow').level, is_telemetry_disabled(), blas)"
+    )
+    settings = ("OMP_", "OPENBLAS_", "MKL_", "MLFLOW_", "PYTEST_")
+    unset = {k: v for k, v in os.environ.items() if not k.startswith(settings)}
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, env=unset, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["20", "40 True {1}"]
 
 
 def test_readme_commands_are_make_targets():

@@ -1,6 +1,11 @@
 from dataclasses import replace
 from threading import Barrier
 
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression
+
 from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, AlarmRule
 from hvs_lib.evaluation.calibration import Calibration, fit_platt
@@ -8,11 +13,6 @@ from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.splits import split_by_rack
 from hvs_lib.features import build_features
 from hvs_lib.models import hazard_score, make_pipeline
-
-import numpy as np
-import pandas as pd
-import pytest
-from sklearn.linear_model import LogisticRegression
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hvs_lib.tracking.store import search_runs
 import nbformat
 import pytest
 from mlflow import MlflowClient
-from nbformat.v4 import new_code_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 GOOD = "run = tracking.start('05_tiny', stage='data', params={'word': word})"
 
@@ -251,20 +251,26 @@ def test_kernel_that_does_not_start_is_told(tiny, monkeypatch):
 
 
 def test_outputs_are_kept_without_what_differs_from_run_to_run(project):
-    frames = ["\r 1/2", "\r 2/2", "\r    \r", "Run ID " + "a1" * 16]
+    bar = ["\r 1/2", "\r 2/2", "\r    \r"]
+    frames = [*bar, "Run ID " + "a1" * 16 + "\n", "done\n", *bar]
     printed = [new_output("stream", name="stdout", text=frame) for frame in frames]
     widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "b2" * 16}}
     printed.append(new_output("display_data", widget))
     cell = new_code_cell("1", execution_count=1, outputs=printed)
-    cell.metadata["papermill"] = {"duration": 1.5}
-    notebook = new_notebook(cells=[cell], metadata={"papermill": {}, "a": 1})
+    only_a_bar = [new_output("stream", name="stdout", text=frame) for frame in bar]
+    cells = [cell, new_code_cell("2", outputs=only_a_bar), new_markdown_cell("text")]
+    for each in cells:
+        each.metadata = {"papermill": {"duration": 1.5}, "tags": []}
+    cells[1].metadata["tags"] = ["imports"]
+    notebook = new_notebook(cells=cells, metadata={"papermill": {}, "a": 1})
     executed, kept = project / "executed.ipynb", project / "kept.ipynb"
     nbformat.write(notebook, executed)
     runner.keep_outputs(executed, kept)
     found = nbformat.read(kept, 4)
     assert found.metadata == {"a": 1}
-    assert found.cells[0].metadata == {}
-    assert [output.text for output in found.cells[0].outputs] == ["Run ID <run id>"]
+    assert [cell.metadata for cell in found.cells] == [{}, {"tags": ["imports"]}, {}]
+    assert [output.text for output in found.cells[0].outputs] == ["Run ID <run id>\ndone\n"]
+    assert found.cells[1].outputs == []
 
 
 def test_another_environments_kernel_is_not_taken_for_ours(tiny, monkeypatch, tmp_path_factory):

@@ -1,16 +1,12 @@
-from hvs_lib import models, search
+from dataclasses import replace
+
+from hvs_lib import cache, models, search
 from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.splits import split_by_rack
 from hvs_lib.features import build_features
 from hvs_lib.models import make_pipeline, row_weights
-from hvs_lib.search import (
-    CandidateScorer,
-    SharedFoldClassifier,
-    SharedFolds,
-    check_search,
-)
+from hvs_lib.search import check_search, random_search
 
-import joblib
 import numpy as np
 import pytest
 from scipy.stats import randint
@@ -34,20 +30,9 @@ def pipeline():
     return make_pipeline(XGBClassifier(**models.XGBOOST_BY_HAND, random_state=0, n_jobs=1))
 
 
-def scorer_into(seen, folds, scoring="f1_class1"):
-    return CandidateScorer(scoring, folds, on_candidate=lambda *found: seen.append(found))
-
-
-def search_shared(protocol, pipeline, *, scoring="f1_class1", n_jobs=2, **options):
-    seen, folds = [], SharedFolds(pipeline, protocol, names=SPACE, **options)
-    tuner = RandomizedSearchCV(
-        SharedFoldClassifier(pipeline[-1], folds), SPACE, n_iter=5, cv=folds.cv, refit=False,
-        scoring=scorer_into(seen, folds, scoring), random_state=3, n_jobs=n_jobs,
-        error_score="raise",
-    )  # fmt: skip
-    with joblib.parallel_config(backend="threading"):
-        tuner.fit(np.arange(len(protocol.X))[:, None], protocol.y)
-    return tuner.cv_results_, seen
+def found_by(protocol, pipeline):
+    """Return the parameters and the metrics of five candidates."""
+    return zip(*random_search(pipeline, protocol, SPACE, n_iter=5, seed=3), strict=True)
 
 
 @pytest.mark.parametrize(
@@ -62,19 +47,14 @@ def test_same_candidates_and_scores_as_scikit_learn_on_the_whole_pipeline(
     )  # fmt: skip
     weights = row_weights(pipeline, protocol.y, normal_stride=protocol.normal_stride)
     plain.fit(protocol.X, protocol.y, classify__sample_weight=weights)
-    ours, _ = search_shared(protocol, pipeline, scoring=scoring)
-    assert ours["params"] == plain.cv_results_["params"]
-    np.testing.assert_allclose(
-        ours["mean_test_score"], plain.cv_results_["mean_test_score"], rtol=0, atol=1e-9
-    )
+    params, metrics = found_by(protocol, pipeline)
+    assert list(params) == plain.cv_results_["params"]
+    ours = [of_one[f"cv_{scoring}"] for of_one in metrics]
+    np.testing.assert_allclose(ours, plain.cv_results_["mean_test_score"], rtol=0, atol=1e-9)
 
 
-def test_each_candidate_is_reported_once_with_both_scores(protocol, pipeline):
-    results, seen = search_shared(protocol, pipeline)
-    assert [number for number, *_ in seen] == [1, 2, 3, 4, 5]
-    for _, params, scores in seen:
-        place = results["params"].index(params)
-        assert scores["cv_f1_class1"] == pytest.approx(results["mean_test_score"][place])
+def test_each_candidate_has_both_scores_of_each_fold(protocol, pipeline):
+    for params, scores in random_search(pipeline, protocol, SPACE, n_iter=5, seed=3):
         settings = clone(pipeline).set_params(**params)
         hazard = [
             (
@@ -92,26 +72,40 @@ def test_each_candidate_is_reported_once_with_both_scores(protocol, pipeline):
         assert of_folds == pytest.approx(by_hand, abs=1e-9)
 
 
-def test_candidates_scored_before_are_not_fitted_again(protocol, pipeline, monkeypatch):
-    """The scores come back to the bit, whatever the store turns parameters into."""
-    results, seen = search_shared(protocol, pipeline)
+def test_candidates_come_as_they_are_scored(protocol, pipeline):
+    """A search that is stopped half way has logged what it has scored."""
+    one_by_one = random_search(pipeline, replace(protocol, n_jobs=1), SPACE, n_iter=10**9, seed=3)
+    assert (
+        next(one_by_one)[0] == next(random_search(pipeline, protocol, SPACE, n_iter=1, seed=3))[0]
+    )
+    one_by_one.close()
+
+
+def test_candidates_that_were_scored_are_not_scored_again(protocol, pipeline, project, monkeypatch):
     fitted = []
     train = search.train
     monkeypatch.setattr(search, "train", lambda *a, **k: fitted.append(1) or train(*a, **k))
-    scored = [({name: str(v) for name, v in params.items()}, m) for _, params, m in seen[:3]]
-    again, seen_again = search_shared(protocol, pipeline, scored=scored)
-    assert len(fitted) == 2 * 3  # two candidates on three folds
-    np.testing.assert_array_equal(again["mean_test_score"], results["mean_test_score"])
-    assert {str(found[1:]) for found in seen_again} == {str(found[1:]) for found in seen}
-    unfinished = [(params, {"cv_pr_auc": m["cv_pr_auc"]}) for params, m in scored]
+    kept = replace(protocol, memory=cache.memory())
+    first = random_search(pipeline, kept, SPACE, n_iter=5, seed=3)
+    three = [next(first) for _ in range(3)]
+    first.close()
     fitted.clear()
-    search_shared(protocol, pipeline, scored=unfinished)
-    assert len(fitted) == 5 * 3
+    again = list(random_search(pipeline, kept, SPACE, n_iter=5, seed=3))
+    assert len(fitted) <= 2 * 3  # two candidates on three folds
+    assert str(again[:3]) == str(three)
+    assert str(again) == str(list(random_search(pipeline, protocol, SPACE, n_iter=5, seed=3)))
+    other = replace(kept, normal_stride=4)
+    fitted.clear()
+    list(random_search(pipeline, other, SPACE, n_iter=5, seed=3))
+    assert len(fitted) == 5 * 3, "other rows are other folds"
 
 
 def test_the_number_of_threads_changes_nothing(protocol, pipeline):
-    one, two = (search_shared(protocol, pipeline, n_jobs=n)[0] for n in (1, 2))
-    np.testing.assert_array_equal(one["mean_test_score"], two["mean_test_score"])
+    one, two = (
+        list(random_search(pipeline, replace(protocol, n_jobs=n), SPACE, n_iter=5, seed=3))
+        for n in (1, 2)
+    )
+    assert str(one) == str(two)
 
 
 @pytest.mark.parametrize(

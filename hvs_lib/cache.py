@@ -1,0 +1,54 @@
+"""What was fitted, kept in the project: a run that was killed does not fit it a second time.
+
+The files are pickles, which execute code when they are loaded: use no cache from elsewhere.
+"""
+
+import shutil
+from pathlib import Path
+
+from hvs_lib.project import package_versions, project_root, sources_sha256
+
+import joblib
+
+
+def memory() -> joblib.Memory:
+    """Return the cache of this project.
+
+    Returns
+    -------
+    joblib.Memory
+        Several processes may use it at once; an entry that is damaged is computed again.
+
+    Examples
+    --------
+    >>> fit = memory().cache(fit, ignore=["X", "y"])  # doctest: +SKIP
+    """
+    return joblib.Memory(_folder(), verbose=0)
+
+
+def clear() -> None:
+    """Remove all that is cached, so that everything is fitted again."""
+    shutil.rmtree(_folder(), ignore_errors=True)
+
+
+def key(*parts: object) -> str:
+    """Return a digest of this code, the versions of its packages and the given parts.
+
+    A cached function takes it as an argument, in place of large arrays that joblib would hash on
+    every call.
+
+    Parameters
+    ----------
+    parts : object
+        What else the result follows from.
+
+    Returns
+    -------
+    str
+        32 hexadecimal digits.
+    """
+    return joblib.hash([sources_sha256("**/*.py"), package_versions(), *parts])
+
+
+def _folder() -> Path:
+    return project_root() / "data" / "cache"

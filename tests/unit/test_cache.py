@@ -1,0 +1,147 @@
+import subprocess
+import sys
+from dataclasses import replace
+
+from hvs_lib import cache, models
+from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.splits import split_by_rack
+from hvs_lib.features import build_features
+from hvs_lib.models import make_pipeline
+from hvs_lib.samplers import make_samplers
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from xgboost import XGBClassifier
+
+PIPELINE = make_pipeline(LogisticRegression(C=0.01))
+
+
+@pytest.fixture
+def protocol(make_telemetry, project):
+    telemetry = make_telemetry(racks=8, rows=90, event_racks=(0, 1, 2, 3, 4))
+    split = split_by_rack(telemetry, test_size=0.25, n_folds=2, seed=1)
+    memory = cache.memory()
+    return Protocol(telemetry, build_features(telemetry), split, normal_stride=3, memory=memory)
+
+
+@pytest.fixture
+def fits(monkeypatch):
+    """List the fits that are not found in the cache."""
+    done, fit = [], models.fit
+    monkeypatch.setattr(models, "fit", lambda *a, **k: done.append(1) or fit(*a, **k))
+    return done
+
+
+def entries(project):
+    """Map the cached results to the time each was written."""
+    return {path: path.stat().st_mtime_ns for path in project.glob("data/cache/**/output.pkl")}
+
+
+@pytest.mark.parametrize(
+    "pipeline",
+    [
+        PIPELINE,
+        make_pipeline(RandomForestClassifier(n_estimators=9, max_depth=4, random_state=0)),
+        make_pipeline(
+            XGBClassifier(n_estimators=9, max_depth=3),
+            sampler=make_samplers(
+                [np.repeat([0, 1], [50, 9])], k_neighbors=2, sampling_strategy=0.5,
+                normal_stride=3, seed=0,
+            )["SMOTE"],
+        ),
+    ],
+    ids=lambda pipeline: type(pipeline[-1]).__name__,
+)  # fmt: skip
+def test_what_was_fitted_comes_back_to_the_bit(protocol, fits, project, pipeline):
+    fitted = replace(protocol, memory=Protocol.memory).assess(pipeline)
+    fits.clear()
+    protocol.assess(pipeline)
+    assert len(fits) == 3  # two folds and all training racks
+    kept = entries(project)
+    again = protocol.assess(pipeline)
+    assert len(fits) == 3
+    assert entries(project) == kept
+    assert again.metrics == fitted.metrics
+    for name in ("cv_scores", "test_scores"):
+        frames = getattr(again, name), getattr(fitted, name)
+        pd.testing.assert_frame_equal(*frames, check_exact=True)
+    np.testing.assert_array_equal(again.raw_cv_scores, fitted.raw_cv_scores)
+    X = protocol.X.head(50)
+    np.testing.assert_array_equal(
+        again.deployable().predict_proba(X), fitted.deployable().predict_proba(X)
+    )
+
+
+def test_only_the_same_is_found_again(protocol, fits):
+    protocol.assess(PIPELINE)
+    rows = split_by_rack(protocol.telemetry, test_size=0.25, n_folds=2, seed=1, split="row")
+    labels = protocol.telemetry["Hazard_Label"].to_numpy().copy()
+    labels[protocol.split.train[:1]] ^= 1
+    for other, pipeline in [
+        (protocol, make_pipeline(LogisticRegression(C=9.0))),
+        (replace(protocol, split=rows), PIPELINE),
+        (replace(protocol, X=protocol.X + 1), PIPELINE),
+        (replace(protocol, telemetry=protocol.telemetry.assign(Hazard_Label=labels)), PIPELINE),
+    ]:
+        fits.clear()
+        other.assess(pipeline)
+        assert len(fits) == 3
+    fits.clear()
+    protocol.assess(PIPELINE)
+    assert fits == []
+
+
+@pytest.mark.parametrize("what", ["sources_sha256", "package_versions"])
+def test_code_and_packages_count(monkeypatch, what):
+    first = cache.key("a")
+    assert cache.key("a") == first != cache.key("b")
+    monkeypatch.setattr(cache, what, lambda *_: "another")
+    assert cache.key("a") != first
+
+
+def test_after_clear_all_is_fitted_again(protocol, fits, project):
+    protocol.assess(PIPELINE)
+    cache.clear()
+    assert not list(project.glob("data/cache/*"))
+    protocol.assess(PIPELINE)
+    assert len(fits) == 6
+    cache.clear()
+    cache.clear()  # of nothing
+
+
+@pytest.mark.parametrize("damage", [b"", b"no pickle", None])
+def test_a_damaged_entry_is_computed_again(protocol, fits, project, damage):
+    metrics = protocol.assess(PIPELINE).metrics
+    for path in entries(project):
+        path.write_bytes(path.read_bytes()[:-100] if damage is None else damage)
+    assert protocol.assess(PIPELINE).metrics == metrics
+    assert len(fits) == 6
+    protocol.assess(PIPELINE)
+    assert len(fits) == 6
+
+
+def test_what_a_killed_writer_left_is_not_taken_for_an_entry(protocol, fits, project):
+    protocol.assess(PIPELINE)
+    for path in entries(project):
+        path.rename(path.with_name("output.pkl.thread-1-pid-1"))
+    protocol.assess(PIPELINE)
+    assert len(fits) == 6
+
+
+@pytest.mark.slow
+def test_several_processes_meet_in_a_fresh_cache(project):
+    script = (
+        "import numpy as np\n"
+        "from hvs_lib import cache\n"
+        "from hvs_lib.models import balancing_weight\n"
+        "weigh = cache.memory().cache(balancing_weight)\n"
+        "for n in range(1, 200):\n"
+        "    assert weigh(np.repeat([0, 1], [n, 1])) == n\n"
+    )
+    command = [sys.executable, "-c", script]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [process.communicate()[1] for process in running] == [""] * 3
+    assert len(entries(project)) == 199
