@@ -17,9 +17,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from hvs_lib import models
-from hvs_lib.evaluation.metrics import evaluate, paired_difference, scores_frame
+from hvs_lib.evaluation.metrics import evaluate
 from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.evaluation.splits import split_by_rack
+from hvs_lib.evaluation.uncertainty import paired_difference
 from hvs_lib.features import build_features
 from hvs_lib.models import XGBOOST_BY_HAND, XGBOOST_SEARCH_SPACE, make_pipeline, row_weights
 from hvs_lib.report.tables import cell
@@ -170,8 +172,7 @@ def judge(protocol: Protocol, pipeline: BaseEstimator) -> tuple[dict[str, float]
     """Return the metrics out of fold at the alarm budget, and the scores frame."""
     scores = protocol.out_of_fold_scores(pipeline)
     frame = scores_frame(protocol.telemetry, protocol.split.train, scores)
-    rule, threshold = protocol.choose_alarm(frame)
-    return evaluate(frame, threshold=threshold, rule=rule), frame
+    return evaluate(frame, protocol.choose_alarm(frame)), frame
 
 
 def table_of(found: dict[str, tuple[dict[str, float], pd.DataFrame, float]]) -> pd.DataFrame:

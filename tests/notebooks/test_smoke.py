@@ -143,7 +143,7 @@ def test_champion_has_a_card_and_its_settings(smoke):
     assert tags["champion_run_id"] in card
     assert MlflowClient().get_run(tags["champion_run_id"]).data.tags["data_sha256"] in card
     alarm = tracking.read_alarm(mlflow.models.get_model_info(uri).metadata)
-    assert f"{alarm['rule'].k} of the last {alarm['rule'].n} samples" in card
+    assert f"{alarm.rule.k} of the last {alarm.rule.n} samples" in card
 
 
 def test_the_audit_of_the_baseline_names_the_row_split(smoke):

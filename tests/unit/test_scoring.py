@@ -9,8 +9,9 @@ from pathlib import Path
 from hvs_lib import columns as col
 from hvs_lib import models, score
 from hvs_lib.cli import main
-from hvs_lib.evaluation.metrics import raise_alarms, scores_frame
+from hvs_lib.evaluation.alarms import raise_alarms
 from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.evaluation.splits import split_by_rack
 from hvs_lib.features import build_features
 from hvs_lib.models import make_pipeline
@@ -67,13 +68,26 @@ def uri(registered, monkeypatch):
     return registered[1]
 
 
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({}, "carries no alarm settings"),
+        ({"alarm_threshold": "0.5", "calibration": "isotonic"}, "one of none, platt, .* isotonic"),
+    ],
+)
+def test_a_model_logged_by_an_older_workbook_is_refused(monkeypatch, metadata, message):
+    monkeypatch.setattr(score, "load_model", lambda uri: (None, metadata))
+    with pytest.raises(ModelError, match=message):
+        load_champion("models:/old/1")
+
+
 @pytest.fixture
 def expected(telemetry, champion):
     """Alarms of the plain way: everything in memory at once."""
     X = build_features(telemetry)
     scores = champion.model.predict_proba(X)[:, 1]
     frame = scores_frame(telemetry, np.arange(len(X)), scores)
-    return raise_alarms(frame, **champion.alarm)
+    return raise_alarms(frame, champion.alarm)
 
 
 @pytest.fixture(params=["parquet", "csv", "interleaved.csv", "interleaved.parquet"])

@@ -416,7 +416,10 @@ def test_logged_model_carries_its_threshold_and_its_alarm(run, protocol):
     assert read_alarm(MlflowClient().get_run(run_id).data.params) == found.alarm
     assert loaded.metadata.metadata["calibration"] == found.calibration.method
     model = mlflow.sklearn.load_model(f"runs:/{run_id}/model")
-    assert (type(model).__name__, model.threshold) == ("FixedThresholdClassifier", found.threshold)
+    assert (type(model).__name__, model.threshold) == (
+        "FixedThresholdClassifier",
+        found.alarm.threshold,
+    )
 
 
 def test_incumbent_is_the_run_of_the_registered_champion(run, protocol):
