@@ -21,6 +21,7 @@ from hvs_lib.tracking.champion import register_champion
 from hvs_lib.tracking.model_files import ModelError
 from hvs_lib.tracking.runs import log_assessment, prepare, tags_of
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
