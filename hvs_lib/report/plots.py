@@ -1,5 +1,7 @@
 """Figures that more than one notebook, or every run, shows. Each function returns its figure."""
 
+from collections.abc import Iterable
+
 from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, event_table
 
@@ -8,12 +10,57 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from ipywidgets import Layout, SelectionSlider, interactive
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import (
     ConfusionMatrixDisplay,
     average_precision_score,
     precision_recall_curve,
 )
+
+# The colour of each model, in the order of all figures; grey is what no model was fitted for.
+_MODELS = {
+    "logistic regression, none": "C0",
+    "logistic regression, class weight": "C9",
+    "random forest, none": "C2",
+    "random forest, class weight": "#8ccfb5",
+    "XGBoost, none": "C3",
+    "by hand": "C3",  # the same model, while it is tuned
+    "XGBoost tuned, none": "C4",
+    "tuned by f1_class1": "C4",
+    "tuned by pr_auc": "C6",
+    "XGBoost, class weight": "C1",
+    "XGBoost, square-root weight": "C8",
+    "XGBoost, SMOTE": "#332288",
+    "XGBoost, BorderlineSMOTE": "C5",
+    "XGBoost, ADASYN": "#117733",
+    "XGBoost, random under-sampling": "#882255",
+    "XGBoost, SMOTE-Tomek": "#44aa99",
+    "XGBoost, SMOTE-ENN": "#999933",
+    "fixed, factor chosen": "0.2",
+    "fixed threshold": "0.55",
+    "random score": "0.75",
+    "constant": "0.85",
+}
+
+
+def model_colors(names: Iterable[str]) -> dict[str, str]:
+    """Give each model its colour, in the order that all figures share.
+
+    Parameters
+    ----------
+    names : of models. Those that the workbook does not know come last, in colours that are free.
+
+    Examples
+    --------
+    >>> model_colors(["XGBoost, none", "random forest, none", "mine"])
+    {'random forest, none': 'C2', 'XGBoost, none': 'C3', 'mine': 'C0'}
+    """
+    names = list(names)
+    known = {name: color for name, color in _MODELS.items() if name in names}
+    own = [name for name in names if name not in known]
+    free = [color for color in (f"C{i}" for i in range(10)) if color not in known.values()]
+    return known | {name: free[number % len(free)] for number, name in enumerate(own)}
 
 
 def set_style() -> None:
@@ -42,6 +89,14 @@ def confusion_matrix(scores: pd.DataFrame, *, threshold: float, title: str) -> F
     return fig
 
 
+def legend_beside(ax: Axes, title: str = "") -> None:
+    """Put the legend to the right of the axes, where it covers nothing."""
+    ax.legend(
+        title=title, loc="upper left", bbox_to_anchor=(1, 1), fontsize="small",
+        title_fontsize="small",
+    )  # fmt: skip
+
+
 def plain(text: str) -> str:
     """Keep matplotlib from reading a text from data as mathematics."""
     return text.replace("$", r"\$")
@@ -55,16 +110,16 @@ def precision_recall(scores: dict[str, pd.DataFrame], *, title: str) -> Figure:
     scores : name to scores frame, shape (n_samples, ...).
     title : of the figure.
     """
-    fig, ax = plt.subplots(figsize=(7, 4.5))
-    for name, frame in scores.items():
-        y_true, y_score = frame[col.LABEL], frame["y_score"]
+    fig, ax = plt.subplots(figsize=(9, 4.5))
+    for name, color in model_colors(scores).items():
+        y_true, y_score = scores[name][col.LABEL], scores[name]["y_score"]
         precision, recall, _ = precision_recall_curve(y_true, y_score, drop_intermediate=True)
         ap = average_precision_score(y_true, y_score)
-        ax.step(recall, precision, where="post", label=f"{name} ({ap:.2f})")
+        ax.step(recall, precision, where="post", color=color, label=f"{name} ({ap:.2f})")
     ax.axhline(np.mean(y_true), color="0.4", linestyle=":", label="prevalence")
     ax.set(xlabel="Recall of hazardous rows", ylabel="Precision", title=title, xlim=(0, 1))
     ax.set_ylim(0, 1.02)
-    ax.legend(title="average precision", fontsize="small", title_fontsize="small")
+    legend_beside(ax, title="average precision")
     return fig
 
 
@@ -89,7 +144,7 @@ def module_timeline(telemetry: pd.DataFrame, rows: np.ndarray, *, minutes: float
     rack = _before(telemetry, end, minutes, **first[[col.SITE, col.RACK]])
     own = rack[rack[col.MODULE] == first[col.MODULE]]
     siblings = rack[rack[col.MODULE] != first[col.MODULE]].groupby("minute")
-    fig, axes = plt.subplots(3, 1, figsize=(7.5, 6), sharex=True)
+    fig, axes = plt.subplots(3, 1, figsize=(9, 6), sharex=True)
     for ax, name in ((axes[0], col.TEMP_MAX), (axes[2], col.VOLTAGE)):
         band = siblings[name].agg(["min", "max"])
         ax.fill_between(band.index, band["min"], band["max"], color="0.8", label="its siblings")
@@ -103,13 +158,13 @@ def module_timeline(telemetry: pd.DataFrame, rows: np.ndarray, *, minutes: float
     axes[1].set_ylim(top=max(300, axes[1].get_ylim()[1]))  # or noise fills the panel
     axes[2].set_ylabel("voltage [V]")
     axes[2].set_xlabel(f"minutes to {'the point of no return' if hazard else 'its end'}")
+    legend_beside(axes[1])
     for ax in axes:
         if hazard:
             window = own.loc[own[col.LABEL] == 1, "minute"]
             ax.axvspan(window.min(), window.max(), color="C1", alpha=0.15, label="label 1")
             ax.axvline(0, color="C3", linestyle="--", label="point of no return")
-    axes[0].legend(loc="best", fontsize="small")
-    axes[1].legend(loc="upper left", fontsize="small", ncols=2)
+    legend_beside(axes[0])
     return fig
 
 
@@ -137,27 +192,29 @@ def alarm_timeline(
     module = event[[col.SITE, col.RACK, col.MODULE]]
     own = _before(telemetry, event["PNR"], minutes, **module)
     fig, (above, below) = plt.subplots(2, 1, figsize=(8, 5.5), sharex=True)
-    above.plot(own["minute"], own[col.TEMP_MAX], color="C3", label="max. surface [°C]")
+    above.plot(own["minute"], own[col.TEMP_MAX], color="C5")
+    above.set_ylabel("max. surface [°C]", color="C5")
     gas = above.twinx()
-    gas.plot(own["minute"], own[col.VOC], color="C4", linewidth=1, label="VOC [ppm]")
+    gas.plot(own["minute"], own[col.VOC], color="C4", linewidth=1)
     gas.grid(False)
-    gas.set_ylabel("VOC [ppm]")
-    above.set(ylabel="max. surface [°C]", title=_title(event))
-    lines = above.get_lines() + gas.get_lines()
-    above.legend(lines, [line.get_label() for line in lines], loc="upper left", fontsize="small")
-    for number, (name, (scores, alarm)) in enumerate(alarms.items()):
+    gas.set_ylabel("VOC [ppm]", color="C4")
+    above.set_title(_title(event))
+    for name, color in model_colors(alarms).items():
+        scores, alarm = alarms[name]
         rows = _before(scores, event["PNR"], minutes, **module)
         lead = _lead_time(scores, alarm, event)
         said = "no alarm" if np.isnan(lead) else f"alarm {lead:.0f} min before"
         ratio = (rows["y_score"] / alarm.threshold).clip(lower=1e-2)
-        below.plot(rows["minute"], ratio, color=f"C{number}", label=f"{name}: {said}")
-        below.plot(-lead, 1, "v", color=f"C{number}", markersize=11)
+        below.plot(rows["minute"], ratio, color=color, label=f"{name}: {said}")
+        below.plot(-lead, 1, "v", color=color, markersize=11)
     below.axhline(1, color="0.3", linestyle=":")
     for ax in (above, below):
         ax.axvline(0, color="0.2", linestyle="--")
     below.set(ylabel="score / alarm threshold", xlabel="minutes to the point of no return")
     below.set_yscale("log")
-    below.legend(loc="lower right", fontsize="small")
+    fig.legend(
+        *below.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small"
+    )
     return fig
 
 
@@ -176,13 +233,13 @@ def event_timelines(events: dict[str, pd.DataFrame], *, title: str) -> Figure:
     """
     first = next(iter(events.values()))
     order = first.sort_values([col.EVENT_TYPE, *col.KEYS[:3]]).index
-    fig, ax = plt.subplots(figsize=(9, 0.36 * len(order) + 1.8))
+    fig, ax = plt.subplots(figsize=(10, 0.36 * len(order) + 1.2))
     offsets = np.linspace(0.27, -0.27, len(events))
-    for number, (name, table) in enumerate(events.items()):
-        lead = table.loc[order, "lead_time_min"].to_numpy()
+    for number, (name, color) in enumerate(model_colors(events).items()):
+        lead = events[name].loc[order, "lead_time_min"].to_numpy()
         silent = np.isnan(lead)
         y = np.arange(len(order)) + offsets[number]
-        style = {"color": f"C{number}", "marker": "os^Dv<>P"[number % 8]}
+        style = {"color": color, "marker": "os^Dv<>P"[number % 8]}
         ax.scatter(-lead[~silent], y[~silent], s=34, label=name, **style)
         ax.scatter(np.full(silent.sum(), 2.0), y[silent], s=26, alpha=0.5, **style)
     ax.axvline(0, color="0.2", linestyle="--")
@@ -191,7 +248,7 @@ def event_timelines(events: dict[str, pd.DataFrame], *, title: str) -> Figure:
     ax.set_xticks([-20, -15, -10, -5, 0, 2], ["-20", "-15", "-10", "-5", "PNR", "silent"])
     ax.invert_yaxis()
     ax.set(xlabel="minutes to the point of no return", title=title)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, fontsize="small")
+    legend_beside(ax)
     return fig
 
 

@@ -20,10 +20,10 @@ def card():
     metrics = {"event_recall": 0.5, "event_recall_low": 0.1, "event_recall_high": 0.9}
     by_cause = pd.DataFrame({"test racks": ["0 of 2"]}, index=["<script>|x"])
 
-    def write(**changed):
+    def write(missed=("hot_joint",), **changed):
         return model_card(
             name="XGBoost", run_id="f" * 32, version="3", reason="it leads.", tags=tags,
-            params=params | changed, metrics=metrics, by_cause=by_cause, missed=["hot_joint"],
+            params=params | changed, metrics=metrics, by_cause=by_cause, missed=missed,
         )  # fmt: skip
 
     return write
@@ -49,6 +49,14 @@ def card():
 )
 def test_the_card_says_what_a_safety_engineer_asks(card, said):
     assert said in card()
+
+
+def test_braces_of_the_data_are_no_places_to_fill_in(card):
+    assert "- {name}: fewer" in card(missed=["{name}"])
+
+
+def test_a_card_without_weak_causes_says_so(card):
+    assert "no cause in the data has fewer than half" in card(missed=[])
 
 
 def test_costs_take_the_budgets_place(card):

@@ -2,6 +2,7 @@ from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, AlarmRule, alarm_curve, event_table
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.report import plots
+from hvs_lib.samplers import make_samplers
 from hvs_lib.telemetry import event_codes
 
 import matplotlib
@@ -17,7 +18,24 @@ def telemetry(make_telemetry):
 
 
 def legend(ax):
-    return [text.get_text() for text in ax.get_legend().get_texts()]
+    found = ax.get_legend() or ax.figure.legends[0]
+    return [text.get_text() for text in found.get_texts()]
+
+
+def test_models_have_one_colour_and_order_in_all_figures():
+    few = plots.model_colors(["fixed threshold", "mine", "XGBoost, none"])
+    many = plots.model_colors([*plots._MODELS, "other"])
+    assert list(few) == ["XGBoost, none", "fixed threshold", "mine"]
+    assert many.items() >= {name: few[name] for name in list(few)[:2]}.items()
+    assert len(set(few.values())) == 3
+
+
+def test_every_treatment_of_the_workbook_has_a_colour_of_its_own():
+    labels = [np.repeat([0, 1], [90, 10])]
+    settings = {"k_neighbors": 5, "sampling_strategy": 0.5, "normal_stride": 1, "seed": 0}
+    treatments = ["none", "class weight", "square-root weight", *make_samplers(labels, **settings)]
+    colors = [plots._MODELS[f"XGBoost, {name}"] for name in treatments]
+    assert len(set(colors)) == len(treatments)
 
 
 def test_event_counts_to_its_point_of_no_return_and_shows_its_label(telemetry):
@@ -68,6 +86,9 @@ def test_precision_recall_names_each_curve_with_its_average_precision(telemetry)
     )
     fig = plots.precision_recall({"perfect": scores}, title="x")
     assert legend(fig.axes[0]) == ["perfect (1.00)", "prevalence"]
+    fig.canvas.draw()
+    covered, shown = (part.get_window_extent() for part in (fig.axes[0].get_legend(), fig.axes[0]))
+    assert not covered.overlaps(shown)
 
 
 def test_confusion_matrix_counts_at_the_threshold(telemetry):

@@ -13,7 +13,8 @@ import yaml
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
 REQUIRED = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
 
 # The order of the flow: files and folders of hvs_lib, each imports only from those before it.
@@ -71,6 +72,13 @@ def test_the_workbook_may_be_imported_in_any_order():
     words = [sys.executable, "-c", program]
     done = subprocess.run(words, env=unset, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["20", "40 True {1}"]
+
+
+def test_files_beside_the_code_are_packaged():
+    package_data = PYPROJECT["tool"]["setuptools"]["package-data"]
+    packaged = {f"{name.replace('.', '/')}/{file}" for name, (file,) in package_data.items()}
+    others = [path for ext in ("md", "yaml", "json") for path in ROOT.glob(f"hvs_lib/**/*.{ext}")]
+    assert {path.relative_to(ROOT).as_posix() for path in others} == packaged
 
 
 def test_readme_commands_are_make_targets():

@@ -7,7 +7,7 @@ import urllib.request
 from pathlib import Path
 
 from hvs_lib import columns as col
-from hvs_lib import models, score, tracking
+from hvs_lib import models, score
 from hvs_lib.cli import main
 from hvs_lib.evaluation.alarms import raise_alarms
 from hvs_lib.evaluation.protocol import Protocol
@@ -17,7 +17,9 @@ from hvs_lib.features import build_features
 from hvs_lib.models import make_pipeline
 from hvs_lib.score import contributions, load_champion, score_file
 from hvs_lib.telemetry import DataError, load_telemetry, read_racks, save_telemetry
+from hvs_lib.tracking.champion import register_champion
 from hvs_lib.tracking.model_files import ModelError
+from hvs_lib.tracking.runs import log_assessment, prepare, tags_of
 
 import numpy as np
 import pandas as pd
@@ -46,10 +48,12 @@ def registered(telemetry, tmp_path_factory):
             telemetry, build_features(telemetry), split, normal_stride=3,
             max_false_alarms_per_site_day=1000.0,
         )  # fmt: skip
-        run = tracking.start("01_baseline", stage="baseline", params={})
+        prepare()
+        mlflow.start_run(tags=tags_of("01_baseline"))
         found = protocol.assess(make_pipeline(XGBClassifier(n_estimators=20, max_depth=3)))
-        run_id = run.log_assessment(found, protocol, model_name="XGBoost")
-        tracking.register_champion(run_id)
+        run_id = log_assessment(found, protocol, model_name="XGBoost")
+        register_champion(run_id)
+        mlflow.end_run()
         yield load_champion(), score.mlflow.get_tracking_uri()
 
 
