@@ -29,7 +29,7 @@ from hvs_lib.evaluation.calibration import (
 from hvs_lib.evaluation.metrics import EVENT_METRICS, evaluate
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.evaluation.splits import Split, thin_normal_rows
-from hvs_lib.telemetry import sampling_interval_s
+from hvs_lib.telemetry.quality import sampling_interval_s
 
 
 @dataclass(frozen=True)
