@@ -5,25 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from time import perf_counter
 
-from hvs_lib import cache, models
-from hvs_lib import columns as col
-from hvs_lib.evaluation.calibration import (
-    NO_CALIBRATION,
-    CalibratedClassifier,
-    Calibration,
-    choose_calibration,
-)
-from hvs_lib.evaluation.metrics import (
-    EVENT_METRICS,
-    RULES,
-    AlarmRule,
-    choose_alarm,
-    evaluate,
-    scores_frame,
-)
-from hvs_lib.evaluation.splits import Split, thin_normal_rows
-from hvs_lib.telemetry import sampling_interval_s
-
 import joblib
 import numpy as np
 import pandas as pd
@@ -32,6 +13,20 @@ from joblib import Parallel, delayed
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import FixedThresholdClassifier
 from sklearn.utils.validation import check_memory
+
+from hvs_lib import cache, models
+from hvs_lib import columns as col
+from hvs_lib.evaluation.alarms import RULES, Alarm, AlarmRule, choose_alarm
+from hvs_lib.evaluation.calibration import (
+    NO_CALIBRATION,
+    CalibratedClassifier,
+    Calibration,
+    choose_calibration,
+)
+from hvs_lib.evaluation.metrics import EVENT_METRICS, evaluate
+from hvs_lib.evaluation.scores import scores_frame
+from hvs_lib.evaluation.splits import Split, thin_normal_rows
+from hvs_lib.telemetry import sampling_interval_s
 
 
 @dataclass(frozen=True)
@@ -42,7 +37,7 @@ class Assessment:
     ----------
     model : fitted on all training racks; None for a reference that is not fitted.
     calibration : of its scores, chosen on the out-of-fold scores, like
-    rule, threshold : of the alarm.
+    alarm : chosen on them as well.
     metrics : on the test racks; with the prefix ``cv_`` out of fold on the training racks.
     cv_scores, test_scores : scores frames, calibrated.
     raw_cv_scores : array, shape (len(split.train),), `cv_scores` before calibration.
@@ -51,24 +46,18 @@ class Assessment:
 
     model: Pipeline | None
     calibration: Calibration
-    rule: AlarmRule
-    threshold: float
+    alarm: Alarm
     metrics: dict[str, float]
     cv_scores: pd.DataFrame
     test_scores: pd.DataFrame
     raw_cv_scores: np.ndarray
     seconds: float
 
-    @property
-    def alarm(self) -> dict[str, object]:
-        """What `evaluate`, `event_table` and `raise_alarms` need to judge scores alike."""
-        return {"threshold": self.threshold, "rule": self.rule}
-
     def deployable(self) -> FixedThresholdClassifier:
         """Return the model with its calibration and its threshold, as it is logged."""
         calibrated = CalibratedClassifier(self.model, self.calibration.calibrator)
         fixed = FixedThresholdClassifier(
-            FrozenEstimator(calibrated), threshold=self.threshold, pos_label=1,
+            FrozenEstimator(calibrated), threshold=self.alarm.threshold, pos_label=1,
             response_method="predict_proba",
         )  # fmt: skip
         features = self.model.feature_names_in_
@@ -218,11 +207,9 @@ class Protocol:
     ) -> Assessment:  # fmt: skip
         cv = scores_frame(self.telemetry, self.split.train, cv_scores)
         test = scores_frame(self.telemetry, self.split.test, test_scores)
-        rule = AlarmRule()
-        if threshold is None:
-            rule, threshold = self.choose_alarm(cv)
-        options = {"threshold": threshold, "rule": rule, "seed": self.seed}
-        metrics = evaluate(test, **options) | evaluate(cv, prefix="cv_", **options)
+        alarm = self.choose_alarm(cv) if threshold is None else Alarm(AlarmRule(), threshold)
+        metrics = evaluate(test, alarm, seed=self.seed)
+        metrics |= evaluate(cv, alarm, seed=self.seed, prefix="cv_")
         if calibration.brier:  # that of the calibrated scores knows the rows it was fitted on
             metrics["cv_brier"] = calibration.brier[calibration.method]
         if self.split.kind == "row":
@@ -234,9 +221,9 @@ class Protocol:
             if "false_alarms_per_module_day" in name
         }
         scores = {"cv_scores": cv, "test_scores": test, "raw_cv_scores": raw_cv_scores}
-        return Assessment(model, calibration, rule, threshold, metrics, **scores, seconds=seconds)
+        return Assessment(model, calibration, alarm, metrics, **scores, seconds=seconds)
 
-    def choose_alarm(self, cv_scores: pd.DataFrame) -> tuple[AlarmRule, float]:
+    def choose_alarm(self, cv_scores: pd.DataFrame) -> Alarm:
         """Choose the alarm's rule and threshold on a frame of out-of-fold scores."""
         return choose_alarm(
             cv_scores,

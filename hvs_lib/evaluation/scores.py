@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from hvs_lib import columns as col
-from hvs_lib.telemetry import event_codes
-
 import numpy as np
 import pandas as pd
+
+from hvs_lib import columns as col
+from hvs_lib.telemetry import event_codes
 
 Y_SCORE = "y_score"
 DAY_US = 86_400_000_000
@@ -56,7 +56,7 @@ def scores_frame(telemetry: pd.DataFrame, rows: np.ndarray, y_score: np.ndarray)
     frame = frame.reset_index(drop=True).assign(**{Y_SCORE: y_score})
     for name in frame.columns[frame.dtypes == "category"]:
         frame[name] = frame[name].cat.remove_unused_categories()
-    return read_scores(frame, label=False).frame
+    return check_scores(frame, label=False).frame
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class ScoreRows:
         return event_codes(self.frame)
 
 
-def read_scores(scores: pd.DataFrame, *, label: bool = True) -> ScoreRows:
+def check_scores(scores: pd.DataFrame, *, label: bool = True) -> ScoreRows:
     """Check a scores frame and bring it in order; the argument stays as it is.
 
     Parameters
@@ -131,7 +131,7 @@ def read_scores(scores: pd.DataFrame, *, label: bool = True) -> ScoreRows:
     ValueError
         If the frame is empty, lacks a column, or holds a value that no scores frame may hold.
     """
-    _check_scores(scores, label=label)
+    _check_columns(scores, label=label)
     time_us = scores[col.TIMESTAMP].to_numpy(dtype="datetime64[us]").astype(np.int64)
     rack = _rank(scores[col.SITE]) * len(scores) + _rank(scores[col.RACK])
     rack = np.unique(rack, return_inverse=True)[1]
@@ -153,7 +153,7 @@ def read_scores(scores: pd.DataFrame, *, label: bool = True) -> ScoreRows:
     return ScoreRows(scores, order, time_us, module, rack)
 
 
-def _check_scores(scores: pd.DataFrame, *, label: bool) -> None:
+def _check_columns(scores: pd.DataFrame, *, label: bool) -> None:
     needed = [*col.KEYS, Y_SCORE, *([col.LABEL] if label else [])]
     missing = [name for name in needed if name not in scores.columns]
     if missing:
