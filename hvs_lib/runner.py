@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvs_lib import cache
-from hvs_lib.progress import LOG_FILE, LogReader, log_file, log_line
+from hvs_lib.progress import LOG_FILE, followed, log_file, log_line
 from hvs_lib.project import EXECUTION, HvsError, StoreError, environment, project_root, whole_file
 
 import nbformat
@@ -221,7 +221,7 @@ def execute(
         for number, (name, parameters) in enumerate(planned.items(), 1):
             place = f"[{number}/{len(planned)}] {name}"
             tell(f"{place} ...")
-            with LogReader(log_file(), say):
+            with followed(log_file(), say):
                 timing = _execute_one(name, parameters, folder / f"{name}.ipynb")
             tell(f"{place} done in {timing.total:.0f} s")
             timings.append(timing)
