@@ -22,7 +22,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 TOLERANCE = 1e-9
-_COMMAND = "from hvs_lib.cli import main; main()"
+_MOST = 50_000  # runs that MLflow returns at once
 
 
 def reproduce(run_id: str, *, say: Callable[[str], None]) -> pd.DataFrame:
@@ -47,39 +47,36 @@ def reproduce(run_id: str, *, say: Callable[[str], None]) -> pd.DataFrame:
     connect()
     client = MlflowClient()
     run, parent = _find(client, run_id)
-    notebook = Path(parent.data.tags["mlflow.source.name"]).stem
-    _check_data(parent)
-    for warning in version_warnings(parent.data.tags):
+    tags = parent.data.tags
+    _check_data(parent.data.params["data_path"], tags["data_sha256"])
+    for warning in version_warnings(tags):
         say(f"Warning: {warning}")
+    notebook = Path(tags["mlflow.source.name"]).stem
     parameters = plan([notebook], parameters=parent.data.params)[notebook]
-    logged = [run] if run.data.tags["role"] != "parent" else _children(client, parent)
-    with tempfile.TemporaryDirectory(prefix="hvs-reproduce-") as folder:
-        say(f"Executing {notebook} again, in a store of its own")
-        again = _execute(notebook, parameters, Path(folder))
-        twin = next(run for run in again if run.data.tags["role"] == "parent")
-        if twin.data.tags["data_sha256"] != parent.data.tags["data_sha256"]:
-            say(
-                "Warning: the telemetry differs: the run had SHA-256 "
-                f"{parent.data.tags['data_sha256']}, now it is {twin.data.tags['data_sha256']}"
-            )
+    logged = [run]
+    if run is parent:
+        chosen = f"tags.mlflow.parentRunId = '{run_id}'"
+        logged = client.search_runs([parent.info.experiment_id], chosen, max_results=_MOST)
+    say(f"Executing {notebook} again, in a store of its own")
+    again = _execute(notebook, parameters)
+    twin = next(run for run in again if run.data.tags["role"] == "parent")
+    before, after = tags["data_sha256"], twin.data.tags["data_sha256"]
+    if before != after:
+        say(f"Warning: the telemetry differs: the run had SHA-256 {before}, now it is {after}")
     return compare(logged, again)
 
 
 def version_warnings(tags: dict[str, str]) -> list[str]:
     """Name what differs between the code and packages of a run and those at hand."""
+    now = code_version() | package_versions()
+    then = tags | json.loads(tags.get("packages", "{}"))
     warnings = [
-        f"{name} was {tags.get(name, 'not logged')} and is {value}"
-        for name, value in code_version().items()
-        if tags.get(name) != value and name != "git_dirty"
-    ]
-    if "true" in (tags.get("git_dirty"), code_version()["git_dirty"]):
-        warnings.append("the code had changes that no commit holds, in the run or now")
-    then = json.loads(tags.get("packages", "{}"))
-    warnings += [
         f"{name} was {then.get(name, 'not logged')} and is {value}"
-        for name, value in package_versions().items()
-        if then.get(name) != value
+        for name, value in now.items()
+        if then.get(name) != value and name != "git_dirty"
     ]
+    if "true" in (then.get("git_dirty"), now["git_dirty"]):
+        warnings.append("the code had uncommitted changes, in the run or now")
     return warnings
 
 
@@ -90,14 +87,13 @@ def compare(logged: list[Run], again: list[Run]) -> pd.DataFrame:
     ----------
     logged, again : runs; twins agree in role, model and technique, candidates in parameters.
     """
-    twins = {_key(run): run for run in again}
+    twins = {_key(run): run.data.metrics for run in again}
     rows = []
-    for run in logged:
-        twin = twins.get(_key(run))
-        before, after = _metrics(run), _metrics(twin) if twin else {}
+    for run in sorted(logged, key=lambda run: run.info.start_time):
+        before, after = run.data.metrics, twins.get(_key(run), {})
         rows += [
             (run.info.run_name, name, before.get(name), after.get(name))
-            for name in sorted(before.keys() | after.keys())
+            for name in sorted((before.keys() | after.keys()) - {"seconds"})
         ]
     table = pd.DataFrame(rows, columns=["run", "metric", "logged", "again"])
     table[["logged", "again"]] = table[["logged", "again"]].astype(float)
@@ -111,7 +107,7 @@ def _find(client: MlflowClient, run_id: str) -> tuple[Run, Run]:
     run = _get(client, run_id)
     role, stage = run.data.tags.get("role"), run.data.tags.get("stage")
     if role is None:
-        raise RunError(f"run {run_id} is none of the workbook's notebooks or models.")
+        raise RunError(f"run {run_id} is not a run of the workbook: name one of its runs.")
     if stage in ("comparison", "data"):
         raise RunError(f"run {run_id} trained nothing ({stage}): name a model's run.")
     parent = run
@@ -121,10 +117,8 @@ def _find(client: MlflowClient, run_id: str) -> tuple[Run, Run]:
     _check_complete(parent, "mlflow.source.name", "data_sha256", "data_path")
     for each in (run, parent):
         if each.info.status != "FINISHED":
-            raise RunError(
-                f"run {each.info.run_id} is {each.info.status}: only a finished notebook can be "
-                "reproduced."
-            )
+            state = f"run {each.info.run_id} is {each.info.status}"
+            raise RunError(f"{state}: only a finished notebook can be reproduced.")
     return run, parent
 
 
@@ -132,9 +126,8 @@ def _get(client: MlflowClient, run_id: str) -> Run:
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
-        raise RunError(
-            f"there is no run {run_id!r} in the store: look it up in `make ui`."
-        ) from error
+        message = f"there is no run {run_id!r} in the store: look it up in `make ui`."
+        raise RunError(message) from error
     if run.info.lifecycle_stage == "deleted":
         command = mlflow_command("runs restore")
         raise RunError(f"run {run_id} is deleted: restore it with `{command} --run-id {run_id}`.")
@@ -148,9 +141,8 @@ def _check_complete(run: Run, *names: str) -> None:
         raise RunError(f"run {run.info.run_id} lacks {', '.join(missing)}: name another run.")
 
 
-def _check_data(parent: Run) -> None:
+def _check_data(path: str, expected: str) -> None:
     """Refuse telemetry of the user's own that is gone or has changed."""
-    path, expected = parent.data.params["data_path"], parent.data.tags["data_sha256"]
     if not path:
         return  # the simulated fleet is made again
     if not Path(path).is_file():
@@ -164,36 +156,20 @@ def _check_data(parent: Run) -> None:
         )
 
 
-def _execute(notebook: str, parameters: dict[str, object], folder: Path) -> list[Run]:
-    """Run the notebook in another process, whose store is in the folder; return its runs."""
-    uri = sqlite_uri(folder / "mlflow.db")
-    words = [sys.executable, "-c", _COMMAND, "run", notebook]
+def _execute(notebook: str, parameters: dict[str, object]) -> list[Run]:
+    """Run the notebook in another process, with a project and store of its own; return its runs."""
+    words = [sys.executable, "-c", "from hvs_lib.cli import main; main()", "run", notebook]
     for name, value in parameters.items():
         words += ["-p", name, str(value)]
-    environment = os.environ | {"HVS_PROJECT_ROOT": str(folder), "MLFLOW_TRACKING_URI": uri}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RunError(f"the notebook failed this time:\n{done.stderr.strip()}")
-    client = MlflowClient(tracking_uri=uri)
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    return _all_runs(client, experiments, "")
-
-
-def _children(client: MlflowClient, parent: Run) -> list[Run]:
-    chosen = f"tags.mlflow.parentRunId = '{parent.info.run_id}'"
-    return _all_runs(client, [parent.info.experiment_id], chosen)
-
-
-def _all_runs(client: MlflowClient, experiments: list[str], chosen: str) -> list[Run]:
-    runs, token = [], None
-    while True:
-        page = client.search_runs(
-            experiments, chosen, page_token=token, order_by=["start_time ASC"]
-        )
-        runs += page
-        token = page.token
-        if not token:
-            return runs
+    with tempfile.TemporaryDirectory(prefix="hvs-reproduce-") as folder:
+        uri = sqlite_uri(Path(folder) / "mlflow.db")
+        environment = os.environ | {"HVS_PROJECT_ROOT": folder, "MLFLOW_TRACKING_URI": uri}
+        done = subprocess.run(words, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise RunError(f"the notebook failed this time:\n{done.stderr.strip()}")
+        client = MlflowClient(tracking_uri=uri)
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        return client.search_runs(experiments, max_results=_MOST)
 
 
 def _key(run: Run) -> tuple[str, ...]:
@@ -202,7 +178,3 @@ def _key(run: Run) -> tuple[str, ...]:
     key = tuple(tags.get(name, "") for name in ("role", "model_name", "imbalance_technique"))
     candidate = tags["role"] == "candidate"
     return (*key, json.dumps(run.data.params, sort_keys=True)) if candidate else key
-
-
-def _metrics(run: Run) -> dict[str, float]:
-    return {name: value for name, value in run.data.metrics.items() if name != "seconds"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import itertools
 import logging
 import os
 import re
@@ -17,17 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvs_lib import cache
-from hvs_lib.progress import LOG_FILE, LogReader, log_file, log_line
-from hvs_lib.project import (
-    EXECUTION,
-    HvsError,
-    StoreError,
-    environment,
-    project_root,
-    whole_file,
-)
+from hvs_lib.progress import LOG_FILE, followed, log_file, log_line
+from hvs_lib.project import EXECUTION, HvsError, StoreError, environment, project_root, whole_file
 
 import nbformat
+import pandas as pd
 import papermill as pm
 import yaml
 from nbclient.exceptions import DeadKernelError
@@ -51,7 +46,7 @@ class _WholeFiles(LocalHandler):
 
 
 class RunError(HvsError):
-    """A run that was refused or has failed; its text is for the user."""
+    """A run that was refused or has failed."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ class Timing:
 
     Attributes
     ----------
-    total : from the call of papermill to its return, and the logging of the notebook.
+    total : the execution and the logging of the notebook.
     startup : kernel start and papermill: what no cell accounts for.
     imports : the cell with the imports.
     """
@@ -111,20 +106,19 @@ def plan(
         raise RunError(f"there is no profile {profile!r}. {_nearest(profile, PROFILES)}")
     defaults = {name: _defaults(known[name]) for name in known if not names or name in names}
     everywhere = {parameter for of_one in defaults.values() for parameter in of_one}
-    for parameter in parameters or {}:
-        if parameter not in everywhere:
-            hint = _nearest(parameter, everywhere)
-            raise RunError(f"{', '.join(defaults)} has no parameter {parameter!r}. {hint}")
-    chosen = _profile(profile) | dict(parameters or {})
-    planned = {
-        name: {
-            parameter: _typed(parameter, value, of_one[parameter])
-            for parameter, value in chosen.items()
-            if parameter in of_one
-        }
-        for name, of_one in defaults.items()
-    }
+    for each in parameters or {}:
+        if each not in everywhere:
+            hint = _nearest(each, everywhere)
+            raise RunError(f"{', '.join(defaults)} has no parameter {each!r}. {hint}")
+    settings = {}
+    if profile != "default":
+        path = NOTEBOOKS / "params" / f"{profile}.yaml"
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    chosen = settings | dict(parameters or {})
+    planned = {}
     for name, of_one in defaults.items():
+        own = [each for each in chosen if each in of_one]
+        planned[name] = {each: _typed(each, chosen[each], of_one[each]) for each in own}
         _check_values(of_one | planned[name])
     return planned
 
@@ -212,35 +206,28 @@ def execute(
     # Imported here so that a refused call does not wait for MLflow.
     from hvs_lib.tracking.runs import prepare
 
+    def tell(text: str) -> None:
+        log_line(text)
+        say(text)
+
     prepare()
     if fresh:
         cache.clear()
     folder = _new_folder()
     papermill_io.register(str(folder), _WholeFiles())
+    timings = []
     with environment({LOG_FILE: str(folder / "run.log")}):
-        timings = _execute_all(planned, folder, say)
+        tell(f"Executed notebooks go to {folder}")
+        for number, (name, parameters) in enumerate(planned.items(), 1):
+            place = f"[{number}/{len(planned)}] {name}"
+            tell(f"{place} ...")
+            with followed(log_file(), say):
+                timing = _execute_one(name, parameters, folder / f"{name}.ipynb")
+            tell(f"{place} done in {timing.total:.0f} s")
+            timings.append(timing)
     if in_place:  # all or none: the committed notebooks belong together
         for name in planned:
             keep_outputs(folder / f"{name}.ipynb", notebooks()[name])
-    return timings
-
-
-def _execute_all(
-    planned: Mapping[str, Mapping[str, object]], folder: Path, say: Callable[[str], None]
-) -> list[Timing]:
-    def tell(text: str) -> None:
-        log_line(text)
-        say(text)
-
-    tell(f"Executed notebooks go to {folder}")
-    timings = []
-    for number, (name, parameters) in enumerate(planned.items(), 1):
-        place, output = f"[{number}/{len(planned)}] {name}", folder / f"{name}.ipynb"
-        tell(f"{place} ...")
-        with LogReader(log_file(), say):
-            timing = _execute_one(name, parameters, output)
-        tell(f"{place} done in {timing.total:.0f} s")
-        timings.append(timing)
     return timings
 
 
@@ -263,10 +250,9 @@ def keep_outputs(executed: Path, notebook: Path) -> None:
                 if output.output_type == "stream":
                     output.text = output.text.rstrip(" \r")  # of a bar that has vanished
             cell.outputs = [
-                output
-                for output in cell.outputs
+                output for output in cell.outputs
                 if output.get("text") != "" and _WIDGET not in output.get("data", {})
-            ]
+            ]  # fmt: skip
     with whole_file(notebook) as unfinished:
         text = _RUN_ID.sub("<run id>", nbformat.writes(kept))
         unfinished.write_text(text + "\n", encoding="utf-8")
@@ -274,24 +260,12 @@ def keep_outputs(executed: Path, notebook: Path) -> None:
 
 def timing_report(timings: list[Timing]) -> str:
     """Write the seconds of each notebook, and the share that is not work, as a table."""
-    parts = ("startup", "imports", "work", "total")
-    lines = [f"{'seconds':<16}" + "".join(f"{part:>10}" for part in parts)]
-    for timing in timings:
-        numbers = "".join(f"{getattr(timing, part):>10.1f}" for part in parts)
-        lines.append(f"{timing.notebook:<16}{numbers}")
-    total = sum(timing.total for timing in timings)
-    shares = {part: sum(getattr(t, part) for t in timings) / total for part in parts}
-    lines.append(f"{'share':<16}" + "".join(f"{shares[part]:>10.1%}" for part in parts))
-    return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """How an execution ended early: its run's status and error, and what the user is told."""
-
-    status: str
-    error: str
-    said: str
+    parts = ["startup", "imports", "work", "total"]
+    rows = {timing.notebook: [getattr(timing, part) for part in parts] for timing in timings}
+    seconds = pd.DataFrame.from_dict(rows, orient="index", columns=parts)
+    table = seconds.map("{:.1f}".format)
+    table.loc["share"] = (seconds.sum() / seconds["total"].sum()).map("{:.1%}".format)
+    return table.rename_axis(columns="seconds").to_string()
 
 
 def _execute_one(name: str, parameters: Mapping[str, object], output: Path) -> Timing:
@@ -300,22 +274,27 @@ def _execute_one(name: str, parameters: Mapping[str, object], output: Path) -> T
     execution_id = uuid.uuid4().hex
     start = time.perf_counter()
     with environment({EXECUTION: execution_id}):
-        failure = _failure_of(notebooks()[name], output, parameters)
-    ended = failure or _Failure("FINISHED", "", "")
+        status, error, told = _call_papermill(notebooks()[name], output, parameters)
     try:
-        close_execution(execution_id, output, status=ended.status, error=ended.error)
-    except StoreError as error:
-        failure = failure or _Failure(
-            "", "", f"was executed, but its run could not be closed: {error}"
-        )
-    if failure:
+        close_execution(execution_id, output, status=status, error=error)
+    except StoreError as failure:
+        told = told or f"was executed, but its run could not be closed: {failure}"
+    if told:
         kept = f"\nThe notebook up to there: {output}" if output.exists() else ""
-        raise RunError(f"{name} {failure.said}{kept}")
-    return _timing(name, output, total=time.perf_counter() - start)
+        raise RunError(f"{name} {told}{kept}")
+    total = time.perf_counter() - start
+    in_cells = imports = 0.0
+    for cell in nbformat.read(output, 4).cells:
+        seconds = cell.metadata.get("papermill", {}).get("duration") or 0.0
+        in_cells += seconds
+        imports += seconds if "imports" in cell.metadata.get("tags", []) else 0.0
+    return Timing(name, total=total, startup=total - in_cells, imports=imports)
 
 
-def _failure_of(notebook: Path, output: Path, parameters: Mapping[str, object]) -> _Failure | None:
-    """Execute a notebook and say what went wrong; None where all is well."""
+def _call_papermill(
+    notebook: Path, output: Path, parameters: Mapping[str, object]
+) -> tuple[str, str, str]:
+    """Return the status and error of the notebook's run, and what the user is told of a failure."""
     from hvs_lib.tracking.store import without_password
 
     # papermill only logs what an execution lacks; `plan` and the exceptions below say it better.
@@ -334,30 +313,15 @@ def _failure_of(notebook: Path, output: Path, parameters: Mapping[str, object]) 
             )
     except PapermillExecutionError as error:
         text = without_password(f"{error.ename}: {error.evalue}")
-        return _Failure("FAILED", text, f"failed in cell {error.exec_count}: {text}")
+        return "FAILED", text, f"failed in cell {error.exec_count}: {text}"
     except KeyboardInterrupt:
-        return _Failure("KILLED", "interrupted", "was interrupted; run it again to go on")
+        return "KILLED", "interrupted", "was interrupted; run it again to go on"
     except (RuntimeError, OSError) as error:
-        died = isinstance(error, DeadKernelError) or "Kernel died" in str(error)  # as it started
-        text = "its kernel died" if died else _first_line(error)
-        return _Failure("KILLED" if died else "FAILED", text, f"failed: {text}")
-    return None
-
-
-def _timing(name: str, executed: Path, *, total: float) -> Timing:
-    cells = [cell for cell in nbformat.read(executed, 4).cells if cell.cell_type == "code"]
-    seconds = {"imports": 0.0, "all": 0.0}
-    for cell in cells:
-        duration = cell.metadata.get("papermill", {}).get("duration") or 0.0
-        seconds["all"] += duration
-        if "imports" in cell.metadata.get("tags", []):
-            seconds["imports"] += duration
-    return Timing(
-        name,
-        total=total,
-        startup=total - seconds["all"],
-        imports=seconds["imports"],
-    )
+        if isinstance(error, DeadKernelError) or "Kernel died" in str(error):  # as it started
+            return "KILLED", "its kernel died", "failed: its kernel died"
+        text = str(error).strip().split("\n", 1)[0]
+        return "FAILED", text, f"failed: {text}"
+    return "FINISHED", "", ""
 
 
 def _defaults(notebook: Path) -> dict[str, object]:
@@ -392,13 +356,6 @@ def _check_values(parameters: Mapping[str, object]) -> None:
                 raise RunError(str(error)) from error
 
 
-def _profile(name: str) -> dict[str, object]:
-    if name == "default":
-        return {}
-    text = (NOTEBOOKS / "params" / f"{name}.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)
-
-
 def _typed(parameter: str, value: object, default: object) -> object:
     """Read a value as the type of the parameter's default."""
     kind, typed = type(default), value
@@ -415,10 +372,6 @@ def _typed(parameter: str, value: object, default: object) -> object:
     return typed
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
-
-
 def _nearest(name: str, known) -> str:
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(sorted(known))}."
@@ -426,11 +379,8 @@ def _nearest(name: str, known) -> str:
 
 def _new_folder() -> Path:
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    for suffix in ("", *(f"_{k}" for k in range(2, 100))):
-        folder = project_root() / "runs" / f"{stamp}{suffix}"
-        try:
+    for number in itertools.count(1):
+        folder = project_root() / "runs" / (stamp if number == 1 else f"{stamp}_{number}")
+        with contextlib.suppress(FileExistsError):  # of a run that started in the same second
             folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
-    raise RunError(f"cannot make a new folder {folder}: remove old ones from runs/.")
+            return folder

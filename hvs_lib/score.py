@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hvs_lib import columns as col
-from hvs_lib.evaluation.calibration import CalibratedClassifier
-from hvs_lib.evaluation.metrics import raise_alarms, scores_frame
+from hvs_lib.evaluation.alarms import Alarm, raise_alarms
+from hvs_lib.evaluation.calibration import METHODS, CalibratedClassifier
+from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.features import check_interval, features_in_parts
 from hvs_lib.project import whole_file
 from hvs_lib.telemetry import DataError, describe, rack_codes, read_racks, sampling_interval_s
@@ -40,12 +41,12 @@ class Champion:
     Attributes
     ----------
     model : calibrated classifier, as it was logged.
-    alarm : ``threshold`` and ``rule``.
+    alarm : the rule and the threshold it was logged with.
     interval_s : between two rows of a module of the telemetry that it was trained on [s].
     """
 
     model: CalibratedClassifier
-    alarm: dict[str, object]
+    alarm: Alarm
     interval_s: float
 
     @property
@@ -76,7 +77,7 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
     Raises
     ------
     ModelError
-        If there is none, it is refused, or it carries no alarm settings.
+        If there is none, it is refused, or it lacks alarm settings or has another calibration.
     """
     try:
         fixed, metadata = load_model(uri)
@@ -88,6 +89,11 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
         ) from error
     if "alarm_threshold" not in metadata:
         raise ModelError(f"the model {uri} carries no alarm settings: run the notebooks again.")
+    if metadata["calibration"] not in METHODS:
+        raise ModelError(
+            f"the calibration must be one of {', '.join(METHODS)}, that of the model {uri} is "
+            f"{metadata['calibration']}: run the notebooks again."
+        )
     interval_s = float(metadata.get("interval_s", np.nan))  # NaN: logged before it was kept
     return Champion(fixed.estimator.estimator, read_alarm(metadata), interval_s)
 
@@ -150,7 +156,7 @@ def _interval_notes(interval_s: float, champion: Champion) -> list[str]:
     notes = check_interval(interval_s)
     ratio = interval_s / champion.interval_s
     if interval_s and (ratio < 0.5 or ratio > 2):
-        rule = champion.alarm["rule"]
+        rule = champion.alarm.rule
         notes.append(
             f"the model was trained on a row every {champion.interval_s:g} s, here is one every "
             f"{interval_s:g} s: an alarm, {rule.k} of {rule.n} rows, spans another time, and "
@@ -199,7 +205,7 @@ def score_racks(telemetry: pd.DataFrame, champion: Champion) -> pd.DataFrame:
             # In slices: each step of the pipeline copies what it is given.
             slices = [X.iloc[first : first + _SLICE] for first in range(0, len(X), _SLICE)]
             score = np.concatenate([champion.model.predict_proba(part)[:, 1] for part in slices])
-        alarms = raise_alarms(scores_frame(rows, np.arange(len(X)), score), **champion.alarm)
+        alarms = raise_alarms(scores_frame(rows, np.arange(len(X)), score), champion.alarm)
         if len(alarms):
             tables.append(_alarm_table(alarms, rows, X, champion))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)

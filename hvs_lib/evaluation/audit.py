@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from hvs_lib import columns as col
-from hvs_lib.evaluation.metrics import single_feature_average_precision
-from hvs_lib.features import build_features
-
 import numpy as np
 import pandas as pd
+
+from hvs_lib import columns as col
+from hvs_lib.features import build_features
 
 GIVEAWAY = 0.8  # average precision of one column from which on nothing is left to learn
 GAP = 0.2  # average precision that a random row split may add before it counts as a leak
@@ -92,3 +91,65 @@ def _check(check: str, found: float, limit: float, meaning: str, *, leak: str) -
     verdict = leak if found > limit else "ok"
     found = round(float(found), 3)
     return {"check": check, "found": found, "limit": limit, "verdict": verdict, "meaning": meaning}
+
+
+def single_feature_average_precision(
+    X: pd.DataFrame, y: np.ndarray, *, rows: np.ndarray | None = None
+) -> pd.Series:
+    """Compute how well each feature alone, rising or falling, ranks the hazard rows.
+
+    A value near 1 means that the feature gives the label away and nothing is left to learn.
+
+    Parameters
+    ----------
+    X : DataFrame (n_samples, n_features)
+        Numbers; NaN ranks lowest in either direction.
+    y : array of 0/1, shape (n_samples,)
+    rows : array of int, shape (n_rows,), optional
+        Positions to use, all by default.
+
+    Returns
+    -------
+    Series of float, index the columns of `X`
+        The better average precision of the two directions, between the prevalence of `y`
+        (a constant feature) and 1 (a leak), or below the prevalence by chance.
+    """
+    y = np.asarray(y)
+    if len(y) != len(X):
+        raise ValueError(
+            f"X and y must have one length, got {len(X)} and {len(y)}. Index both alike."
+        )
+    rows = np.arange(len(y)) if rows is None else np.asarray(rows)
+    positive, negative = rows[y[rows] == 1], rows[y[rows] == 0]
+    if not len(positive) or len(positive) + len(negative) != len(rows):
+        raise ValueError(
+            f"y must be 0 or 1 with at least one 1, got {pd.unique(y[rows])[:5].tolist()}. "
+            "Use rows of racks that have events."
+        )
+    precision = {}
+    for name, values in X.items():
+        values = values.to_numpy()
+        precision[name] = _better_direction(values[positive], values[negative])
+    return pd.Series(precision, name="average_precision", dtype=np.float64)
+
+
+def _better_direction(positive: np.ndarray, negative: np.ndarray) -> float:
+    cuts, count = np.unique(positive[~np.isnan(positive)], return_counts=True)
+    known = np.sort(negative[~np.isnan(negative)])
+    falling = np.searchsorted(known, cuts, side="right")
+    rising = len(known) - np.searchsorted(known, cuts, side="left")
+    sizes = len(positive), len(negative)
+    return max(
+        _average_precision_of_steps(count[::-1], rising[::-1], *sizes),
+        _average_precision_of_steps(count, falling, *sizes),
+    )
+
+
+def _average_precision_of_steps(
+    n_pos: np.ndarray, fp: np.ndarray, n_positive: int, n_negative: int
+) -> float:
+    """Sum precision over the steps of recall; what they leave (NaN) is one last step."""
+    tp = np.cumsum(n_pos)
+    missing = n_positive - n_pos.sum()
+    area = np.sum(n_pos * (tp / (tp + fp))) + missing * n_positive / (n_positive + n_negative)
+    return float(area / n_positive)

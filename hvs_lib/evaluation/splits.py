@@ -9,12 +9,13 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
-from hvs_lib import columns as col
-from hvs_lib.telemetry import DataError, event_codes, module_codes, rack_codes
-
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedKFold, train_test_split
+
+from hvs_lib import columns as col
+from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes
+from hvs_lib.telemetry.files import DataError
 
 SPLITS = ("rack", "row")
 

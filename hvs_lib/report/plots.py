@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from hvs_lib import columns as col
-from hvs_lib.evaluation.alarms import event_table
+from hvs_lib.evaluation.alarms import Alarm, event_table
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -170,7 +170,7 @@ def module_timeline(telemetry: pd.DataFrame, rows: np.ndarray, *, minutes: float
 
 def alarm_timeline(
     telemetry: pd.DataFrame,
-    alarms: dict[str, tuple[pd.DataFrame, dict]],
+    alarms: dict[str, tuple[pd.DataFrame, Alarm]],
     event: pd.Series,
     *,
     minutes: float = 45,
@@ -180,7 +180,7 @@ def alarm_timeline(
     Parameters
     ----------
     telemetry : frame, shape (n_samples, ...).
-    alarms : name to scores frame and its ``threshold`` and ``rule``.
+    alarms : name to scores frame and alarm.
     event : a row of `event_table`.
     minutes : drawn, up to the PNR [min].
 
@@ -204,7 +204,7 @@ def alarm_timeline(
         rows = _before(scores, event["PNR"], minutes, **module)
         lead = _lead_time(scores, alarm, event)
         said = "no alarm" if np.isnan(lead) else f"alarm {lead:.0f} min before"
-        ratio = (rows["y_score"] / alarm["threshold"]).clip(lower=1e-2)
+        ratio = (rows["y_score"] / alarm.threshold).clip(lower=1e-2)
         below.plot(rows["minute"], ratio, color=color, label=f"{name}: {said}")
         below.plot(-lead, 1, "v", color=color, markersize=11)
     below.axhline(1, color="0.3", linestyle=":")
@@ -299,9 +299,9 @@ def threshold_slider(curve: pd.DataFrame, *, threshold: float) -> interactive:
     return interactive(draw, threshold=slider)
 
 
-def _lead_time(scores: pd.DataFrame, alarm: dict, event: pd.Series) -> float:
+def _lead_time(scores: pd.DataFrame, alarm: Alarm, event: pd.Series) -> float:
     """Look up the lead time of the event [min]; NaN where the alarm misses it."""
-    events = event_table(scores, **alarm)
+    events = event_table(scores, alarm)
     same = (events[[*col.KEYS[:3], "PNR"]].astype(object) == event[[*col.KEYS[:3], "PNR"]]).all(
         axis=1
     )

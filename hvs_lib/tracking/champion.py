@@ -7,7 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvs_lib.evaluation.metrics import PairedDifference, paired_difference, paired_event_difference
+from hvs_lib.evaluation.uncertainty import (
+    PairedDifference,
+    paired_difference,
+    paired_event_difference,
+)
 from hvs_lib.progress import STEP, log_line
 from hvs_lib.project import StoreError
 from hvs_lib.tracking.runs import row_of
@@ -111,8 +115,9 @@ def paired_by_policy(
     scores, reference = read_scores(run["run_id"]), read_scores(other["run_id"])
     if policy != "event_recall":
         return paired_difference(scores, reference, seed=seed)
-    alarms = {"alarm": run["alarm"], "reference_alarm": other["alarm"]}
-    return paired_event_difference(scores, reference, seed=seed, **alarms)
+    return paired_event_difference(
+        scores, reference, alarm=run["alarm"], reference_alarm=other["alarm"], seed=seed
+    )
 
 
 def decide(

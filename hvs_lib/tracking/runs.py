@@ -14,7 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from hvs_lib import columns as col
-from hvs_lib.evaluation.metrics import AlarmRule, undefined_metrics
+from hvs_lib.evaluation.alarms import Alarm, AlarmRule
+from hvs_lib.evaluation.metrics import undefined_metrics
 from hvs_lib.evaluation.protocol import Assessment, Protocol
 from hvs_lib.progress import STEP, log_line
 from hvs_lib.project import EXECUTION, MODEL_PACKAGES, code_version, package_versions
@@ -256,6 +257,7 @@ def _child(name: str, tags: Mapping[str, str]) -> Iterator[str]:
     with (
         store_failures_told(),
         mlflow.start_run(run_name=name, nested=True, tags=shared | tags) as run,
+        store_failures_told(),  # first, so that a store that is away is not waited for again
     ):
         yield run.info.run_id
 
@@ -315,11 +317,12 @@ def protocol_params(protocol: Protocol) -> dict[str, object]:
 
 def alarm_params(assessment: Assessment) -> dict[str, object]:
     """Describe the alarm: what a live system needs beside the model's scores."""
+    alarm = assessment.alarm
     return {
-        "alarm_threshold": assessment.threshold,
-        "alarm_k": assessment.rule.k,
-        "alarm_n": assessment.rule.n,
-        "alarm_refractory_min": assessment.rule.refractory_min,
+        "alarm_threshold": alarm.threshold,
+        "alarm_k": alarm.rule.k,
+        "alarm_n": alarm.rule.n,
+        "alarm_refractory_min": alarm.rule.refractory_min,
         "calibration": assessment.calibration.method,
     }
 
@@ -346,7 +349,7 @@ def write_artifacts(
     folder: Path, assessment: Assessment, protocol: Protocol, *, title: str
 ) -> None:
     """Write the figures, scores and other files of an assessment into a folder."""
-    test, threshold = assessment.test_scores, assessment.threshold
+    test, threshold = assessment.test_scores, assessment.alarm.threshold
     figures = {
         "confusion_matrix.png": plots.confusion_matrix(test, threshold=threshold, title=title),
         "pr_curve.png": plots.precision_recall({title: test}, title="Test racks"),
@@ -381,12 +384,12 @@ def _check_rows(assessment: Assessment, protocol: Protocol, *, count: int = 200)
 # ---- read back ---------------------------------------------------------------------------------
 
 
-def read_alarm(params: Mapping) -> dict[str, object]:
-    """Return ``threshold`` and ``rule`` from a run's parameters or a model's metadata."""
+def read_alarm(params: Mapping) -> Alarm:
+    """Return the alarm from a run's parameters or a model's metadata."""
     rule = AlarmRule(
         int(params["alarm_k"]), int(params["alarm_n"]), float(params["alarm_refractory_min"])
     )
-    return {"threshold": float(params["alarm_threshold"]), "rule": rule}
+    return Alarm(rule, float(params["alarm_threshold"]))
 
 
 def read_scores(run_id: str, name: str = "test_scores.parquet") -> pd.DataFrame:

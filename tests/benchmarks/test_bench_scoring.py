@@ -1,7 +1,7 @@
 """Raw telemetry in, alarms out, on one core."""
 
+from hvs_lib.evaluation.alarms import Alarm, AlarmRule
 from hvs_lib.evaluation.calibration import CalibratedClassifier
-from hvs_lib.evaluation.metrics import AlarmRule
 from hvs_lib.features import build_features
 from hvs_lib.models import XGBOOST_BY_HAND, make_pipeline
 from hvs_lib.score import Champion, score_file
@@ -21,7 +21,7 @@ def champion(path):
     telemetry = load_telemetry(path).iloc[:100_000]
     classifier = XGBClassifier(**XGBOOST_BY_HAND, n_jobs=1)
     pipeline = make_pipeline(classifier).fit(build_features(telemetry), telemetry["Hazard_Label"])
-    alarm = {"threshold": 0.9, "rule": AlarmRule()}
+    alarm = Alarm(AlarmRule(), 0.9)
     return Champion(CalibratedClassifier(pipeline, None), alarm)
 
 

@@ -119,5 +119,11 @@ def test_code_keeps_to_the_rules(notebook):
         assert not re.search(r"except\s*:", cell.source)
 
 
+def test_code_cells_are_short(notebook):
+    for cell in code_cells(notebook):
+        if "imports" not in cell.metadata.get("tags", []):
+            assert len(cell.source.splitlines()) <= 15, cell.source
+
+
 def test_prose_is_finished(notebook):
     assert not [cell.source for cell in notebook.cells if "{{" in cell.source]

@@ -1,9 +1,13 @@
-from hvs_lib import columns as col
-from hvs_lib.evaluation.audit import audit
-from hvs_lib.features import build_features
-
 import numpy as np
+import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+
+from hvs_lib import columns as col
+from hvs_lib.evaluation.audit import audit, single_feature_average_precision
+from hvs_lib.features import build_features
 
 HONEST = {"rack": 0.6, "row": 0.65}
 
@@ -69,3 +73,49 @@ def test_the_original_projects_data_would_be_flagged(make_telemetry):
     found, table = verdicts(telemetry, build_features(telemetry), cv_pr_auc={"row": 1.0})
     assert found[0] == "label given away"
     assert table["found"][0] == 1.0
+
+
+def test_single_features_by_hand():
+    y = np.array([0, 0, 1, 1])
+    X = pd.DataFrame(
+        {
+            "rising": [1, 2, 3, 4],
+            "falling": [4.0, 3.0, 2.0, 1.0],
+            "constant": [7.0] * 4,
+            "missing": [np.nan] * 4,
+            "known_negatives": [1.0, 2.0, np.nan, np.nan],
+        },
+        dtype=np.float32,
+    )
+    expected = {"rising": 1, "falling": 1, "constant": 0.5, "missing": 0.5, "known_negatives": 0.5}
+    assert single_feature_average_precision(X, y).to_dict() == expected
+
+
+values = st.one_of(st.just(np.nan), st.integers(-3, 3).map(float))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(values, st.sampled_from([0, 1])), min_size=2, max_size=40))
+def test_single_features_agree_with_scikit_learn(rows):
+    x, y = (np.array(part) for part in zip(*rows, strict=True))
+    y[0] = 1
+    both = [np.where(np.isnan(x), -99, direction * x) for direction in (1, -1)]
+    expected = max(average_precision_score(y, score) for score in both)
+    found = single_feature_average_precision(pd.DataFrame({"x": x}), y)["x"]
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_single_features_of_some_rows():
+    X = pd.DataFrame({"x": [1.0, 2.0, 3.0, 0.0]})
+    y = np.array([0, 1, 0, 0])
+    assert single_feature_average_precision(X, y)["x"] == 0.5
+    assert single_feature_average_precision(X, y, rows=np.array([1, 0]))["x"] == 1
+
+
+def test_single_features_refuse():
+    X = pd.DataFrame({"x": [1.0, 2.0]})
+    with pytest.raises(ValueError, match="one length, got 2 and 3"):
+        single_feature_average_precision(X, [0, 1, 1])
+    for y in ([0, 0], [1, 2]):
+        with pytest.raises(ValueError, match=r"y must be 0 or 1 with at least one 1, got \["):
+            single_feature_average_precision(X, y)

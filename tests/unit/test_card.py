@@ -11,7 +11,7 @@ def card():
         "hazard_rows_test": "5", "events_test": "2", "n_features": "113", "rows_fitted": "300",
         "normal_stride": "18", "missed_event_costs": "0.0", "max_false_alarms_per_site_day": "1.0",
         "modules_per_site": "64.0", "alarm_threshold": "0.25", "alarm_k": "5", "alarm_n": "8",
-        "alarm_refractory_min": "30.0", "calibration": "isotonic",
+        "alarm_refractory_min": "30.0", "calibration": "platt",
     }  # fmt: skip
     tags = {
         "data_sha256": "d" * 64, "imbalance_technique": "none", "git_commit": "c0ffee",
@@ -40,7 +40,7 @@ def card():
         "hot_joint: fewer than half of its events are caught",
         "at or above 0.25 in 5 of the last 8 samples",
         "no other alarm of that module for 30 min",
-        "calibration of the scores: isotonic",
+        "calibration of the scores: platt",
         "at most 1 false alarms per site-day",
         "must never replace one",
         "hvs reproduce " + "f" * 32,

@@ -1,5 +1,6 @@
 from hvs_lib import columns as col
-from hvs_lib.evaluation.metrics import AlarmRule, scores_frame
+from hvs_lib.evaluation.alarms import Alarm, AlarmRule
+from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.tracking.champion import decide, rank_models
 
 import numpy as np
@@ -73,7 +74,7 @@ def scores(make_telemetry):
 
 
 def run_of(name, **other):
-    alarm = {"threshold": 0.5, "rule": AlarmRule()}
+    alarm = Alarm(AlarmRule(), 0.5)
     same = {"data_sha256": "a", "protocol_digest": "b", "alarm": alarm, "name": name}
     return pd.Series({"run_id": name} | same | other)
 

@@ -3,8 +3,10 @@
 import importlib.util
 from pathlib import Path
 
-from hvs_lib.evaluation.metrics import evaluate, scores_frame
+from hvs_lib.evaluation.alarms import Alarm, AlarmRule
+from hvs_lib.evaluation.metrics import evaluate
 from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.evaluation.splits import split_by_rack
 from hvs_lib.features import build_features
 
@@ -45,7 +47,7 @@ def test_table_sets_each_beside_ours(peers, protocol):
     found = {}
     for name, scores in {"ours": label, "lost": noise}.items():
         frame = scores_frame(protocol.telemetry, protocol.split.train, scores)
-        found[name] = (evaluate(frame, threshold=0.99), frame, 90.4)
+        found[name] = (evaluate(frame, Alarm(AlarmRule(), 0.99)), frame, 90.4)
     table = peers.table_of(found)
     assert table.loc["ours", "average precision"] == "1.00 [1.00, 1.00]"
     assert table.loc["ours", "minus ours"] == ""

@@ -1,6 +1,6 @@
 from hvs_lib import columns as col
-from hvs_lib.evaluation.alarms import AlarmRule, alarm_curve, event_table
-from hvs_lib.evaluation.metrics import scores_frame
+from hvs_lib.evaluation.alarms import Alarm, AlarmRule, alarm_curve, event_table
+from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.report import plots
 from hvs_lib.samplers import make_samplers
 from hvs_lib.telemetry import event_codes
@@ -70,9 +70,9 @@ def test_alarm_is_said_to_be_as_early_as_the_event_table_says(telemetry):
     first = np.flatnonzero(label)[0]
     score[first - 150 : first - 145] = 1.0
     scores = scores_frame(telemetry, np.arange(len(telemetry)), score)
-    event = event_table(scores, threshold=0.5).iloc[0]
+    alarm = Alarm(AlarmRule(), 0.5)
+    event = event_table(scores, alarm).iloc[0]
     quiet = scores.assign(y_score=0.0)
-    alarm = {"threshold": 0.5, "rule": AlarmRule()}
     fig = plots.alarm_timeline(telemetry, {"a": (scores, alarm), "b": (quiet, alarm)}, event)
     said = legend(fig.axes[1])
     assert said[0] == f"a: alarm {event['lead_time_min']:.0f} min before"
@@ -103,8 +103,8 @@ def test_event_timelines_tell_silent_from_early(telemetry):
     label = telemetry[col.LABEL].to_numpy(float)
     loud = scores_frame(telemetry, np.arange(len(telemetry)), label)
     events = {
-        "loud": event_table(loud, threshold=0.5),
-        "mute": event_table(loud.assign(y_score=0.0), threshold=0.5),
+        "loud": event_table(loud, Alarm(AlarmRule(), 0.5)),
+        "mute": event_table(loud.assign(y_score=0.0), Alarm(AlarmRule(), 0.5)),
     }
     ax = plots.event_timelines(events, title="x").axes[0]
     places = [c.get_offsets()[:, 0].tolist() for c in ax.collections if len(c.get_offsets())]
@@ -116,7 +116,7 @@ def test_event_timelines_tell_silent_from_early(telemetry):
 @pytest.fixture
 def curve(telemetry):
     score = telemetry[col.TEMP_MAX].rank(pct=True).to_numpy()
-    found = alarm_curve(scores_frame(telemetry, np.arange(len(telemetry)), score))
+    found = alarm_curve(scores_frame(telemetry, np.arange(len(telemetry)), score), AlarmRule())
     return found.assign(false_alarms_per_site_day=found["false_alarms_per_module_day"] * 8)
 
 

@@ -1,17 +1,18 @@
 from dataclasses import replace
 from threading import Barrier
 
-from hvs_lib import columns as col
-from hvs_lib.evaluation.calibration import Calibration, fit_calibrator
-from hvs_lib.evaluation.protocol import Protocol
-from hvs_lib.evaluation.splits import split_by_rack
-from hvs_lib.features import build_features
-from hvs_lib.models import hazard_score, make_pipeline
-
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
+
+from hvs_lib import columns as col
+from hvs_lib.evaluation.alarms import Alarm, AlarmRule
+from hvs_lib.evaluation.calibration import Calibration, fit_platt
+from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.splits import split_by_rack
+from hvs_lib.features import build_features
+from hvs_lib.models import hazard_score, make_pipeline
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_every_row_is_judged_and_no_rack_twice(protocol, pipeline, telemetry):
     assert len(found.cv_scores) + len(found.test_scores) == len(telemetry)
     assert not rack_of(found.cv_scores) & rack_of(found.test_scores)
     assert found.metrics["cv_tp"] + found.metrics["cv_fn"] == found.cv_scores[col.LABEL].sum()
-    assert found.metrics["threshold"] == found.metrics["cv_threshold"] == found.threshold
+    assert found.metrics["threshold"] == found.metrics["cv_threshold"] == found.alarm.threshold
 
 
 def test_out_of_fold_scores_come_from_models_that_have_not_seen_the_rack(protocol, pipeline):
@@ -65,7 +66,7 @@ def test_test_racks_touch_neither_threshold_nor_model(protocol, pipeline):
         protocol.telemetry, X, protocol.split, normal_stride=4, max_false_alarms_per_site_day=800.0
     )
     one, two = protocol.assess(pipeline), other.assess(pipeline)
-    assert one.threshold == two.threshold
+    assert one.alarm == two.alarm
     pd.testing.assert_frame_equal(one.cv_scores, two.cv_scores)
 
 
@@ -92,7 +93,7 @@ def test_same_seed_same_metrics(protocol, pipeline):
 def test_reference_keeps_its_own_threshold(protocol):
     temperature = protocol.X[col.TEMP_MAX].to_numpy(np.float64)
     found = protocol.assess_reference(lambda rows: temperature[rows], threshold=31.0)
-    assert found.threshold == 31.0
+    assert found.alarm == Alarm(AlarmRule(), 31.0)
     assert found.model is None
     assert found.metrics["event_recall"] == 1.0
 
@@ -112,18 +113,18 @@ def test_refusals(protocol, option, message):
 
 def test_choices_are_made_for_each_model_and_logged_with_it(protocol, pipeline):
     found = protocol.assess(pipeline)
-    assert found.rule in protocol.rules
-    assert set(found.calibration.brier) == {"none", "platt", "isotonic"}
+    assert found.alarm.rule in protocol.rules
+    assert set(found.calibration.brier) == {"none", "platt"}
     best = min(found.calibration.brier.values())
     assert found.metrics["cv_brier"] == found.calibration.brier[found.calibration.method] == best
 
 
-@pytest.mark.parametrize("method", ["none", "platt", "isotonic"])
+@pytest.mark.parametrize("method", ["none", "platt"])
 def test_deployable_model_carries_calibration_and_threshold(protocol, pipeline, method):
     found = protocol.assess(pipeline)
     y, raw = protocol.y[protocol.split.train], protocol.out_of_fold_scores(pipeline)
-    calibration = Calibration(method, fit_calibrator(method, y, raw), {})
-    found = replace(found, calibration=calibration, threshold=0.3)
+    calibration = Calibration(method, fit_platt(y, raw) if method == "platt" else None, {})
+    found = replace(found, calibration=calibration, alarm=Alarm(AlarmRule(), 0.3))
     test = protocol.X.iloc[protocol.split.test]
     model = found.deployable()
     expected = calibration.apply(hazard_score(found.model, test))

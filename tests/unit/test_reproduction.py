@@ -1,45 +1,42 @@
 import json
+import time
 
 from hvs_lib import reproduce as reproduction
-from hvs_lib import tracking
-from hvs_lib.evaluation.protocol import Protocol
-from hvs_lib.evaluation.splits import split_by_rack
-from hvs_lib.features import build_features
 from hvs_lib.models import make_pipeline
 from hvs_lib.reproduce import compare, reproduce, version_warnings
 from hvs_lib.runner import RunError
+from hvs_lib.tracking.runs import log_candidate
+from hvs_lib.tracking.store import search_runs
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 from sklearn.linear_model import LogisticRegression
 
 
 @pytest.fixture
-def notebook(store, make_telemetry):
+def notebook(start_run):
     """Return a function that logs a notebook with a model and two candidates."""
-    telemetry = make_telemetry(racks=8, rows=60, event_racks=(0, 1, 2, 3, 4))
-    split = split_by_rack(telemetry, test_size=0.25, n_folds=2, seed=1)
-    protocol = Protocol(telemetry, build_features(telemetry), split)
 
-    def log(*, stage="tuning", candidates=(0.1, 0.2), data_path=None, finish=True):
+    def log(*, name="02_tuning", candidates=(0.1, 0.2), data_path=None, finish=True):
         params = {"data_path": data_path or "", "n_iter": 2}
-        run = tracking.start("02_tuning", stage=stage, params=params, data_path=data_path)
+        parent = start_run(name, params=params, data_path=data_path)
         for number, C in enumerate(candidates):
             settings = make_pipeline(LogisticRegression(C=C))
-            name = f"candidate {number}"
-            run.log_candidate(name, settings, {"cv_f1_class1": C}, model_name="candidate")
-        found = protocol.assess(make_pipeline(LogisticRegression(C=0.1)))
-        child = run.log_assessment(found, protocol, model_name="LR")
+            metrics = {"cv_f1_class1": C, "seconds": time.perf_counter()}
+            log_candidate(f"candidate {number}", settings, metrics, model_name="candidate")
+        tags = {"role": "model", "model_name": "LR", "stage": "tuning"}
+        with mlflow.start_run(run_name="LR, none", nested=True, tags=tags) as child:
+            mlflow.log_metric("cv_pr_auc", 0.5)
         if finish:
-            run.finish()
-        return run.run_id, child
+            mlflow.end_run()
+        return parent, child.info.run_id
 
     return log
 
 
 def children(run_id):
-    client = MlflowClient()
-    return reproduction._children(client, client.get_run(run_id))
+    return search_runs(f"tags.mlflow.parentRunId = '{run_id}'")
 
 
 def test_equal_runs_agree_whatever_the_order_of_the_candidates(notebook):
@@ -69,22 +66,34 @@ def test_a_run_or_metric_that_is_missing_is_a_difference(notebook):
     assert table["again"].isna().sum() == 1
 
 
+def test_all_runs_of_a_notebook_are_compared(notebook, monkeypatch):
+    parent, _ = notebook()
+    again = [MlflowClient().get_run(parent), *children(parent)]
+    monkeypatch.setattr(reproduction, "_execute", lambda *_: again)
+    said = []
+    table = reproduce(parent, say=said.append)
+    assert table["run"].unique().tolist() == ["candidate 0", "candidate 1", "LR, none"]
+    assert table["same"].all()
+    assert said[-1] == "Executing 02_tuning again, in a store of its own"
+
+
 def test_versions_that_differ_are_named(monkeypatch):
     now = {"git_commit": "b", "git_dirty": "false", "workbook_version": "2"}
-    monkeypatch.setattr(tracking, "code_version", lambda: now)
-    monkeypatch.setattr(tracking, "package_versions", lambda: {"python": "3.11", "xgboost": "3"})
-    then = now | {"packages": json.dumps({"python": "3.11", "xgboost": "3"})}
+    monkeypatch.setattr(reproduction, "code_version", lambda: now)
+    packages = {"python": "3.11", "xgboost": "3"}
+    monkeypatch.setattr(reproduction, "package_versions", lambda: packages)
+    then = now | {"packages": json.dumps(packages)}
     assert version_warnings(then) == []
     then |= {"git_commit": "a", "packages": json.dumps({"python": "3.11", "xgboost": "2"})}
     assert version_warnings(then) == ["git_commit was a and is b", "xgboost was 2 and is 3"]
-    assert "no commit holds" in version_warnings(then | {"git_dirty": "true"})[1]
+    assert "uncommitted" in version_warnings(then | {"git_dirty": "true"})[-1]
     assert "python was not logged and is 3.11" in version_warnings({})
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stage": "comparison"}, r"trained nothing \(comparison\)"),
+        ({"name": "04_comparison"}, r"trained nothing \(comparison\)"),
         ({"finish": False}, "is RUNNING: only a finished notebook"),
     ],
 )
@@ -98,7 +107,7 @@ def test_unknown_and_foreign_runs_are_refused(store):
     with pytest.raises(RunError, match="there is no run 'f00'"):
         reproduce("f00", say=print)
     foreign = MlflowClient().create_run("0").info.run_id
-    with pytest.raises(RunError, match="none of the workbook's"):
+    with pytest.raises(RunError, match="is not a run of the workbook"):
         reproduce(foreign, say=print)
 
 

@@ -7,17 +7,21 @@ import urllib.request
 from pathlib import Path
 
 from hvs_lib import columns as col
-from hvs_lib import models, score, tracking
+from hvs_lib import models, score
 from hvs_lib.cli import main
-from hvs_lib.evaluation.metrics import raise_alarms, scores_frame
+from hvs_lib.evaluation.alarms import raise_alarms
 from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.evaluation.splits import split_by_rack
 from hvs_lib.features import build_features
 from hvs_lib.models import make_pipeline
 from hvs_lib.score import contributions, load_champion, score_file
 from hvs_lib.telemetry import DataError, load_telemetry, read_racks, save_telemetry
+from hvs_lib.tracking.champion import register_champion
 from hvs_lib.tracking.model_files import ModelError
+from hvs_lib.tracking.runs import log_assessment, prepare, tags_of
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -45,10 +49,12 @@ def registered(telemetry, tmp_path_factory):
             telemetry, build_features(telemetry), split, normal_stride=3,
             max_false_alarms_per_site_day=1000.0,
         )  # fmt: skip
-        run = tracking.start("01_baseline", stage="baseline", params={})
+        prepare()
+        mlflow.start_run(tags=tags_of("01_baseline"))
         found = protocol.assess(make_pipeline(XGBClassifier(n_estimators=20, max_depth=3)))
-        run_id = run.log_assessment(found, protocol, model_name="XGBoost")
-        tracking.register_champion(run_id)
+        run_id = log_assessment(found, protocol, model_name="XGBoost")
+        register_champion(run_id)
+        mlflow.end_run()
         yield load_champion(), score.mlflow.get_tracking_uri()
 
 
@@ -63,13 +69,26 @@ def uri(registered, monkeypatch):
     return registered[1]
 
 
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({}, "carries no alarm settings"),
+        ({"alarm_threshold": "0.5", "calibration": "isotonic"}, "one of none, platt, .* isotonic"),
+    ],
+)
+def test_a_model_logged_by_an_older_workbook_is_refused(monkeypatch, metadata, message):
+    monkeypatch.setattr(score, "load_model", lambda uri: (None, metadata))
+    with pytest.raises(ModelError, match=message):
+        load_champion("models:/old/1")
+
+
 @pytest.fixture
 def expected(telemetry, champion):
     """Alarms of the plain way: everything in memory at once."""
     X = build_features(telemetry)
     scores = champion.model.predict_proba(X)[:, 1]
     frame = scores_frame(telemetry, np.arange(len(X)), scores)
-    return raise_alarms(frame, **champion.alarm)
+    return raise_alarms(frame, champion.alarm)
 
 
 @pytest.fixture(params=["parquet", "csv", "interleaved.csv", "interleaved.parquet"])

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import warnings
 
-from hvs_lib import columns as col
-from hvs_lib.evaluation.splits import split_by_rack, thin_normal_rows
-from hvs_lib.telemetry import DataError, event_codes, module_codes, rack_codes
-
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
+
+from hvs_lib import columns as col
+from hvs_lib.evaluation.splits import split_by_rack, thin_normal_rows
+from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes
+from hvs_lib.telemetry.files import DataError
 
 
 def check_partition(split, n_rows: int) -> None:

@@ -1,0 +1,254 @@
+"""Uncertainty: the 95 % intervals of the metrics, and of differences between two models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numba import njit
+from scipy import stats
+
+from hvs_lib import columns as col
+from hvs_lib.evaluation.alarms import Alarm, event_table
+from hvs_lib.evaluation.scores import ScoreRows, check_scores
+
+CONFIDENCE = 0.95
+N_BOOTSTRAP = 1000  # draws of racks
+TAILS = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
+
+
+def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
+    """Compute the exact 95 % interval of a proportion.
+
+    Parameters
+    ----------
+    successes, trials : int
+        Such as events caught, and events.
+
+    Returns
+    -------
+    low, high : float
+
+    References
+    ----------
+    Clopper and Pearson, Biometrika 26 (1934) 404-413.
+    """
+    interval = stats.binomtest(successes, trials).proportion_ci(CONFIDENCE, "exact")
+    return interval.low, interval.high
+
+
+def poisson_interval(count: int, exposure: float) -> tuple[float, float]:
+    """Compute the exact 95 % interval of the rate of a Poisson count.
+
+    Parameters
+    ----------
+    count : int
+        Such as false alarms.
+    exposure : float
+        What was observed, such as module-days.
+
+    Returns
+    -------
+    low, high : float
+        Per unit of exposure.
+
+    References
+    ----------
+    Garwood, Biometrika 28 (1936) 437-442.
+    """
+    low = stats.chi2.ppf(TAILS[0], 2 * count) / 2 if count else 0.0
+    high = stats.chi2.ppf(TAILS[1], 2 * count + 2) / 2
+    return float(low / exposure), float(high / exposure)
+
+
+def bootstrap_average_precision(
+    scores: pd.DataFrame, *, n_bootstrap: int = N_BOOTSTRAP, seed: int = 42
+) -> np.ndarray:
+    """Compute the average precision on resampled racks.
+
+    Racks are drawn with replacement, as many as there are, and all rows of a rack go with it: rows
+    of one rack are near copies. A draw without any row of label 1 is drawn again. The draws depend
+    only on the racks (their sorted names), which of them hold label 1, and the seed: two models on
+    the same rows are resampled alike, so that the differences of their results are paired.
+
+    Parameters
+    ----------
+    scores : DataFrame, shape (n_rows, n_columns)
+        A scores frame with a row of label 1.
+    n_bootstrap : int
+    seed : int
+
+    Returns
+    -------
+    ndarray of float, shape (n_bootstrap,)
+    """
+    rows = check_scores(scores)
+    if not rows.label.any():
+        raise ValueError(
+            f"Average precision needs a row with {col.LABEL} = 1, got none of {len(scores)}. "
+            "Use racks that have events."
+        )
+    n_racks = int(rows.rack[-1]) + 1
+    has_label = np.bincount(rows.rack, weights=rows.label, minlength=n_racks) > 0
+    weights = _draw_racks(has_label, n_bootstrap, seed)
+    return _weighted_average_precision(weights, *_count_by_step(rows, n_racks))
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """A difference between two models with its 95 % interval.
+
+    Attributes
+    ----------
+    median, low, high : float
+        Over the resampled racks.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """Say "better" or "worse" where the interval leaves zero out, else "cannot tell"."""
+        if self.low <= 0 <= self.high:
+            return "cannot tell"
+        return "better" if self.low > 0 else "worse"
+
+    def __str__(self) -> str:
+        return f"{self.median:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
+
+def paired_difference(
+    scores: pd.DataFrame, reference: pd.DataFrame, *, seed: int = 42
+) -> PairedDifference:
+    """Compare the average precision of two models on the same draws of racks.
+
+    Overlapping intervals of two models do not settle which is better, because the racks behind
+    them are the same ones; the interval of the difference does.
+
+    Parameters
+    ----------
+    scores, reference : DataFrame, shape (n_rows, n_columns)
+        Scores frames over the same rows.
+    seed : int
+
+    Returns
+    -------
+    PairedDifference
+        Of `scores` minus `reference`.
+
+    Raises
+    ------
+    ValueError
+        If the frames do not cover the same rows.
+    """
+    _check_same_rows(scores, reference)
+    ours, theirs = (bootstrap_average_precision(frame, seed=seed) for frame in (scores, reference))
+    return _summarize(ours - theirs)
+
+
+def paired_event_difference(
+    scores: pd.DataFrame,
+    reference: pd.DataFrame,
+    *,
+    alarm: Alarm,
+    reference_alarm: Alarm,
+    value: str = "caught",
+    seed: int = 42,
+) -> PairedDifference:
+    """Compare two alarms event by event, on the same draws of racks.
+
+    Parameters
+    ----------
+    scores, reference : DataFrame, shape (n_rows, n_columns)
+        Scores frames over the same rows.
+    alarm, reference_alarm : Alarm
+        Of each model.
+    value : {"caught", "lead_time_min"}
+        A column of `event_table`: its mean is the event recall, or the warning time over all
+        events [min], in which a missed event counts 0.
+    seed : int
+
+    Returns
+    -------
+    PairedDifference
+        Of `scores` minus `reference`.
+
+    Raises
+    ------
+    ValueError
+        If the frames do not cover the same rows, cover no event, or the value is another.
+    """
+    if value not in ("caught", "lead_time_min"):
+        raise ValueError(f"value must be caught or lead_time_min, got {value!r}.")
+    _check_same_rows(scores, reference)
+    events = event_table(scores, alarm)
+    if events.empty:
+        raise ValueError(f"The scores must cover at least one event, got no {col.LABEL} = 1.")
+    others = event_table(reference, reference_alarm)
+    gain = events[value].astype(float).fillna(0) - others[value].astype(float).fillna(0)
+    racks = scores[[col.SITE, col.RACK]].drop_duplicates()
+    by_rack = gain.groupby([events[c].astype(str) for c in (col.SITE, col.RACK)])
+    names = pd.MultiIndex.from_frame(racks.astype(str).sort_values([col.SITE, col.RACK]))
+    total = by_rack.sum().reindex(names, fill_value=0.0).to_numpy()
+    count = by_rack.size().reindex(names, fill_value=0).to_numpy()
+    drawn = _draw_racks(count > 0, N_BOOTSTRAP, seed)
+    return _summarize(drawn @ total / (drawn @ count))
+
+
+def _summarize(differences: np.ndarray) -> PairedDifference:
+    low, median, high = np.quantile(differences, [TAILS[0], 0.5, TAILS[1]])
+    return PairedDifference(float(median), float(low), float(high))
+
+
+def _check_same_rows(scores: pd.DataFrame, reference: pd.DataFrame) -> None:
+    keys = [*col.KEYS, col.LABEL]
+    if not all(np.array_equal(scores[key].to_numpy(), reference[key].to_numpy()) for key in keys):
+        raise ValueError(
+            f"both scores frames must cover the same rows, got {len(scores)} and "
+            f"{len(reference)} that differ: compare models on the same split."
+        )
+
+
+def _draw_racks(has_label: np.ndarray, n_bootstrap: int, seed: int) -> np.ndarray:
+    """Draw how often each rack counts, shape (n_bootstrap, n_racks)."""
+    rng, n_racks = np.random.default_rng(seed), len(has_label)
+    weights = np.empty((0, n_racks), dtype=np.int64)
+    while len(weights) < n_bootstrap:
+        drawn = rng.multinomial(n_racks, np.full(n_racks, 1 / n_racks), size=n_bootstrap)
+        weights = np.concatenate([weights, drawn[drawn[:, has_label].any(axis=1)]])
+    return weights[:n_bootstrap]
+
+
+def _count_by_step(rows: ScoreRows, n_racks: int) -> tuple[np.ndarray, ...]:
+    """Count rows by rack and step of the precision-recall curve, from the highest score down.
+
+    Only the distinct scores of the positives are steps: a negative matters at the next of them at
+    or below its score, and not at all below the last. That leaves a small part of the rows.
+    """
+    cuts = np.unique(rows.score[rows.label == 1])
+    step = len(cuts) - np.searchsorted(cuts, rows.score, side="right")
+    used = step < len(cuts)
+    cell, index = np.unique(step[used] * n_racks + rows.rack[used], return_inverse=True)
+    n_pos = np.bincount(index, weights=rows.label[used], minlength=len(cell)).astype(np.int64)
+    n_neg = np.bincount(index, minlength=len(cell)) - n_pos
+    return cell // n_racks, cell % n_racks, n_pos, n_neg
+
+
+@njit(cache=True, nogil=True)
+def _weighted_average_precision(weights, step, rack, n_pos, n_neg):
+    result = np.empty(len(weights))
+    for b in range(len(weights)):
+        weight = weights[b]
+        tp, fp, tp_before, area = 0, 0, 0, 0.0
+        for i in range(len(step)):
+            tp += weight[rack[i]] * n_pos[i]
+            fp += weight[rack[i]] * n_neg[i]
+            last_of_step = i + 1 == len(step) or step[i + 1] != step[i]
+            if last_of_step and tp > tp_before:
+                area += (tp - tp_before) * (tp / (tp + fp))
+                tp_before = tp
+        result[b] = area / tp
+    return result
