@@ -97,7 +97,7 @@ class Alarm:
         if not isinstance(self.threshold, Real) or not np.isfinite(self.threshold):
             raise ValueError(
                 f"threshold must be a finite number, got {self.threshold!r}. "
-                "Find one with choose_alarm."
+                "Find one with best_alarm."
             )
 
 
@@ -189,7 +189,7 @@ def alarm_curve(scores: pd.DataFrame, rule: AlarmRule) -> pd.DataFrame:
     )
 
 
-def choose_alarm(
+def best_alarm(
     scores: pd.DataFrame,
     *,
     max_false_alarms_per_module_day: float,

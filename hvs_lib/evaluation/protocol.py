@@ -1,4 +1,7 @@
-"""The evaluation protocol: the same folds, thinning, alarm choice and metrics for every model."""
+"""The evaluation protocol: the same folds, thinning, alarm choice and metrics for every model.
+
+`Protocol.assess` is all of it in one place: fit, score, calibrate, choose the alarm, judge.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ from sklearn.utils.validation import check_memory
 
 from hvs_lib import cache, models
 from hvs_lib import columns as col
-from hvs_lib.evaluation.alarms import RULES, Alarm, AlarmRule, choose_alarm
+from hvs_lib.evaluation.alarms import RULES, Alarm, AlarmRule, best_alarm
 from hvs_lib.evaluation.calibration import (
     NO_CALIBRATION,
     CalibratedClassifier,
@@ -26,7 +29,7 @@ from hvs_lib.evaluation.calibration import (
 from hvs_lib.evaluation.metrics import EVENT_METRICS, evaluate
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.evaluation.splits import Split, thin_normal_rows
-from hvs_lib.telemetry import sampling_interval_s
+from hvs_lib.telemetry.quality import sampling_interval_s
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,20 @@ class Assessment:
 
     Attributes
     ----------
-    model : fitted on all training racks; None for a reference that is not fitted.
-    calibration : of its scores, chosen on the out-of-fold scores, like
-    alarm : chosen on them as well.
-    metrics : on the test racks; with the prefix ``cv_`` out of fold on the training racks.
-    cv_scores, test_scores : scores frames, calibrated.
-    raw_cv_scores : array, shape (len(split.train),), `cv_scores` before calibration.
-    seconds : that fitting and scoring took, of all fits together [s].
+    model : Pipeline or None
+        Fitted on all training racks; None for a reference that is not fitted.
+    calibration : Calibration
+        Of its scores, chosen on the out-of-fold scores.
+    alarm : Alarm
+        Chosen on them as well.
+    metrics : dict of str to float
+        On the test racks; with the prefix ``cv_`` out of fold on the training racks.
+    cv_scores, test_scores : DataFrame
+        Scores frames, calibrated.
+    raw_cv_scores : array, shape (len(split.train),)
+        `cv_scores` before calibration.
+    seconds : float
+        That fitting and scoring took, of all fits together [s].
     """
 
     model: Pipeline | None
@@ -75,18 +85,27 @@ class Protocol:
 
     Parameters
     ----------
-    telemetry : frame, shape (n_samples, ...), labelled.
-    X : frame, shape (n_samples, n_features), from `build_features`.
-    split : from `split_by_rack`.
-    normal_stride : fit on every how many normal rows of a module; all rows are evaluated.
-    max_false_alarms_per_site_day : the alarm budget out of fold [1/d]; a site has as many modules
-        as the telemetry's sites have on average.
-    missed_event_costs : as many false alarms as one missed event is worth; above 0 it takes the
-        budget's place.
-    seed : of the bootstrap.
-    rules : of the alarm, to choose from.
-    n_jobs : fits at once, in threads; -1: as many as cores. What they find does not depend on it.
-    memory : keeps what was fitted, from `hvs_lib.cache.memory`; by default nothing is kept.
+    telemetry : DataFrame, shape (n_samples, n_columns)
+        With the label.
+    X : DataFrame, shape (n_samples, n_features)
+        From `build_features`.
+    split : Split
+        From `split_by_rack`.
+    normal_stride : int
+        Fit on every how many normal rows of a module; all rows are evaluated.
+    max_false_alarms_per_site_day : float
+        The alarm budget out of fold [1/d]; a site has as many modules as the telemetry's sites
+        have on average.
+    missed_event_costs : float
+        As many false alarms as one missed event is worth; above 0 it takes the budget's place.
+    seed : int
+        Of the bootstrap.
+    rules : tuple of AlarmRule
+        To choose from.
+    n_jobs : int
+        Fits at once, in threads; -1: as many as cores. What they find does not depend on it.
+    memory : joblib.Memory, optional
+        Keeps what was fitted, from `hvs_lib.cache.memory`; by default nothing is kept.
     """
 
     telemetry: pd.DataFrame
@@ -105,6 +124,109 @@ class Protocol:
             self.normal_stride, self.max_false_alarms_per_site_day, self.missed_event_costs,
             self.n_jobs,
         )  # fmt: skip
+
+    def assess(self, pipeline: Pipeline) -> Assessment:
+        """Fit a pipeline, score, calibrate, choose the alarm, and judge."""
+        train, test = self.split.train, self.split.test
+        fits = self._fit_and_score(pipeline, [(train, test), *self.split.folds])
+        (model, raw_test, _), *folds = fits
+        raw_cv = self._out_of_fold([scores for _, scores, _ in folds])
+
+        fold = self._out_of_fold(range(len(folds)))
+        calibration = choose_calibration(self.y[train], raw_cv, fold)
+        cv_scores = scores_frame(self.telemetry, train, calibration.apply(raw_cv))
+        test_scores = scores_frame(self.telemetry, test, calibration.apply(raw_test))
+
+        alarm = self.choose_alarm(cv_scores)
+
+        metrics = self._judge(cv_scores, test_scores, alarm)
+        # That of the calibrated scores knows the rows that the calibration was fitted on.
+        metrics["cv_brier"] = calibration.brier[calibration.method]
+        seconds = sum(taken for _, _, taken in fits)
+        return Assessment(
+            model, calibration, alarm, metrics, cv_scores, test_scores, raw_cv, seconds
+        )
+
+    def assess_reference(
+        self, score: Callable[[np.ndarray], np.ndarray], *, threshold: float | None = None
+    ) -> Assessment:
+        """Assess a rule that is not fitted.
+
+        Parameters
+        ----------
+        score : callable
+            Gives the scores, shape (n_rows,), of the rows at the given positions.
+        threshold : float, optional
+            The rule's own, for 3 of 5 samples; None chooses the alarm as for a model.
+        """
+        start = perf_counter()
+        raw_cv, raw_test = score(self.split.train), score(self.split.test)
+        seconds = perf_counter() - start
+        cv_scores = scores_frame(self.telemetry, self.split.train, raw_cv)
+        test_scores = scores_frame(self.telemetry, self.split.test, raw_test)
+        own = None if threshold is None else Alarm(AlarmRule(), threshold)
+        alarm = own or self.choose_alarm(cv_scores)
+        metrics = self._judge(cv_scores, test_scores, alarm)
+        return Assessment(
+            None, NO_CALIBRATION, alarm, metrics, cv_scores, test_scores, raw_cv, seconds
+        )
+
+    def out_of_fold_scores(self, pipeline: Pipeline) -> np.ndarray:
+        """Score each training row by a model that has not seen its rack.
+
+        Returns
+        -------
+        array, shape (len(split.train),), in the order of ``split.train``.
+        """
+        fits = self._fit_and_score(pipeline, self.split.folds)
+        return self._out_of_fold([scores for _, scores, _ in fits])
+
+    def fitting_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Thin the rows of a fold to those that models are fitted on, as positions in `X`."""
+        return thin_normal_rows(self.telemetry, rows, self.normal_stride)
+
+    def _fit_and_score(self, pipeline: Pipeline, parts: Sequence) -> list[tuple]:
+        """Fit on the first rows of each part and score the second, parts side by side."""
+        cached = check_memory(self.memory).cache(models.fit_and_score, ignore=["X", "y"])
+        same = {"normal_stride": self.normal_stride, "key": self.key}
+        return Parallel(n_jobs=self.n_jobs, prefer="threads")(
+            delayed(cached)(pipeline, self.X, self.y, self.fitting_rows(rows), scored_rows, **same)
+            for rows, scored_rows in parts
+        )
+
+    def _out_of_fold(self, values: Sequence) -> np.ndarray:
+        """Put what each fold found for its held-out rows in the order of ``split.train``."""
+        placed = np.full(len(self.X), np.nan)
+        for (_, held_out), value in zip(self.split.folds, values, strict=True):
+            placed[held_out] = value
+        return placed[self.split.train]
+
+    def choose_alarm(self, cv_scores: pd.DataFrame) -> Alarm:
+        """Choose the alarm's rule and threshold on a frame of out-of-fold scores."""
+        budget = self.max_false_alarms_per_site_day / self.modules_per_site
+        return best_alarm(
+            cv_scores,
+            max_false_alarms_per_module_day=budget,
+            missed_event_costs=self.missed_event_costs,
+            rules=self.rules,
+        )
+
+    def _judge(
+        self, cv_scores: pd.DataFrame, test_scores: pd.DataFrame, alarm: Alarm
+    ) -> dict[str, float]:
+        """Measure the test racks and, with the prefix ``cv_``, the training racks out of fold."""
+        metrics = evaluate(test_scores, alarm, seed=self.seed)
+        metrics |= evaluate(cv_scores, alarm, seed=self.seed, prefix="cv_")
+        if self.split.kind == "row":
+            # An alarm needs consecutive samples, and random rows are none.
+            names = [n for n in metrics if not any(event in n for event in EVENT_METRICS)]
+            metrics = {name: metrics[name] for name in names}
+        per_site = {
+            name.replace("module_day", "site_day"): value * self.modules_per_site
+            for name, value in metrics.items()
+            if "false_alarms_per_module_day" in name
+        }
+        return metrics | per_site
 
     @property
     def y(self) -> np.ndarray:
@@ -136,117 +258,9 @@ class Protocol:
         """What features, labels, code and packages are, for what is cached."""
         return cache.key(self.digests["digest_features"], self.y)
 
-    def fitting_rows(self, rows: np.ndarray) -> np.ndarray:
-        """Thin the rows of a fold to those that models are fitted on, as positions in `X`."""
-        return thin_normal_rows(self.telemetry, rows, self.normal_stride)
-
-    def fit(self, pipeline: Pipeline, rows: np.ndarray) -> Pipeline:
-        """Fit a clone of the pipeline on the thinned rows."""
-        rows = self.fitting_rows(rows)
-        return models.fit(pipeline, self.X, self.y, rows, normal_stride=self.normal_stride)
-
-    def out_of_fold_scores(self, pipeline: Pipeline) -> np.ndarray:
-        """Score each training row by a model that has not seen its rack.
-
-        Returns
-        -------
-        array, shape (len(split.train),), in the order of ``split.train``.
-        """
-        return self._in_order(self._fit_and_score(pipeline, self.split.folds))
-
-    def assess(self, pipeline: Pipeline) -> Assessment:
-        """Assess a pipeline; see the class."""
-        whole = (self.split.train, self.split.test)
-        fits = self._fit_and_score(pipeline, [whole, *self.split.folds])
-        (model, test_scores, _), *folds = fits
-        seconds = sum(taken for _, _, taken in fits)
-        return self._calibrate(model, self._in_order(folds), test_scores, seconds=seconds)
-
-    def _calibrate(self, model, cv_scores, test_scores, *, seconds) -> Assessment:
-        train = self.split.train
-        calibration = choose_calibration(self.y[train], cv_scores, self._fold_of_row()[train])
-        calibrated = (calibration.apply(scores) for scores in (cv_scores, test_scores))
-        found = {"raw_cv_scores": cv_scores, "calibration": calibration, "seconds": seconds}
-        return self._report(*calibrated, model=model, **found)
-
-    def _fit_and_score(self, pipeline: Pipeline, parts: Sequence) -> list[tuple]:
-        """Fit on the first rows of each part and score the second, parts side by side."""
-        cached = check_memory(self.memory).cache(models.fit_and_score, ignore=["X", "y"])
-        same = {"normal_stride": self.normal_stride, "key": self.key}
-        return Parallel(n_jobs=self.n_jobs, prefer="threads")(
-            delayed(cached)(pipeline, self.X, self.y, self.fitting_rows(rows), scored_rows, **same)
-            for rows, scored_rows in parts
-        )
-
-    def _in_order(self, folds: Sequence[tuple]) -> np.ndarray:
-        """Put the scores of the folds in the order of ``split.train``."""
-        scores = np.full(len(self.X), np.nan)
-        for (_, held_out), (_, found, _) in zip(self.split.folds, folds, strict=True):
-            scores[held_out] = found
-        return scores[self.split.train]
-
-    def assess_reference(
-        self, score: Callable[[np.ndarray], np.ndarray], *, threshold: float | None = None
-    ) -> Assessment:
-        """Assess a rule that is not fitted.
-
-        Parameters
-        ----------
-        score : gives the scores, shape (n_rows,), of the rows at the given positions.
-        threshold : the rule's own, for 3 of 5 samples; None chooses the alarm as for a model.
-        """
-        start = perf_counter()
-        cv_scores, test_scores = score(self.split.train), score(self.split.test)
-        seconds = perf_counter() - start
-        found = {"raw_cv_scores": cv_scores, "seconds": seconds}
-        return self._report(cv_scores, test_scores, threshold=threshold, **found)
-
-    def _report(
-        self, cv_scores, test_scores, *, raw_cv_scores, seconds, model=None,
-        calibration=NO_CALIBRATION, threshold=None,
-    ) -> Assessment:  # fmt: skip
-        cv = scores_frame(self.telemetry, self.split.train, cv_scores)
-        test = scores_frame(self.telemetry, self.split.test, test_scores)
-        alarm = self.choose_alarm(cv) if threshold is None else Alarm(AlarmRule(), threshold)
-        metrics = evaluate(test, alarm, seed=self.seed)
-        metrics |= evaluate(cv, alarm, seed=self.seed, prefix="cv_")
-        if calibration.brier:  # that of the calibrated scores knows the rows it was fitted on
-            metrics["cv_brier"] = calibration.brier[calibration.method]
-        if self.split.kind == "row":
-            # An alarm needs consecutive samples, and random rows are none.
-            metrics = {k: v for k, v in metrics.items() if not _is_of_events(k)}
-        metrics |= {
-            name.replace("module_day", "site_day"): value * self.modules_per_site
-            for name, value in metrics.items()
-            if "false_alarms_per_module_day" in name
-        }
-        scores = {"cv_scores": cv, "test_scores": test, "raw_cv_scores": raw_cv_scores}
-        return Assessment(model, calibration, alarm, metrics, **scores, seconds=seconds)
-
-    def choose_alarm(self, cv_scores: pd.DataFrame) -> Alarm:
-        """Choose the alarm's rule and threshold on a frame of out-of-fold scores."""
-        return choose_alarm(
-            cv_scores,
-            max_false_alarms_per_module_day=(
-                self.max_false_alarms_per_site_day / self.modules_per_site
-            ),
-            missed_event_costs=self.missed_event_costs,
-            rules=self.rules,
-        )
-
-    def _fold_of_row(self) -> np.ndarray:
-        """Number the fold that each row was held out in, -1 on the test rows."""
-        fold = np.full(len(self.X), -1)
-        for number, (_, valid_rows) in enumerate(self.split.folds):
-            fold[valid_rows] = number
-        return fold
-
 
 def check_protocol(
-    normal_stride: int,
-    max_false_alarms_per_site_day: float,
-    missed_event_costs: float,
-    n_jobs: int,
+    normal_stride: int, max_false_alarms_per_site_day: float, missed_event_costs: float, n_jobs: int
 ) -> None:
     """Refuse settings of a `Protocol` that are out of range, with a ValueError."""
     if normal_stride < 1:
@@ -262,7 +276,3 @@ def check_protocol(
         )
     if n_jobs == 0:
         raise ValueError("n_jobs must be 1 or more, or -1 for as many as cores, got 0.")
-
-
-def _is_of_events(name: str) -> bool:
-    return name.removeprefix("cv_").removesuffix("_low").removesuffix("_high") in EVENT_METRICS

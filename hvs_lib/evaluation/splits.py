@@ -14,7 +14,8 @@ import pandas as pd
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from hvs_lib import columns as col
-from hvs_lib.telemetry import DataError, event_codes, module_codes, rack_codes
+from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes
+from hvs_lib.telemetry.files import DataError
 
 SPLITS = ("rack", "row")
 

@@ -257,6 +257,7 @@ def _child(name: str, tags: Mapping[str, str]) -> Iterator[str]:
     with (
         store_failures_told(),
         mlflow.start_run(run_name=name, nested=True, tags=shared | tags) as run,
+        store_failures_told(),  # first, so that a store that is away is not waited for again
     ):
         yield run.info.run_id
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from hvs_lib import columns as col
-from hvs_lib.evaluation.alarms import Alarm, AlarmRule, choose_alarm
+from hvs_lib.evaluation.alarms import Alarm, AlarmRule, best_alarm
 from hvs_lib.evaluation.audit import single_feature_average_precision
 from hvs_lib.evaluation.metrics import evaluate
 from hvs_lib.evaluation.scores import scores_frame
@@ -58,7 +58,7 @@ def test_scores_frame(benchmark, telemetry):
 
 
 def test_choose_alarm(benchmark, scores):
-    alarm = benchmark(choose_alarm, scores, max_false_alarms_per_module_day=0.1)
+    alarm = benchmark(best_alarm, scores, max_false_alarms_per_module_day=0.1)
     assert 0 < alarm.threshold < 1
     assert mean_s(benchmark) < 2
 

@@ -14,7 +14,8 @@ from pandas.testing import assert_frame_equal
 
 from hvs_lib import columns as col
 from hvs_lib.evaluation.splits import split_by_rack, thin_normal_rows
-from hvs_lib.telemetry import DataError, event_codes, module_codes, rack_codes
+from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes
+from hvs_lib.telemetry.files import DataError
 
 
 def check_partition(split, n_rows: int) -> None:
