@@ -60,7 +60,7 @@ def run(
 ) -> None:
     """Execute all notebooks, or those named, in order; a run that was stopped goes on."""
     from hvs_lib import runner
-    from hvs_lib.telemetry import DataError
+    from hvs_lib.telemetry.files import DataError
 
     try:
         given = dict(params)
@@ -93,8 +93,8 @@ def run(
 def simulate(output: Path, sites: int, hours: float, seed: int, jobs: int) -> None:
     """Simulate a fleet's telemetry into OUTPUT, a CSV or Parquet file that is not there yet."""
     from hvs_lib.simulator import simulate_fleet
-    from hvs_lib.telemetry import DataError, save_telemetry, summarize
-    from hvs_lib.telemetry.saving import check_new
+    from hvs_lib.telemetry.files import DataError, check_new, save_telemetry
+    from hvs_lib.telemetry.summary import summarize
 
     try:
         check_new(output)  # before minutes of work
@@ -113,7 +113,9 @@ def simulate(output: Path, sites: int, hours: float, seed: int, jobs: int) -> No
 def check(file: Path, keep_fill_values: bool) -> None:
     """Show what a telemetry FILE holds, or every problem that it has."""
     from hvs_lib.features import check_interval
-    from hvs_lib.telemetry import DataError, load_telemetry, summarize
+    from hvs_lib.telemetry.files import DataError
+    from hvs_lib.telemetry.read import load_telemetry
+    from hvs_lib.telemetry.summary import summarize
 
     try:
         telemetry = load_telemetry(file, require_label=False, keep_fill_values=keep_fill_values)
@@ -136,7 +138,7 @@ def score(file: Path, keep_fill_values: bool, output: Path, model: str | None) -
     """Find the alarms in a telemetry FILE with the registered champion."""
     from hvs_lib.progress import ProgressBar
     from hvs_lib.score import CHAMPION_URI, load_champion, score_file
-    from hvs_lib.telemetry import DataError
+    from hvs_lib.telemetry.files import DataError
     from hvs_lib.tracking import connect
     from hvs_lib.tracking.model_files import ModelError
 
@@ -204,7 +206,7 @@ def reproduce(run_id: str) -> None:
 
 
 def _echo_summary(summary: dict) -> None:
-    from hvs_lib.telemetry import format_summary
+    from hvs_lib.telemetry.summary import format_summary
 
     click.echo(format_summary(summary))
 

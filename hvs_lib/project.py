@@ -16,6 +16,10 @@ STORE_WAIT = "HVS_STORE_WAIT_S"  # how long to wait for a store that does not an
 MAX_STORE_WAIT_S = 600
 
 
+class HvsError(Exception):
+    """An error whose text is for the user: what is wrong, and the cure."""
+
+
 class StoreError(Exception):
     """The tracking store did not answer, or refused; the text is for the user."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hvs_lib.project import sources_sha256
-from hvs_lib.telemetry import sha256_of_file
+from hvs_lib.telemetry.files import sha256_of_file
 from hvs_lib.tracking import package_versions
 
 import nbformat

@@ -13,7 +13,10 @@ from hvs_lib.evaluation.calibration import CalibratedClassifier
 from hvs_lib.evaluation.metrics import raise_alarms, scores_frame
 from hvs_lib.features import check_interval, features_in_parts
 from hvs_lib.project import whole_file
-from hvs_lib.telemetry import DataError, describe, rack_codes, read_racks, sampling_interval_s
+from hvs_lib.telemetry.codes import rack_codes
+from hvs_lib.telemetry.files import DataError
+from hvs_lib.telemetry.quality import describe, sampling_interval_s
+from hvs_lib.telemetry.read import read_racks
 from hvs_lib.tracking import CHAMPION, REGISTERED_MODEL, read_alarm
 from hvs_lib.tracking.model_files import ModelError, load_model
 

@@ -22,7 +22,7 @@ from hvs_lib.evaluation.metrics import (
     scores_frame,
 )
 from hvs_lib.evaluation.splits import Split, thin_normal_rows
-from hvs_lib.telemetry import sampling_interval_s
+from hvs_lib.telemetry.quality import sampling_interval_s
 
 import joblib
 import numpy as np

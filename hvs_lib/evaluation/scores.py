@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from hvs_lib import columns as col
-from hvs_lib.telemetry import event_codes
+from hvs_lib.telemetry.codes import event_codes
 
 import numpy as np
 import pandas as pd

@@ -17,7 +17,7 @@ from hvs_lib.evaluation.metrics import AlarmRule
 from hvs_lib.evaluation.protocol import Assessment, Protocol
 from hvs_lib.project import project_root
 from hvs_lib.report import plots
-from hvs_lib.telemetry import event_codes
+from hvs_lib.telemetry.codes import event_codes
 
 import matplotlib.pyplot as plt
 import mlflow

@@ -16,8 +16,7 @@ from hvs_lib.evaluation.metrics import undefined_metrics
 from hvs_lib.evaluation.protocol import Assessment, Protocol
 from hvs_lib.progress import STEP, log_line
 from hvs_lib.project import EXECUTION, FINGERPRINT, FRESH, StoreError
-from hvs_lib.telemetry import sha256_of_file
-from hvs_lib.telemetry.reading import READ_ERRORS
+from hvs_lib.telemetry.files import READ_ERRORS, sha256_of_file
 from hvs_lib.tracking.children import ChildRun, ModelToLog, keep_unlogged, log_child
 from hvs_lib.tracking.contents import (
     AUDIT,

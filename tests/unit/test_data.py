@@ -11,10 +11,11 @@ from hvs_lib import columns as col
 from hvs_lib import telemetry as data
 from hvs_lib.project import project_root
 from hvs_lib.simulator import simulate_fleet
-from hvs_lib.telemetry import DataError, event_codes, load_telemetry, save_telemetry, summarize
-from hvs_lib.telemetry.loading import DEFAULT_SITE
-from hvs_lib.telemetry.reading import MISSING
-from hvs_lib.telemetry.schema import PLAUSIBLE
+from hvs_lib.telemetry.codes import event_codes
+from hvs_lib.telemetry.files import MISSING, DataError, save_telemetry
+from hvs_lib.telemetry.read import DEFAULT_SITE, load_telemetry
+from hvs_lib.telemetry.rules import PLAUSIBLE
+from hvs_lib.telemetry.summary import summarize
 
 import numpy as np
 import pandas as pd

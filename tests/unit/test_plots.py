@@ -2,7 +2,7 @@ from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import AlarmRule, alarm_curve, event_table
 from hvs_lib.evaluation.metrics import scores_frame
 from hvs_lib.report import plots
-from hvs_lib.telemetry import event_codes
+from hvs_lib.telemetry.codes import event_codes
 
 import matplotlib
 import numpy as np

@@ -15,7 +15,8 @@ from hvs_lib.evaluation.splits import split_by_rack
 from hvs_lib.features import build_features
 from hvs_lib.models import make_pipeline
 from hvs_lib.score import contributions, load_champion, score_file
-from hvs_lib.telemetry import DataError, load_telemetry, read_racks, save_telemetry
+from hvs_lib.telemetry.files import DataError, save_telemetry
+from hvs_lib.telemetry.read import load_telemetry, read_racks
 from hvs_lib.tracking.model_files import ModelError
 
 import numpy as np
@@ -112,7 +113,7 @@ def test_a_temporary_folder_without_room_is_told(file, tmp_path):
 
 
 def test_racks_are_never_cut(telemetry, tmp_path, monkeypatch):
-    monkeypatch.setattr("hvs_lib.telemetry.streaming.ROWS_TOGETHER", 300)
+    monkeypatch.setattr("hvs_lib.telemetry.read.ROWS_TOGETHER", 300)
     save_telemetry(telemetry, tmp_path / "t.parquet")
     sizes = [table.groupby(col.RACK, observed=True).size() for _, table in
              read_racks(tmp_path / "t.parquet", tmp_path)]  # fmt: skip

@@ -7,7 +7,8 @@ import warnings
 
 from hvs_lib import columns as col
 from hvs_lib.evaluation.splits import split_by_rack, thin_normal_rows
-from hvs_lib.telemetry import DataError, event_codes, module_codes, rack_codes
+from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes
+from hvs_lib.telemetry.files import DataError
 
 import numpy as np
 import pandas as pd
