@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,12 +126,9 @@ def score_file(
     output = Path(output).resolve()
     _check_output(output, Path(path))
     tally = Tally()
-    with (
-        whole_file(output) as unfinished,
-        tempfile.TemporaryDirectory(prefix="hvs-score-") as folder,
-    ):
+    with whole_file(output) as unfinished:
         pd.DataFrame(columns=COLUMNS).to_csv(unfinished, index=False)
-        for share, telemetry in read_racks(path, folder, keep_fill_values=keep_fill_values):
+        for share, telemetry in read_racks(path, keep_fill_values=keep_fill_values):
             tally.findings += telemetry.attrs["findings"]
             tally.intervals_s.append(sampling_interval_s(telemetry))
             alarms = score_racks(telemetry, champion)

@@ -59,7 +59,7 @@ class Racks:
 
     def add(self, batch: arrow.Table) -> None:
         """Take rows, and number them from 0 in `ROW`."""
-        number = np.arange(self.n_rows, self.n_rows + len(batch))
+        number = np.arange(self.n_rows, self.n_rows + len(batch), dtype=np.int32)
         self._in_memory.append(_sorted(batch.append_column(ROW, arrow.array(number))))
         self.n_rows += len(batch)
         self._n_in_memory += len(batch)
@@ -68,7 +68,8 @@ class Racks:
 
     def complete(self, rows_together: int) -> Iterator[arrow.Table]:
         """Yield the rows of whole racks, small ones together up to about so many rows."""
-        return _merged([*self._on_disk, *self._in_memory], rows_together)
+        runs, self._on_disk, self._in_memory = [*self._on_disk, *self._in_memory], [], []
+        return _merged(runs, rows_together)
 
     def _write(self) -> None:
         """Merge the runs in memory to one on the disk."""
@@ -116,6 +117,7 @@ def _merged(runs: list[_Run], rows_together: int) -> Iterator[arrow.Table]:
         if n_rows >= rows_together or last == len(racks) - 1:
             yield concatenated([run.between(racks[first], rack) for run in runs])
             first, n_rows = last + 1, 0
+            runs = [run for run in runs if run.racks[-1] > rack]  # frees the others
 
 
 def concatenated(tables: list[arrow.Table]) -> arrow.Table:

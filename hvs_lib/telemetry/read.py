@@ -1,6 +1,7 @@
 """Read telemetry: a whole file, or a few whole racks of it at a time, by the same steps."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -54,15 +55,12 @@ def load_telemetry(
         If the file cannot be read or breaks a rule of the table.
     """
     file = TelemetryFile(Path(path))
-    whole = _WholeFile(file, require_label=require_label, keep_fill_values=keep_fill_values)
+    reader = _Reader(file, require_label=require_label, keep_fill_values=keep_fill_values)
     try:
-        frame, findings = whole.frame(file.columns())
+        columns = file.columns()
     except READ_ERRORS as error:
         raise unreadable(file.path, error) from error
-    whole.note(frame)
-    return whole.telemetry(
-        frame, findings, file.row_name, [*file.problems, *whole.untypical(frame)]
-    )
+    return reader.telemetry(columns, file.row_name, all_rows=True)
 
 
 def read_racks(
@@ -94,117 +92,118 @@ def read_racks(
         If the file or a rack of it breaks a rule of the table, or the folder has no room.
     """
     file = TelemetryFile(Path(path))
-    whole = _WholeFile(file, require_label=False, keep_fill_values=keep_fill_values)
+    reader = _Reader(file, require_label=False, keep_fill_values=keep_fill_values)
     with TemporaryDirectory(prefix="hvs-racks-") as folder:
         racks = Racks(Path(folder), rows_in_memory)
-        sample = _sorted_into(racks, file, whole)
+        sample = reader.sort_into(racks)
         if sample is None:  # `load_telemetry` says what is wrong, if anything is
             yield 1.0, load_telemetry(path, require_label=False, keep_fill_values=keep_fill_values)
             return
-        if problems := whole.untypical(sample):
+        if problems := untypical(sample):
             raise refusal(file.path, *problems)
         done = 0
         for table in racks.complete(ROWS_TOGETHER):
-            number = table[ROW].to_numpy()
-            frame, findings = whole.frame({name: table[name] for name in file.known})
-            done += len(frame)
-            row_name = lambda row, number=number: file.row_name(number[row])  # noqa: E731
-            yield done / racks.n_rows, whole.telemetry(frame, findings, row_name)
+            done += len(table)
+            columns = {name: table[name] for name in file.known}
+            row_name = partial(_row_name, file, table[ROW].to_numpy())
+            yield done / racks.n_rows, reader.telemetry(columns, row_name)
 
 
-def _sorted_into(racks: Racks, file: TelemetryFile, whole: "_WholeFile") -> pd.DataFrame | None:
-    """Sort a file's rows into racks; return some rows, None if the file breaks a rule as a whole."""
-    if file.problems or not {col.RACK, col.MODULE, col.TIMESTAMP} <= set(file.known):
-        return None
-    zones: set[bool] = set()
-    sample = []
-    try:
-        for batch in file.batches():
-            racks.add(batch)
-            undecided = {name: batch[name] for name in file.known if name in whole.undecided}
-            whole.note(whole.frame(undecided)[0])
-            if len(zones) < 2:
-                zones |= zone_styles(batch[col.TIMESTAMP])
-            every = max(len(batch) // _SAMPLED, 1)
-            sample.append(batch.take(arrow.array(np.arange(0, len(batch), every))))
-        sensors = [name for name in file.known if name in (*col.KEYS[:3], *col.SENSORS)]
-        table = concatenated(sample)
-        frame, _ = whole.frame({name: table[name] for name in sensors})
-    except READ_ERRORS:
-        return None
-    return frame if racks.n_rows and not whole.is_silent and len(zones) < 2 else None
+def _row_name(file: TelemetryFile, numbers: np.ndarray, row: int) -> str:
+    return file.row_name(numbers[row])
 
 
-class _WholeFile:
-    """What only all rows of a file together tell, and the steps that need it.
+class _Reader:
+    """The steps from a file's columns to telemetry, and what only all of its rows tell.
 
     Attributes
     ----------
     empty : set of str
-        Columns that count as absent if they are empty, and have no value so far.
+        Columns without a value so far that count as absent if that is all.
     zero : set of str
-        Sensors without a value, or with none but 0, so far.
+        Sensors without a value so far, or with none but 0, which stand for an absent one, too.
     """
 
     def __init__(self, file: TelemetryFile, *, require_label: bool, keep_fill_values: bool):
-        self._file = file
-        self._require_label = require_label
-        self._keep_fill_values = keep_fill_values
+        self.file = file
+        self.require_label = require_label
+        self.keep_fill_values = keep_fill_values
         self.empty = {col.SITE, *col.SENSORS} | (set() if require_label else {col.LABEL})
         self.zero = set() if keep_fill_values else set(col.SENSORS)
 
-    @property
-    def undecided(self) -> set[str]:
-        """Columns that `note` must see more rows of."""
-        return self.empty | self.zero
+    def sort_into(self, racks: Racks) -> pd.DataFrame | None:
+        """Sort the rows into racks; return some of them, None if the whole file breaks a rule."""
+        known = self.file.known
+        if self.file.problems or not {col.RACK, col.MODULE, col.TIMESTAMP} <= set(known):
+            return None
+        zones: set[bool] = set()
+        sample = []
+        try:
+            for batch in self.file.batches():
+                racks.add(batch)
+                undecided = [name for name in known if name in self.empty | self.zero]
+                self._note(self._to_frame({name: batch[name] for name in undecided})[0])
+                if len(zones) < 2:
+                    zones |= zone_styles(batch[col.TIMESTAMP])
+                every = max(len(batch) // _SAMPLED, 1)
+                sample.append(batch.take(arrow.array(np.arange(0, len(batch), every))))
+            if not racks.n_rows or self._is_silent or len(zones) > 1:
+                return None
+            rows = concatenated(sample)
+            shown = {*col.KEYS[:3], *col.SENSORS} - self.zero
+            return self._to_frame({name: rows[name] for name in known if name in shown})[0]
+        except READ_ERRORS:
+            return None
 
     @property
-    def is_silent(self) -> bool:
-        """Whether no sensor has a reading."""
-        return self.undecided.issuperset(col.SENSORS)
+    def _is_silent(self) -> bool:
+        return (self.empty | self.zero).issuperset(col.SENSORS)
 
-    def note(self, frame: pd.DataFrame) -> None:
-        """Note which of a frame's columns have values."""
-        for name in self.undecided & set(frame):
+    def _note(self, frame: pd.DataFrame) -> None:
+        """Note which columns have values in these rows."""
+        for name in (self.empty | self.zero) & set(frame):
             values = frame[name].dropna()
             if len(values) or frame.empty:
                 self.empty.discard(name)
             if (values != 0).any() or frame.empty:
                 self.zero.discard(name)
 
-    def frame(self, columns: dict[str, arrow.ChunkedArray]) -> tuple[pd.DataFrame, list[Finding]]:
-        """Return columns as a frame, fill values missing, and what was found."""
+    def _to_frame(
+        self, columns: dict[str, arrow.ChunkedArray]
+    ) -> tuple[pd.DataFrame, list[Finding]]:
         frame = to_frame(columns)
-        return frame, [] if self._keep_fill_values else clear_fill_values(frame)
-
-    def untypical(self, frame: pd.DataFrame) -> list[str]:
-        return untypical(frame.drop(columns=self.zero & set(frame)))
+        return frame, [] if self.keep_fill_values else clear_fill_values(frame)
 
     def telemetry(
         self,
-        frame: pd.DataFrame,
-        findings: list[Finding],
+        columns: dict[str, arrow.ChunkedArray],
         row_name: Callable[[int], str],
-        problems: list[str] = (),
+        *,
+        all_rows: bool = False,
     ) -> pd.DataFrame:
-        """Validate the rows of whole racks and give them types and order."""
-        findings += zero_columns(
-            frame, [name for name in col.SENSORS if name in self.zero & set(frame)]
-        )
-        frame = frame.drop(columns=self.undecided & set(frame))
-        problems = [
-            *problems,
-            *broken_rules(frame, self._file.names, row_name, require_label=self._require_label),
-            *([NO_SENSOR] if self.is_silent else []),
-        ]
+        """Validate the rows of whole racks, or of the file, and give them types and order."""
+        try:
+            frame, findings = self._to_frame(columns)
+        except READ_ERRORS as error:
+            raise unreadable(self.file.path, error) from error
+        if all_rows:
+            self._note(frame)
+        zero = [name for name in col.SENSORS if name in self.zero & set(frame)]
+        findings += zero_columns(frame, zero)
+        frame = frame.drop(columns=(self.empty | self.zero) & set(frame))
+        problems = [*self.file.problems, *untypical(frame)] if all_rows else []
+        names, require_label = self.file.names, self.require_label
+        problems += broken_rules(frame, names, row_name, require_label=require_label)
+        if self._is_silent:
+            problems.append(NO_SENSOR)
         if problems:
-            raise refusal(self._file.path, *problems)
+            raise refusal(self.file.path, *problems)
         telemetry = _in_order(frame)
         modules = module_codes(telemetry)
-        if not self._keep_fill_values:
+        if not self.keep_fill_values:
             findings += clear_zero_modules(telemetry, modules)
         findings += doubtful_current(telemetry, modules)
-        ignored = [name for name in self._file.names if name not in col.TELEMETRY]
+        ignored = [name for name in names if name not in col.TELEMETRY]
         telemetry.attrs = {"ignored_columns": ignored, "findings": findings}
         return telemetry
 
