@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -126,9 +127,12 @@ def score_file(
     output = Path(output).resolve()
     _check_output(output, Path(path))
     tally = Tally()
-    with whole_file(output) as unfinished:
+    with (
+        whole_file(output) as unfinished,
+        closing(read_racks(path, keep_fill_values=keep_fill_values)) as parts,
+    ):
         pd.DataFrame(columns=COLUMNS).to_csv(unfinished, index=False)
-        for share, telemetry in read_racks(path, keep_fill_values=keep_fill_values):
+        for share, telemetry in parts:
             tally.findings += telemetry.attrs["findings"]
             tally.intervals_s.append(sampling_interval_s(telemetry))
             alarms = score_racks(telemetry, champion)

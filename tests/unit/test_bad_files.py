@@ -8,6 +8,7 @@ import time
 from hvs_lib import columns as col
 from hvs_lib.evaluation.splits import split_by_rack
 from hvs_lib.features import build_features
+from hvs_lib.telemetry import files
 from hvs_lib.telemetry.files import DataError
 from hvs_lib.telemetry.read import load_telemetry, read_racks
 
@@ -334,26 +335,22 @@ def test_file(make_telemetry, tmp_path, case):
             use(path)
         assert found in str(refused.value)
         assert str(refused.value).count(";") >= 1, "a cure follows the problem"
-        return
-    telemetry = use(path)
-    assert len(telemetry) == len(frame)
-    if found == LOADS:
+    elif found == LOADS:
         expected = load_telemetry(table(lambda f: f)(frame, tmp_path / "plain.csv"))
-        pd.testing.assert_frame_equal(telemetry, expected, check_like=True)
+        pd.testing.assert_frame_equal(use(path), expected, check_like=True)
+    else:
+        assert len(use(path)) == len(frame)
 
-
-@pytest.mark.parametrize("case", CASES)
-def test_scoring_reads_a_file_alike(make_telemetry, tmp_path, case):
-    make, _ = CASES[case]
-    path = make(make_telemetry(event_ids=False), tmp_path / "telemetry.csv")
+    # scoring reads it alike
     try:
-        expected = load_telemetry(path, require_label=False)
-    except DataError:
-        with pytest.raises(DataError):
+        whole = load_telemetry(path, require_label=False)
+    except DataError as refused:
+        with pytest.raises(DataError) as also_refused:
             list(read_racks(path))
-        return
-    pieces = [piece for _, piece in read_racks(path)]
-    assert sum(map(len, pieces)) == len(expected)
+        assert set(also_refused.value.problems) <= set(refused.problems)
+    else:
+        racks = pd.concat([piece for _, piece in read_racks(path)], ignore_index=True)
+        pd.testing.assert_frame_equal(racks[col.SENSORS], whole[col.SENSORS])
 
 
 def in_first_rack(column, value):
@@ -412,10 +409,11 @@ def test_racks_of_one_row_cost_little(make_telemetry, tmp_path):
     assert time.process_time() - start < 20  # the product of sites and racks would fill the memory
 
 
-def test_line_breaks_in_cells(make_telemetry, tmp_path):
-    frame = make_telemetry(event_ids=False).assign(Comment='a "filter"\n,\nchanged ' * 800)
+def test_line_breaks_in_cells(make_telemetry, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_BLOCK", 2**14)
+    frame = make_telemetry(event_ids=False).assign(Comment='a "filter"\n,\nchanged ' * 20)
     path = table(lambda f: f)(frame, tmp_path / "telemetry.csv")
-    assert path.stat().st_size > 12e6, "the parser's pieces of 8 MB must end within a cell"
+    assert path.stat().st_size > 20 * 2**14, "the parser's pieces must end within a cell"
     plain = load_telemetry(table(lambda f: f.iloc[:, :-1])(frame, tmp_path / "plain.csv"))
     pieces = [piece for _, piece in read_racks(path)]
     for found in (load_telemetry(path), pd.concat(pieces, ignore_index=True)):
@@ -460,7 +458,7 @@ WORDS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     edits=st.lists(
         st.tuples(st.integers(0, 24), st.sampled_from(col.TELEMETRY[:13]), WORDS), max_size=6

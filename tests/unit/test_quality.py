@@ -65,6 +65,13 @@ def test_a_fill_value_is_missing_and_told(make_telemetry, reread, name, value, r
     )
 
 
+def test_a_fill_value_in_all_rows_is_told(make_telemetry, reread):
+    telemetry = make_telemetry().assign(**{col.SOC: np.float32(127.5)})
+    for racks in (False, True):
+        (warning,) = warnings_of(reread(telemetry, racks=racks))
+        assert warning.startswith(f"{col.SOC} in 720 rows (100.00%): 127.5, as absent")
+
+
 def test_fill_values_can_be_kept(make_telemetry, reread):
     telemetry = make_telemetry()
     telemetry.loc[:59, col.TEMP_MAX] = 215.0

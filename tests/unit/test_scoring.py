@@ -1,7 +1,7 @@
 import errno
 import json
 import os
-import subprocess
+import signal
 import sys
 import tempfile
 import urllib.error
@@ -276,15 +276,13 @@ def test_telemetry_at_another_rate_and_doubtful_readings_are_told(uri, make_tele
 
 def test_a_score_that_is_terminated_leaves_nothing_behind(uri, telemetry, tmp_path, monkeypatch):
     save_telemetry(telemetry, tmp_path / "t.csv")
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    program = (
-        "import os, signal; from hvs_lib import cli, score\n"
-        "score.score_racks = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "cli.main()"
-    )
-    command = [sys.executable, "-c", program, "score", "t.csv", "--output", "a.csv"]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert process.returncode == 143, process.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.csv", "tmp"]
-    assert not list((tmp_path / "tmp").glob("hvs-*"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(score, "score_racks", lambda *_: signal.raise_signal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    command = ["score", str(tmp_path / "t.csv"), "--output", str(tmp_path / "a.csv")]
+    try:
+        result = CliRunner().invoke(main, command)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert result.exit_code == 143, result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
