@@ -3,21 +3,10 @@
 from __future__ import annotations
 
 import stat
-import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from hvs_lib import columns as col
-from hvs_lib.evaluation.alarms import Alarm, raise_alarms
-from hvs_lib.evaluation.calibration import METHODS, CalibratedClassifier
-from hvs_lib.evaluation.scores import scores_frame
-from hvs_lib.features import check_interval, features_in_parts
-from hvs_lib.project import whole_file
-from hvs_lib.telemetry import DataError, describe, rack_codes, read_racks, sampling_interval_s
-from hvs_lib.tracking.champion import CHAMPION, REGISTERED_MODEL
-from hvs_lib.tracking.model_files import ModelError, load_model
-from hvs_lib.tracking.runs import read_alarm
 
 import mlflow
 import numpy as np
@@ -26,6 +15,20 @@ from imblearn.pipeline import Pipeline
 from sklearn import config_context
 from sklearn.ensemble import RandomForestClassifier
 from xgboost import DMatrix, XGBClassifier
+
+from hvs_lib import columns as col
+from hvs_lib.evaluation.alarms import Alarm, raise_alarms
+from hvs_lib.evaluation.calibration import METHODS, CalibratedClassifier
+from hvs_lib.evaluation.scores import scores_frame
+from hvs_lib.features import check_interval, features_in_parts
+from hvs_lib.project import whole_file
+from hvs_lib.telemetry.codes import rack_codes
+from hvs_lib.telemetry.files import DataError
+from hvs_lib.telemetry.quality import describe, sampling_interval_s
+from hvs_lib.telemetry.read import read_racks
+from hvs_lib.tracking.champion import CHAMPION, REGISTERED_MODEL
+from hvs_lib.tracking.model_files import ModelError, load_model
+from hvs_lib.tracking.runs import read_alarm
 
 CHAMPION_URI = f"models:/{REGISTERED_MODEL}@{CHAMPION}"
 N_TOP = 3
@@ -133,10 +136,10 @@ def score_file(
     tally = Tally()
     with (
         whole_file(output) as unfinished,
-        tempfile.TemporaryDirectory(prefix="hvs-score-") as folder,
+        closing(read_racks(path, keep_fill_values=keep_fill_values)) as parts,
     ):
         pd.DataFrame(columns=COLUMNS).to_csv(unfinished, index=False)
-        for share, telemetry in read_racks(path, folder, keep_fill_values=keep_fill_values):
+        for share, telemetry in parts:
             tally.findings += telemetry.attrs["findings"]
             tally.intervals_s.append(sampling_interval_s(telemetry))
             alarms = score_racks(telemetry, champion)

@@ -8,12 +8,12 @@ finds the scheme by the entry point ``mlflow.artifact_repository`` in pyproject.
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from hvs_lib.project import StoreError, project_root
-
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from sqlalchemy import make_url
+
+from hvs_lib.project import StoreError, project_root
 
 ARTIFACTS = "hvs:/mlartifacts"
 

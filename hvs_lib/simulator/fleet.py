@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+
 from hvs_lib import columns as col
 from hvs_lib.progress import steps
 from hvs_lib.simulator import physics as ph
 from hvs_lib.simulator.causes import N_RACKS, draw_events
 from hvs_lib.simulator.physics import DT_S, N_MODULES
 from hvs_lib.simulator.rack import Fate, draw_dispatch, draw_room, fates, measure, plan_rack
-
-import numpy as np
-import pandas as pd
-from joblib import Parallel, delayed
 
 START = np.datetime64("2025-01-01T00:00:00", "us")
 LABEL_FROM_S = col.LABEL_FROM_MIN * 60.0 + col.LABEL_UNTIL_S  # before the PNR

@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from hvs_lib import __version__
-from hvs_lib.project import project_root, remove_unfinished, sources_sha256
-from hvs_lib.telemetry.reading import READ_ERRORS
-from hvs_lib.telemetry.saving import write
-
 import pyarrow as arrow
 import pyarrow.parquet
 from filelock import FileLock
+
+from hvs_lib import __version__
+from hvs_lib.project import project_root, remove_unfinished, sources_sha256
+from hvs_lib.telemetry.files import READ_ERRORS, write
 
 SIMULATED_HOURS = 6.0
 _FINGERPRINT = b"hvs_simulator_sha256"
@@ -59,7 +58,7 @@ def check_fleet(sites: int, seed: int) -> None:
 
 def _simulate_to(path: Path, sites: int, seed: int, stamp: str) -> None:
     # here, not at the top: it brings in numba, which reading a file does not need
-    from hvs_lib.simulator import simulate_fleet
+    from hvs_lib.simulator.fleet import simulate_fleet
 
     telemetry, _ = simulate_fleet(sites, SIMULATED_HOURS, seed, n_jobs=-1, progress=True)
     stamps = {b"hvs_workbook_version": __version__.encode(), _FINGERPRINT: stamp.encode()}

@@ -16,6 +16,13 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import click
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.model_selection import BaseCrossValidator
+from xgboost import XGBClassifier
+
 from hvs_lib import models
 from hvs_lib.evaluation.metrics import evaluate
 from hvs_lib.evaluation.protocol import Protocol
@@ -26,14 +33,8 @@ from hvs_lib.features import build_features
 from hvs_lib.models import XGBOOST_BY_HAND, XGBOOST_SEARCH_SPACE, make_pipeline, row_weights
 from hvs_lib.report.tables import cell
 from hvs_lib.search import random_search
-from hvs_lib.telemetry import load_telemetry, simulated_fleet_path
-
-import click
-import numpy as np
-import pandas as pd
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.model_selection import BaseCrossValidator
-from xgboost import XGBClassifier
+from hvs_lib.telemetry.read import load_telemetry
+from hvs_lib.telemetry.simulated import simulated_fleet_path
 
 PACKAGES = ("flaml", "autogluon.tabular", "scikit-learn", "xgboost", "pandas")
 

@@ -1,14 +1,15 @@
 """Raw telemetry in, alarms out, on one core."""
 
+import pytest
+from xgboost import XGBClassifier
+
 from hvs_lib.evaluation.alarms import Alarm, AlarmRule
 from hvs_lib.evaluation.calibration import CalibratedClassifier
 from hvs_lib.features import build_features
 from hvs_lib.models import XGBOOST_BY_HAND, make_pipeline
 from hvs_lib.score import Champion, score_file
-from hvs_lib.telemetry import load_telemetry, simulated_fleet_path
-
-import pytest
-from xgboost import XGBClassifier
+from hvs_lib.telemetry.read import load_telemetry
+from hvs_lib.telemetry.simulated import simulated_fleet_path
 
 
 @pytest.fixture(scope="module")

@@ -5,20 +5,19 @@ import subprocess
 import sys
 from dataclasses import replace
 
-from hvs_lib import columns as col
-from hvs_lib.simulator import fleet as simulated
-from hvs_lib.simulator import physics as ph
-from hvs_lib.simulator import simulate_fleet
-from hvs_lib.simulator.causes import CAUSES, HAZARDS, LOOK_ALIKES, make_event
-from hvs_lib.simulator.fleet import simulate_site, to_frames
-from hvs_lib.simulator.rack import draw_dispatch, draw_room, fates, plan_rack
-
 import numpy as np
 import pandas as pd
 import pytest
 from numba import njit
 from scipy.integrate import solve_ivp
 from sklearn.metrics import average_precision_score
+
+from hvs_lib import columns as col
+from hvs_lib.simulator import fleet as simulated
+from hvs_lib.simulator import physics as ph
+from hvs_lib.simulator.causes import CAUSES, HAZARDS, LOOK_ALIKES, make_event
+from hvs_lib.simulator.fleet import simulate_fleet, simulate_site, to_frames
+from hvs_lib.simulator.rack import draw_dispatch, draw_room, fates, plan_rack
 
 # --- the reactions, in the oven test of an 18650 cell ---------------------------------------------
 

@@ -7,30 +7,6 @@ import sys
 import time
 from dataclasses import replace
 
-from hvs_lib.evaluation.protocol import Protocol
-from hvs_lib.evaluation.splits import split_by_rack
-from hvs_lib.features import build_features
-from hvs_lib.models import make_pipeline
-from hvs_lib.progress import log_file
-from hvs_lib.project import StoreError
-from hvs_lib.sqlite_store import BesideTheStore
-from hvs_lib.telemetry import sha256_of_file
-from hvs_lib.tracking import champion
-from hvs_lib.tracking.model_files import ModelError, load_model
-from hvs_lib.tracking.runs import (
-    AUDIT,
-    close_killed_runs,
-    close_execution,
-    comparable_runs,
-    log_assessment,
-    log_candidate,
-    prepare,
-    read_alarm,
-    read_audit,
-    read_scores,
-)
-from hvs_lib.tracking.store import connect, search_runs
-
 import mlflow
 import numpy as np
 import pandas as pd
@@ -40,6 +16,30 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sklearn.linear_model import LogisticRegression
 from xgboost import XGBClassifier
+
+from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.splits import split_by_rack
+from hvs_lib.features import build_features
+from hvs_lib.models import make_pipeline
+from hvs_lib.progress import log_file
+from hvs_lib.project import StoreError
+from hvs_lib.sqlite_store import BesideTheStore
+from hvs_lib.telemetry.files import sha256_of_file
+from hvs_lib.tracking import champion
+from hvs_lib.tracking.model_files import ModelError, load_model
+from hvs_lib.tracking.runs import (
+    AUDIT,
+    close_execution,
+    close_killed_runs,
+    comparable_runs,
+    log_assessment,
+    log_candidate,
+    prepare,
+    read_alarm,
+    read_audit,
+    read_scores,
+)
+from hvs_lib.tracking.store import connect, search_runs
 
 
 @pytest.fixture
