@@ -154,7 +154,8 @@ def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> list[str]:
     from hvs_lib.evaluation.splits import check_labels, split_by_rack, thin_normal_rows
     from hvs_lib.features import check_interval
     from hvs_lib.samplers import check_folds
-    from hvs_lib.telemetry import load_telemetry, summarize
+    from hvs_lib.telemetry.read import load_telemetry
+    from hvs_lib.telemetry.summary import summarize
 
     uses = {
         name: _defaults(notebooks()[name]) | dict(parameters)

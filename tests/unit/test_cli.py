@@ -4,7 +4,7 @@ from pathlib import Path
 from hvs_lib import columns as col
 from hvs_lib import runner
 from hvs_lib.cli import main
-from hvs_lib.telemetry import load_telemetry
+from hvs_lib.telemetry.read import load_telemetry
 
 import pytest
 from click.testing import CliRunner
