@@ -81,8 +81,8 @@ def run(
 def simulate(output: Path, sites: int, hours: float, seed: int, jobs: int) -> None:
     """Simulate a fleet and write its telemetry to OUTPUT, a new CSV or Parquet file."""
     from hvs_lib.simulator import simulate_fleet
-    from hvs_lib.telemetry import format_summary, save_telemetry, summarize
-    from hvs_lib.telemetry.saving import check_new
+    from hvs_lib.telemetry.files import check_new, save_telemetry
+    from hvs_lib.telemetry.summary import format_summary, summarize
 
     check_new(output)  # before minutes of work
     try:
@@ -101,7 +101,8 @@ def simulate(output: Path, sites: int, hours: float, seed: int, jobs: int) -> No
 def check(file: Path, keep_fill_values: bool) -> None:
     """Summarize a telemetry FILE, or list every problem in it."""
     from hvs_lib.features import check_interval
-    from hvs_lib.telemetry import format_summary, load_telemetry, summarize
+    from hvs_lib.telemetry.read import load_telemetry
+    from hvs_lib.telemetry.summary import format_summary, summarize
 
     telemetry = load_telemetry(file, require_label=False, keep_fill_values=keep_fill_values)
     summary = summarize(telemetry)

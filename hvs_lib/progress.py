@@ -27,12 +27,15 @@ class ProgressBar(tqdm):
 
     Parameters
     ----------
-    total : of the work, in any unit.
-    unit : its name, in the plural.
+    total : float
+        All of the work, in any unit.
+    unit : str
+        The unit's name, in the plural.
 
     Attributes
     ----------
-    done : counted so far.
+    done : float
+        Counted so far.
     """
 
     def __init__(self, total: float, unit: str):
@@ -89,8 +92,10 @@ def followed(path: Path, say: Callable[[str], None]) -> Iterator[None]:
 
     Parameters
     ----------
-    path : of the log, which need not be there yet.
-    say : called with each line of a step, without its time; at the end it has got them all.
+    path : Path
+        The log, which need not be there yet.
+    say : callable
+        Called with each line of a step, without its time; at the end it has got them all.
     """
     place = path.stat().st_size if path.exists() else 0
     at_end = Event()

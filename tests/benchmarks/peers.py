@@ -26,7 +26,8 @@ from hvs_lib.features import build_features
 from hvs_lib.models import XGBOOST_BY_HAND, XGBOOST_SEARCH_SPACE, make_pipeline, row_weights
 from hvs_lib.report.tables import cell
 from hvs_lib.search import random_search
-from hvs_lib.telemetry import load_telemetry, simulated_fleet_path
+from hvs_lib.telemetry.read import load_telemetry
+from hvs_lib.telemetry.simulated import simulated_fleet_path
 
 import click
 import numpy as np

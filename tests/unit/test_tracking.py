@@ -14,7 +14,7 @@ from hvs_lib.models import make_pipeline
 from hvs_lib.progress import log_file
 from hvs_lib.project import StoreError
 from hvs_lib.sqlite_store import BesideTheStore
-from hvs_lib.telemetry import sha256_of_file
+from hvs_lib.telemetry.files import sha256_of_file
 from hvs_lib.tracking import champion
 from hvs_lib.tracking.model_files import ModelError, load_model
 from hvs_lib.tracking.runs import (
