@@ -35,7 +35,7 @@ POLICIES = {
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     """Who is the champion from now on, and why.
 
     Attributes
@@ -127,7 +127,7 @@ def decide(
     *,
     policy: str = "event_recall",
     seed: int = 42,
-) -> Verdict:
+) -> Decision:
     """Let the challenger replace the incumbent only if it is better beyond chance.
 
     Parameters
@@ -138,16 +138,16 @@ def decide(
 
     Returns
     -------
-    Verdict. An incumbent that was judged on other telemetry, racks or alarm budget cannot be
+    Decision. An incumbent that was judged on other telemetry, racks or alarm budget cannot be
     compared: it gives way, and stays registered.
     """
     if incumbent is None:
-        return Verdict(challenger, True, "it is the first champion.")
+        return Decision(challenger, True, "it is the first champion.")
     if incumbent["run_id"] == challenger["run_id"]:
-        return Verdict(incumbent, False, "the champion leads the ranking itself.")
+        return Decision(incumbent, False, "the champion leads the ranking itself.")
     judged_by = ["data_sha256", "protocol_digest"]
     if any(incumbent[name] != challenger[name] for name in judged_by):
-        return Verdict(
+        return Decision(
             challenger,
             True,
             f"the incumbent, {incumbent['name']} ({incumbent['run_id']}), was judged on other "
@@ -157,8 +157,8 @@ def decide(
     what = "event recall" if policy == "event_recall" else "average precision"
     said = f"challenger minus incumbent, {what} out of fold: {difference}, {difference.verdict}"
     if difference.verdict == "better":
-        return Verdict(challenger, True, f"{said}: the challenger takes over.")
-    return Verdict(incumbent, False, f"{said}: the incumbent stays.")
+        return Decision(challenger, True, f"{said}: the challenger takes over.")
+    return Decision(incumbent, False, f"{said}: the incumbent stays.")
 
 
 def incumbent() -> pd.Series | None:
