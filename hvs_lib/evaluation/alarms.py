@@ -263,8 +263,9 @@ def best_alarm(
     for rule in rules:
         track = AlarmTrack(rows, rule)
         thresholds = track.candidates()
+        # The first never alarms. Leave out what is worse at best: most thresholds, and the slow ones.
         hoped = worth(track, thresholds, track.least_false(thresholds))
-        thresholds = thresholds[hoped >= hoped[0]]  # the first never alarms: the others are too low
+        thresholds = thresholds[hoped >= hoped[0]]
         n_false = track.n_false(thresholds)
         worths = worth(track, thresholds, n_false)
         best = np.flatnonzero(worths == worths.max())
