@@ -12,20 +12,21 @@ import click
 
 _KEEP = click.option(
     "--keep-fill-values", is_flag=True,
-    help="Take 327.67, 65535 and the like, which stand for absent sensors, as readings.",
+    help="Treat 327.67, 65535 and other fill values of absent sensors as readings.",
 )  # fmt: skip
 
 # The imports of each command stand in it, so that `hvs --help` and a refusal answer at once.
 
 
 class _Commands(click.Group):
-    """Commands that end with one line where the user, or a full disk, is to be told something."""
+    """Commands that end with one line of text where the user, or a full disk, is the cause."""
 
     def main(self, *args, **kwargs) -> None:
         try:
             super().main(*args, **kwargs)
         except (HvsError, OSError) as error:
-            _fail(error)
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(1)
 
 
 @click.group(cls=_Commands)
@@ -33,7 +34,7 @@ class _Commands(click.Group):
 def main() -> None:
     """Early warning of thermal runaway in high-voltage battery storage."""
     set_environment()  # before numpy and MLflow are loaded
-    sys.stdout.reconfigure(errors="replace")  # a terminal need not know each character of an id
+    sys.stdout.reconfigure(errors="replace")  # a terminal may lack characters of an id
 
 
 @main.command()
@@ -42,9 +43,9 @@ def main() -> None:
     "-p", "--param", "params", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter."
 )
 @click.option("--profile", default="default", show_default=True, help="smoke, default or full.")
-@click.option("--fresh", is_flag=True, help="Fit again what is in data/cache/.")
+@click.option("--fresh", is_flag=True, help="Clear data/cache/ and fit every model again.")
 @click.option(
-    "--in-place", is_flag=True, help="Keep the outputs in notebooks/, for committing; is fresh."
+    "--in-place", is_flag=True, help="Write outputs into notebooks/, to commit; implies --fresh."
 )
 def run(
     notebook: tuple[str, ...],
@@ -53,7 +54,7 @@ def run(
     fresh: bool,
     in_place: bool,
 ) -> None:
-    """Execute all notebooks, or those named, in order; what was fitted before is kept."""
+    """Run all notebooks in order, or only those named. Fitted models are kept and reused."""
     from hvs_lib import runner
 
     given = dict(params)
@@ -73,15 +74,15 @@ def run(
 
 @main.command()
 @click.argument("output", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--sites", default=8, show_default=True, help="Sites of 64 modules each.")
-@click.option("--hours", default=6.0, show_default=True, help="Simulated time.")
+@click.option("--sites", default=8, show_default=True, help="Number of sites, 64 modules each.")
+@click.option("--hours", default=6.0, show_default=True, help="Simulated time [h].")
 @click.option("--seed", default=42, show_default=True)
-@click.option("--jobs", default=-1, show_default=True, help="Sites simulated at once; -1: cores.")
+@click.option("--jobs", default=-1, show_default=True, help="Sites at once; -1: one per core.")
 def simulate(output: Path, sites: int, hours: float, seed: int, jobs: int) -> None:
-    """Simulate a fleet's telemetry into OUTPUT, a CSV or Parquet file that is not there yet."""
+    """Simulate a fleet and write its telemetry to OUTPUT, a new CSV or Parquet file."""
     from hvs_lib.simulator import simulate_fleet
-    from hvs_lib.telemetry import format_summary, save_telemetry, summarize
-    from hvs_lib.telemetry.saving import check_new
+    from hvs_lib.telemetry.files import check_new, save_telemetry
+    from hvs_lib.telemetry.summary import format_summary, summarize
 
     check_new(output)  # before minutes of work
     try:
@@ -98,9 +99,10 @@ def simulate(output: Path, sites: int, hours: float, seed: int, jobs: int) -> No
 @click.argument("file", type=click.Path(path_type=Path))
 @_KEEP
 def check(file: Path, keep_fill_values: bool) -> None:
-    """Show what a telemetry FILE holds, or every problem that it has."""
+    """Summarize a telemetry FILE, or list every problem in it."""
     from hvs_lib.features import check_interval
-    from hvs_lib.telemetry import format_summary, load_telemetry, summarize
+    from hvs_lib.telemetry.read import load_telemetry
+    from hvs_lib.telemetry.summary import format_summary, summarize
 
     telemetry = load_telemetry(file, require_label=False, keep_fill_values=keep_fill_values)
     summary = summarize(telemetry)
@@ -115,14 +117,14 @@ def check(file: Path, keep_fill_values: bool) -> None:
     "--output", default="alarms.csv", show_default=True, type=click.Path(path_type=Path),
     help="CSV file for the alarms.",
 )  # fmt: skip
-@click.option("--model", help="URI of another model than the registered champion.")
+@click.option("--model", help="URI of the model to use instead of the registered champion.")
 def score(file: Path, keep_fill_values: bool, output: Path, model: str | None) -> None:
-    """Find the alarms in a telemetry FILE with the registered champion."""
+    """Score a telemetry FILE with the registered champion and write its alarms."""
     from hvs_lib.progress import ProgressBar
     from hvs_lib.score import CHAMPION_URI, load_champion, score_file
     from hvs_lib.tracking.store import connect
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is unfinished is removed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unfinished files are removed
     connect()
     champion = load_champion(model or CHAMPION_URI)
     start = time.perf_counter()
@@ -141,7 +143,7 @@ def score(file: Path, keep_fill_values: bool, output: Path, model: str | None) -
 @main.command()
 @click.argument("run_id")
 def reproduce(run_id: str) -> None:
-    """Execute a run again and compare its metrics with the logged ones."""
+    """Run the notebook of RUN_ID again and compare its metrics with the logged ones."""
     from hvs_lib.reproduce import TOLERANCE
     from hvs_lib.reproduce import reproduce as execute_again
     from hvs_lib.tracking.store import store_failures_told
@@ -171,8 +173,3 @@ def _show_verdict() -> None:
         f"\nChampion: {champion['name']}, Run ID {champion['run_id']}, registered as "
         f"{REGISTERED_MODEL} version {champion['version']}, alias {CHAMPION}"
     )
-
-
-def _fail(error: Exception) -> None:
-    click.echo(f"Error: {error}", err=True)
-    sys.exit(1)

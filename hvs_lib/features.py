@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 
 from hvs_lib import columns as col
 from hvs_lib.progress import steps
-from hvs_lib.telemetry import DataError, sampling_interval_s
+from hvs_lib.telemetry.files import DataError
+from hvs_lib.telemetry.quality import sampling_interval_s
 
 import numpy as np
 import pandas as pd

@@ -6,8 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from threading import Event, Lock, Thread
-from typing import Self
+from threading import Event, Thread
 
 from hvs_lib.project import project_root
 
@@ -15,8 +14,7 @@ from tqdm import tqdm
 
 LOG_FILE = "HVS_LOG_FILE"  # environment variable: another file than `runs/hvs.log`
 STEP = "  "  # before the lines of a step, so that they stand under those of their notebook
-_LINES = 20  # of a bar at most
-_PAUSE_S = 1.0  # between two lines at least
+_LINES, _PAUSE_S = 20, 1.0  # of a bar in the log: how many at most, how far apart at least
 _TIME = "%Y-%m-%d %H:%M:%S "  # before each line
 _STAMP = len(time.strftime(_TIME))
 
@@ -24,18 +22,20 @@ _STAMP = len(time.strftime(_TIME))
 class ProgressBar(tqdm):
     """A bar that vanishes when it is closed, and leaves a line in the log for each step.
 
-    It writes to standard output, since a notebook shows standard error as a warning; to a terminal
-    or a notebook only.
+    The bar goes to a terminal or a notebook only, on standard output, since a notebook shows
+    standard error as a warning. The log gets twenty lines at most, a second apart at least.
 
     Parameters
     ----------
-    total : steps, or any unit of work. Each is a line in the log; of more than twenty a
-        twentieth part is, and of those that take less than a second only some are.
-    unit : what is counted, in the plural.
+    total : float
+        All of the work, in any unit.
+    unit : str
+        The unit's name, in the plural.
 
     Attributes
     ----------
-    done : counted so far.
+    done : float
+        Counted so far.
     """
 
     def __init__(self, total: float, unit: str):
@@ -53,17 +53,15 @@ class ProgressBar(tqdm):
     def update(self, n: float = 1) -> None:
         """Count n more."""
         super().update(n)
-        part = self._part()
-        self.done += n
+        per_line = max(self._of / _LINES, 1)
+        lines, self.done = self.done // per_line, self.done + n
         now = time.monotonic()
         waited = self.done >= self._of or now - self._told >= _PAUSE_S
-        if self._part() > part and waited:
+        if self.done // per_line > lines and waited:
             self._told = now
-            left = (now - self._start) * max(self._of - self.done, 0) / self.done
-            log_line(f"{STEP}{self.done:g} of {self._of:g} {self._unit}, {_in_words(left)} left")
-
-    def _part(self) -> int:
-        return int(self.done * min(_LINES / self._of, 1)) if self._of else 0
+            seconds = (now - self._start) * max(self._of - self.done, 0) / self.done
+            left = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+            log_line(f"{STEP}{self.done:g} of {self._of:g} {self._unit}, {left} left")
 
 
 def steps(items: Iterable, unit: str, *, total: int | None = None) -> Iterator:
@@ -88,50 +86,39 @@ def log_line(text: str) -> None:
             file.write(f"{time.strftime(_TIME)}{text}\n")
 
 
-class LogReader:
-    """Hands the lines of the steps in a log on as they come, from a thread.
-
-    Use it as a context manager: at its end everything is handed on.
+@contextlib.contextmanager
+def followed(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hand on the lines of the steps in a log while they are written, from a thread.
 
     Parameters
     ----------
-    path : of the log, which may not be there yet.
-    say : called with each line of a step, without its time.
+    path : Path
+        The log, which need not be there yet.
+    say : callable
+        Called with each line of a step, without its time; at the end it has got them all.
     """
+    place = path.stat().st_size if path.exists() else 0
+    at_end = Event()
 
-    def __init__(self, path: Path, say: Callable[[str], None]):
-        self._path = path
-        self._say = say
-        self._place = path.stat().st_size if path.exists() else 0
-        self._lock = Lock()
-        self._at_end = Event()
-        self._thread = Thread(target=self._follow, daemon=True)
+    def follow() -> None:
+        nonlocal place
+        last = False
+        while not last:
+            last = at_end.wait(0.5)
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                file.seek(place)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break  # being written
+                    place += len(line)
+                    text = line.decode("utf-8", errors="replace").rstrip("\n")[_STAMP:]
+                    if text.startswith(STEP):
+                        say(text)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._at_end.set()
-        self._thread.join()
-        self.catch_up()
-
-    def catch_up(self) -> None:
-        """Hand on what has been written by now."""
-        with self._lock, contextlib.suppress(OSError), open(self._path, "rb") as file:
-            file.seek(self._place)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break  # being written
-                self._place += len(line)
-                text = line.decode("utf-8", errors="replace").rstrip("\n")[_STAMP:]
-                if text.startswith(STEP):
-                    self._say(text)
-
-    def _follow(self) -> None:
-        while not self._at_end.wait(0.5):
-            self.catch_up()
-
-
-def _in_words(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    thread = Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        at_end.set()
+        thread.join()

@@ -67,7 +67,8 @@ def sources_sha256(*patterns: str) -> str:
 
     Parameters
     ----------
-    patterns : as of `Path.glob`, from the package's folder, such as ``simulator/**/*.py``.
+    *patterns : str
+        As for `Path.glob`, from the package's folder, such as ``simulator/**/*.py``.
     """
     package = Path(__file__).parent
     digest = hashlib.sha256()

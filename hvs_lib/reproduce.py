@@ -13,7 +13,7 @@ from pathlib import Path
 from hvs_lib.project import code_version, package_versions
 from hvs_lib.runner import RunError, plan
 from hvs_lib.sqlite_store import sqlite_uri
-from hvs_lib.telemetry import sha256_of_file
+from hvs_lib.telemetry.files import sha256_of_file
 from hvs_lib.tracking.store import connect, mlflow_command
 
 import pandas as pd
@@ -30,13 +30,16 @@ def reproduce(run_id: str, *, say: Callable[[str], None]) -> pd.DataFrame:
 
     Parameters
     ----------
-    run_id : of a model, a reference or a candidate, or of a notebook for all of its runs.
-    say : is given each line for the user.
+    run_id : str
+        A model, reference or candidate; or a notebook, for all of its runs.
+    say : callable
+        Called with each line for the user.
 
     Returns
     -------
-    DataFrame, one row for each metric: ``run``, ``metric``, ``logged``, ``again``, ``difference``
-    (NaN where one of the two lacks it) and ``same``, within `TOLERANCE`.
+    DataFrame, shape (n_metrics, 6)
+        ``run``, ``metric``, ``logged``, ``again``, ``difference`` (NaN where one of the two lacks
+        it) and ``same``, within `TOLERANCE`.
 
     Raises
     ------
@@ -85,7 +88,8 @@ def compare(logged: list[Run], again: list[Run]) -> pd.DataFrame:
 
     Parameters
     ----------
-    logged, again : runs; twins agree in role, model and technique, candidates in parameters.
+    logged, again : list of Run
+        Twins agree in role, model and technique, candidates in parameters.
     """
     twins = {_key(run): run.data.metrics for run in again}
     rows = []

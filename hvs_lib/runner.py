@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvs_lib import cache
-from hvs_lib.progress import LOG_FILE, LogReader, log_file, log_line
+from hvs_lib.progress import LOG_FILE, followed, log_file, log_line
 from hvs_lib.project import EXECUTION, HvsError, StoreError, environment, project_root, whole_file
 
 import nbformat
@@ -55,9 +55,13 @@ class Timing:
 
     Attributes
     ----------
-    total : the execution and the logging of the notebook.
-    startup : kernel start and papermill: what no cell accounts for.
-    imports : the cell with the imports.
+    notebook : str
+    total : float
+        The execution and the logging of the notebook.
+    startup : float
+        Kernel start and papermill: what no cell accounts for.
+    imports : float
+        The cell with the imports.
     """
 
     notebook: str
@@ -84,14 +88,17 @@ def plan(
 
     Parameters
     ----------
-    names : of notebooks, in any order; none means all.
-    profile : one of `PROFILES`.
-    parameters : to override; each must belong to one of the notebooks at least. Text is read as
-        a value of the type of the notebook's default.
+    names : list of str
+        Notebooks, in any order; none means all.
+    profile : {"smoke", "default", "full"}
+    parameters : mapping of str to object
+        Values to set; each must belong to one of the notebooks at least. Text is read as a value
+        of the type of the notebook's default.
 
     Returns
     -------
-    dict, the name of each notebook to run, in order, to its parameters.
+    dict of str to dict
+        The name of each notebook to run, in order, and its parameters.
 
     Raises
     ------
@@ -128,11 +135,13 @@ def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> list[str]:
 
     Parameters
     ----------
-    planned : from `plan`.
+    planned : dict of str to dict
+        From `plan`.
 
     Returns
     -------
-    list of str, what is doubtful about it.
+    list of str
+        What is doubtful about the file.
 
     Raises
     ------
@@ -145,7 +154,8 @@ def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> list[str]:
     from hvs_lib.evaluation.splits import check_labels, split_by_rack, thin_normal_rows
     from hvs_lib.features import check_interval
     from hvs_lib.samplers import check_folds
-    from hvs_lib.telemetry import load_telemetry, summarize
+    from hvs_lib.telemetry.read import load_telemetry
+    from hvs_lib.telemetry.summary import summarize
 
     uses = {
         name: _defaults(notebooks()[name]) | dict(parameters)
@@ -188,15 +198,20 @@ def execute(
 
     Parameters
     ----------
-    planned : from `plan`.
-    say : is given each line for the user, those of the steps within a notebook too; they are also
-        in the folder's ``run.log``, with the time.
-    in_place : also keep the outputs in ``notebooks/``, see `keep_outputs`.
-    fresh : clear the cache first.
+    planned : dict of str to dict
+        From `plan`.
+    say : callable
+        Called with each line for the user, those of the steps within a notebook too; they are
+        also in the folder's ``run.log``, with the time.
+    in_place : bool
+        Also write the outputs into ``notebooks/``, see `keep_outputs`.
+    fresh : bool
+        Clear the cache first.
 
     Returns
     -------
-    list of Timing, one for each notebook.
+    list of Timing
+        One for each notebook.
 
     Raises
     ------
@@ -221,7 +236,7 @@ def execute(
         for number, (name, parameters) in enumerate(planned.items(), 1):
             place = f"[{number}/{len(planned)}] {name}"
             tell(f"{place} ...")
-            with LogReader(log_file(), say):
+            with followed(log_file(), say):
                 timing = _execute_one(name, parameters, folder / f"{name}.ipynb")
             tell(f"{place} done in {timing.total:.0f} s")
             timings.append(timing)

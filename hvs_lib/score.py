@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,10 @@ from hvs_lib.evaluation.calibration import METHODS, CalibratedClassifier
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.features import check_interval, features_in_parts
 from hvs_lib.project import whole_file
-from hvs_lib.telemetry import DataError, describe, rack_codes, read_racks, sampling_interval_s
+from hvs_lib.telemetry.codes import rack_codes
+from hvs_lib.telemetry.files import DataError
+from hvs_lib.telemetry.quality import describe, sampling_interval_s
+from hvs_lib.telemetry.read import read_racks
 from hvs_lib.tracking.champion import CHAMPION, REGISTERED_MODEL
 from hvs_lib.tracking.model_files import ModelError, load_model
 from hvs_lib.tracking.runs import read_alarm
@@ -131,12 +133,9 @@ def score_file(
     output = Path(output).resolve()
     _check_output(output, Path(path))
     tally = Tally()
-    with (
-        whole_file(output) as unfinished,
-        tempfile.TemporaryDirectory(prefix="hvs-score-") as folder,
-    ):
+    with whole_file(output) as unfinished:
         pd.DataFrame(columns=COLUMNS).to_csv(unfinished, index=False)
-        for share, telemetry in read_racks(path, folder, keep_fill_values=keep_fill_values):
+        for share, telemetry in read_racks(path, keep_fill_values=keep_fill_values):
             tally.findings += telemetry.attrs["findings"]
             tally.intervals_s.append(sampling_interval_s(telemetry))
             alarms = score_racks(telemetry, champion)

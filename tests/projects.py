@@ -57,3 +57,9 @@ def runs_of(uri: str) -> list[Run]:
 def results_of(run: Run) -> dict[str, float]:
     """Return the metrics of a run that another one must have too: all but times."""
     return {name: value for name, value in run.data.metrics.items() if "seconds" not in name}
+
+
+def fitted_in(root: Path) -> dict[Path, int]:
+    """Map each fit and score in the project's cache to the time it was written."""
+    cache = root / "data" / "cache"
+    return {path.relative_to(cache): path.stat().st_mtime_ns for path in cache.rglob("output.pkl")}

@@ -38,15 +38,21 @@ def model_card(
 
     Parameters
     ----------
-    name, run_id, version : of the model, its run, and its version in the registry.
-    reason : why it is the champion.
-    tags, params, metrics : of its run.
-    by_cause : frame of text, one row for each cause: events caught out of fold and on test racks.
-    missed : causes of which it caught no event, or fewer than half.
+    name, run_id, version : str
+        The model, its run, and its version in the registry.
+    reason : str
+        Why it is the champion.
+    tags, params, metrics : mapping
+        What its run holds.
+    by_cause : DataFrame of str, shape (n_causes, n_parts)
+        Events caught out of fold and on test racks.
+    missed : list of str
+        Causes of which it caught fewer than half of the events.
 
     Returns
     -------
-    str, Markdown.
+    str
+        Markdown.
     """
     numbers = {name: _number(text) for name, text in params.items()}
     budget = "at most {max_false_alarms_per_site_day:g} false alarms per site-day out of fold"

@@ -49,7 +49,13 @@ def model_colors(names: Iterable[str]) -> dict[str, str]:
 
     Parameters
     ----------
-    names : of models. Those that the workbook does not know come last, in colours that are free.
+    names : iterable of str
+        Models. Those that the workbook does not know come last, in colours that are free.
+
+    Returns
+    -------
+    dict of str to str
+        Name to matplotlib's colour.
 
     Examples
     --------
@@ -107,8 +113,9 @@ def precision_recall(scores: dict[str, pd.DataFrame], *, title: str) -> Figure:
 
     Parameters
     ----------
-    scores : name to scores frame, shape (n_samples, ...).
-    title : of the figure.
+    scores : dict of str to DataFrame
+        Model to scores frame, shape (n_samples, ...).
+    title : str
     """
     fig, ax = plt.subplots(figsize=(9, 4.5))
     for name, color in model_colors(scores).items():
@@ -128,14 +135,17 @@ def module_timeline(telemetry: pd.DataFrame, rows: np.ndarray, *, minutes: float
 
     Parameters
     ----------
-    telemetry : frame, shape (n_samples, ...).
-    rows : positions, or a mask, of the rows of one event or look-alike.
-    minutes : drawn, up to its last row [min].
+    telemetry : DataFrame, shape (n_samples, ...)
+    rows : array
+        Positions, or a mask, of the rows of one event or look-alike.
+    minutes : float
+        Drawn up to its last row [min].
 
     Returns
     -------
-    Figure of three panels: temperature [degC], off-gas [ppm], voltage [V]. The label window, if
-    there is one, is shaded, and time counts to the PNR; else to the last row of the look-alike.
+    Figure
+        Three panels: temperature [degC], off-gas [ppm], voltage [V]. The label window, if there is
+        one, is shaded, and time counts to the PNR; else to the last row of the look-alike.
     """
     event = telemetry.iloc[rows]
     first = event.iloc[0]
@@ -179,15 +189,19 @@ def alarm_timeline(
 
     Parameters
     ----------
-    telemetry : frame, shape (n_samples, ...).
-    alarms : name to scores frame and alarm.
-    event : a row of `event_table`.
-    minutes : drawn, up to the PNR [min].
+    telemetry : DataFrame, shape (n_samples, ...)
+    alarms : dict of str to (DataFrame, Alarm)
+        Model to its scores frame and alarm.
+    event : Series
+        A row of `event_table`.
+    minutes : float
+        Drawn up to the PNR [min].
 
     Returns
     -------
-    Figure of two panels: surface temperature [degC] and gas [ppm]; scores over their thresholds,
-    with a marker at the lead time.
+    Figure
+        Two panels: surface temperature [degC] and gas [ppm]; scores over their thresholds, with a
+        marker at the lead time.
     """
     module = event[[col.SITE, col.RACK, col.MODULE]]
     own = _before(telemetry, event["PNR"], minutes, **module)
@@ -223,13 +237,15 @@ def event_timelines(events: dict[str, pd.DataFrame], *, title: str) -> Figure:
 
     Parameters
     ----------
-    events : name of the alarm to its table from `event_table`, over the same events.
-    title : of the figure.
+    events : dict of str to DataFrame
+        Model to its table from `event_table`, over the same events.
+    title : str
 
     Returns
     -------
-    Figure, a line for each event, sorted by cause: a marker for each alarm at its time before the
-    PNR [min], or in the column on the right where it stayed silent.
+    Figure
+        A line for each event, sorted by cause: a marker for each alarm at its time before the PNR
+        [min], or in the column on the right where there was none.
     """
     first = next(iter(events.values()))
     order = first.sort_values([col.EVENT_TYPE, *col.KEYS[:3]]).index
@@ -237,15 +253,15 @@ def event_timelines(events: dict[str, pd.DataFrame], *, title: str) -> Figure:
     offsets = np.linspace(0.27, -0.27, len(events))
     for number, (name, color) in enumerate(model_colors(events).items()):
         lead = events[name].loc[order, "lead_time_min"].to_numpy()
-        silent = np.isnan(lead)
+        missed = np.isnan(lead)
         y = np.arange(len(order)) + offsets[number]
         style = {"color": color, "marker": "os^Dv<>P"[number % 8]}
-        ax.scatter(-lead[~silent], y[~silent], s=34, label=name, **style)
-        ax.scatter(np.full(silent.sum(), 2.0), y[silent], s=26, alpha=0.5, **style)
+        ax.scatter(-lead[~missed], y[~missed], s=34, label=name, **style)
+        ax.scatter(np.full(missed.sum(), 2.0), y[missed], s=26, alpha=0.5, **style)
     ax.axvline(0, color="0.2", linestyle="--")
     ax.set_yticks(np.arange(len(order)), [_title(first.loc[i]) for i in order], fontsize="small")
     ax.set_xlim(-21.5, 3)
-    ax.set_xticks([-20, -15, -10, -5, 0, 2], ["-20", "-15", "-10", "-5", "PNR", "silent"])
+    ax.set_xticks([-20, -15, -10, -5, 0, 2], ["-20", "-15", "-10", "-5", "PNR", "missed"])
     ax.invert_yaxis()
     ax.set(xlabel="minutes to the point of no return", title=title)
     legend_beside(ax)
@@ -257,8 +273,10 @@ def operating_point(curve: pd.DataFrame, threshold: float) -> Figure:
 
     Parameters
     ----------
-    curve : frame from `alarm_curve`, with ``false_alarms_per_site_day`` beside.
-    threshold : the nearest of the curve is marked.
+    curve : DataFrame, shape (n_thresholds, ...)
+        From `alarm_curve`, with ``false_alarms_per_site_day`` beside.
+    threshold : float
+        The nearest of the curve is marked.
     """
     at = curve.iloc[(curve["threshold"] - threshold).abs().argmin()]
     rate = curve["false_alarms_per_site_day"]

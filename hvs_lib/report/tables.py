@@ -22,13 +22,14 @@ def results_table(metrics: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
 
     Parameters
     ----------
-    metrics : name of the model to its metrics.
+    metrics : mapping of str to mapping
+        Model to its metrics.
 
     Returns
     -------
-    DataFrame of text, shape (n_models, 6): ``value [low, high]`` with the 95 % interval where there
-    is one, and a dash where the metric is undefined. Columns without "cv" are of the test
-    racks.
+    DataFrame of str, shape (n_models, 6)
+        ``value [low, high]`` with the 95 % interval where there is one, and a dash where the metric
+        is undefined. Columns without "cv" are of the test racks.
     """
     return pd.DataFrame(
         {
@@ -53,12 +54,14 @@ def caught_by_cause(events: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
     Parameters
     ----------
-    events : name to a table from `event_table`.
+    events : mapping of str to DataFrame
+        Name to a table from `event_table`.
 
     Returns
     -------
-    DataFrame of text, shape (n_causes, n_names): ``caught of all``, a dash where there is no such
-    event. An event without a cause is counted as "unknown".
+    DataFrame of str, shape (n_causes, n_names)
+        ``caught of all``, a dash where there is no such event. An event without a cause is counted
+        as "unknown".
     """
     counted = {}
     for name, table in events.items():

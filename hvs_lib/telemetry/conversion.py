@@ -1,12 +1,11 @@
 """From columns as written to columns with types.
 
-A column that converts as a whole gets its type here. One that does not stays text, and the schema
-refuses it with the cells that are wrong.
+A column that converts as a whole gets its type here. One that does not stays text, and the rules
+refuse it with the cells that are wrong.
 """
 
 from hvs_lib import columns as col
-from hvs_lib.telemetry.quality import clear_fill_values
-from hvs_lib.telemetry.reading import MISSING, MISSING_NUMBERS, RawFile
+from hvs_lib.telemetry.files import MISSING, MISSING_NUMBERS
 
 import numpy as np
 import pandas as pd
@@ -20,27 +19,19 @@ _ISO = rf"^\s*\d{{4}}-?\d{{2}}-?\d{{2}}[^+-]*(?:$|{_OFFSET})"
 _ZONE = rf"\d[Tt ]\d[\d:.]*\s*(?:[Zz]\s*$|{_OFFSET})"
 
 
-def to_frame(raw: RawFile) -> pd.DataFrame:
-    """Return the columns of a file as a table, which empties `raw.columns`.
-
-    What stands for an absent sensor becomes NaN and is added to `raw.findings`.
-    """
-    columns = {}
-    for name in list(raw.columns):
-        array = raw.columns.pop(name)  # so that the file's copy of the column is freed at once
+def to_frame(columns: dict[str, arrow.ChunkedArray]) -> pd.DataFrame:
+    """Return the columns of a file as a table, and take them out of `columns`."""
+    frame = {}
+    for name in list(columns):
+        array = columns.pop(name)  # so that the file's copy of the column is freed at once
         if name == col.TIMESTAMP:
-            columns[name] = _to_times(array)
+            frame[name] = _to_times(array)
         elif name in _TEXTS:
-            columns[name] = _to_category(array)
-        elif name == col.LABEL:
-            columns[name] = _to_numbers(array, np.float64)  # 0.99999999 is no label
-        else:
-            columns[name] = _to_numbers(array, np.float32)
+            frame[name] = _to_category(array)
+        else:  # of a label, 0.99999999 is none
+            frame[name] = _to_numbers(array, np.float64 if name == col.LABEL else np.float32)
     arrow.default_memory_pool().release_unused()  # else a second copy of the file stays behind
-    frame = pd.DataFrame(columns, copy=False)
-    if not raw.keep_fill_values:
-        raw.findings += clear_fill_values(frame)
-    return frame
+    return pd.DataFrame(frame, copy=False)
 
 
 def _encoded(array: arrow.ChunkedArray) -> arrow.DictionaryArray:

@@ -1,11 +1,33 @@
-"""What a refusal says, and what is known of a file before it is opened."""
+"""Telemetry files: their columns piece by piece, where a row stands, and how one is written."""
 
+import csv
+import difflib
+import gzip
 import hashlib
+import io
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
-from hvs_lib.project import HvsError
+from hvs_lib import columns as col
+from hvs_lib.project import HvsError, whole_file
+
+import pandas as pd
+import pyarrow as arrow
+import pyarrow.csv
+import pyarrow.parquet
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
+# what a cell may hold where it holds nothing
+MISSING = ["", "nan", "NaN", "null", "NULL", "None", "NaT", "<NA>"]
+MISSING_NUMBERS = [*MISSING, "NA", "N/A", "n/a", "#N/A", "-nan", "-NaN"]
+READ_ERRORS = (arrow.ArrowException, OSError, EOFError, zlib.error, csv.Error, UnicodeError)
+_BLOCK = 2**23  # bytes that the parser takes at a time, and that a line or a cell must fit into
+_EMPTY = "The file must hold telemetry, got an empty file; export it again."
 
 
 class DataError(HvsError, ValueError):
@@ -36,20 +58,353 @@ def refusal(path: Path, *problems: str) -> DataError:
     return DataError(f"{path} cannot be used", list(problems))
 
 
+def unreadable(path: Path, error: Exception) -> DataError:
+    """Return the error of a file that a reader gave up on with one of `READ_ERRORS`."""
+    reason = " ".join(str(error).split())[:200].rstrip(". ")
+    return refusal(
+        path,
+        f"The file must be readable as {'Parquet' if _is_parquet(path) else 'CSV'}, got: {reason};"
+        " it may be truncated, damaged, protected or not of the format that its name says: copy or"
+        " export it again.",
+    )
+
+
 def count_rows(rows: int) -> str:
     """Return "1 row", "2 rows"."""
     return f"{rows:,} row{'s' if rows > 1 else ''}"
-
-
-def unknown_format(path: Path) -> str:
-    """Say that the suffix is none of SUFFIXES."""
-    return (
-        f"The format must be one of {', '.join(SUFFIXES)}, got {path.suffix or 'no suffix'!r};"
-        " convert the file, or rename it if it is one of these."
-    )
 
 
 def sha256_of_file(path: str | Path) -> str:
     """Return the SHA-256 of a whole file as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class TelemetryFile:
+    """The telemetry columns of a CSV or Parquet file, and where a user finds a row of it.
+
+    Attributes
+    ----------
+    path : Path
+    names : list of str
+        Every column of the file.
+    known : list of str
+        Those of `columns.TELEMETRY`, in that order.
+    problems : list of str
+        What is wrong with the file's columns and rows, whatever the cells hold.
+
+    Raises
+    ------
+    DataError
+        If the path leads to no telemetry file.
+    """
+
+    def __init__(self, path: Path):
+        _check_path(path)
+        self.path = path
+        try:
+            is_parquet = _is_parquet(path)
+            self.names = arrow.parquet.read_schema(path).names if is_parquet else _csv_header(path)
+        except READ_ERRORS as error:
+            raise unreadable(path, error) from error
+        self.known = [name for name in col.TELEMETRY if name in self.names]
+        self.problems = [
+            f"{name} must appear once, got {self.names.count(name)} columns of this name; rename or"
+            " drop the others."
+            for name in self.known
+            if self.names.count(name) > 1
+        ]
+        self._skipped: list[int] = []  # rows of the wrong length, the header being row 1
+
+    def batches(self) -> Iterator[arrow.Table]:
+        """Yield the known columns piece by piece; a bad cell of a CSV file raises ArrowInvalid."""
+        if _is_parquet(self.path):
+            with arrow.parquet.ParquetFile(self.path) as file:
+                if not file.metadata.num_rows:
+                    yield file.read(columns=self.known)
+                for batch in file.iter_batches(columns=self.known):
+                    yield _without_views(arrow.Table.from_batches([batch]))
+        elif self.known:
+            yield from self._csv_batches(as_text=False)
+
+    def columns(self) -> dict[str, arrow.ChunkedArray]:
+        """Return the known columns whole; a CSV file with a bad cell is all text."""
+        try:
+            batches = list(self.batches())
+        except arrow.ArrowInvalid:
+            if _is_parquet(self.path):
+                raise
+            # Rare and slower, but then each bad cell can be named.
+            _check_lines(self.path)
+            deque(_first_lines(self.path), maxlen=0)  # refuses a quote that is not closed
+            batches = list(self._csv_batches(as_text=True))
+            if self._skipped:
+                self.problems.append(self._uneven())
+        table = arrow.concat_tables(batches) if batches else arrow.table({})
+        return dict(zip(table.column_names, table.columns, strict=True))
+
+    def row_name(self, row: int) -> str:
+        """Say where the row is, counted from 0 without the header."""
+        if _is_parquet(self.path):
+            return f"row {row} (the first is 0)"
+        left_out = {1, *self._skipped}
+        numbered = enumerate(_first_lines(self.path), start=1)
+        lines = (line for number, line in numbered if number not in left_out)
+        return f"line {next(islice(lines, row, None))}"
+
+    def _csv_batches(self, *, as_text: bool) -> Iterator[arrow.Table]:
+        """Read the known columns; as text, rows of the wrong length are skipped and noted."""
+
+        def skip(row: arrow.csv.InvalidRow) -> str:
+            self._skipped.append(row.number)
+            return "skip"
+
+        types = dict.fromkeys(self.known, arrow.dictionary(arrow.int32(), arrow.string()))
+        if not as_text:
+            types |= {name: arrow.float32() for name in self.known if name in col.SENSORS}
+            types |= {name: arrow.float64() for name in self.known if name == col.LABEL}
+        compression = "gzip" if self.path.suffix.lower() == ".gz" else None
+        with (
+            arrow.input_stream(str(self.path), compression=compression) as stream,
+            arrow.csv.open_csv(
+                stream,
+                arrow.csv.ReadOptions(use_threads=not as_text, block_size=_BLOCK),
+                arrow.csv.ParseOptions(
+                    invalid_row_handler=skip if as_text else None, newlines_in_values=True
+                ),
+                arrow.csv.ConvertOptions(
+                    column_types=types, include_columns=self.known, null_values=MISSING_NUMBERS
+                ),
+            ) as reader,
+        ):
+            n_rows = 0
+            for batch in reader:
+                n_rows += len(batch)
+                yield arrow.Table.from_batches([batch])
+            if not n_rows:
+                yield reader.schema.empty_table()
+        if not as_text:
+            _check_quotes(self.path, n_rows)
+
+    def _uneven(self) -> str:
+        line = next(islice(_first_lines(self.path), self._skipped[0] - 1, None))
+        return (
+            f"Every row must have the {len(self.names)} columns of the header,"
+            f" {count_rows(len(self._skipped))} not, the first at line {line}; the file is cut off"
+            " or a cell holds an unquoted comma: export it again."
+        )
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
+
+
+def _check_path(path: Path) -> None:
+    """Refuse what is not a telemetry file before anything is opened."""
+    if path.is_dir():
+        raise refusal(path, "The path must name a file, got a directory; name one file in it.")
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        present = []
+        with suppress(OSError):
+            present = [other.name for other in path.parent.iterdir()]
+        near = difflib.get_close_matches(path.name, present, n=1)
+        cure = f"did you mean {near[0]}?" if near else "check the path."
+        problem = f"The file must exist, got a path to nothing; {cure}"
+        raise refusal(path, problem) from None
+    except (OSError, ValueError) as error:  # a link to itself, a zero byte, a forbidden folder
+        reason = getattr(error, "strerror", None) or str(error)
+        raise refusal(path, f"The path must lead to a file, got: {reason}; check it.") from error
+    if not path.is_file():
+        raise refusal(path, "The path must name a regular file, got a pipe or device; save it.")
+    if not path.name.lower().endswith(SUFFIXES):
+        raise refusal(path, _unknown_format(path))
+    if size == 0:
+        raise refusal(path, _EMPTY)
+
+
+def _unknown_format(path: Path) -> str:
+    return (
+        f"The format must be one of {', '.join(SUFFIXES)}, got {path.suffix or 'no suffix'!r};"
+        " convert the file, or rename it if it is one of these."
+    )
+
+
+def _without_views(table: arrow.Table) -> arrow.Table:
+    """Turn string views, which few Arrow functions take, into strings."""
+    for place, column in enumerate(table.schema):
+        if arrow.types.is_string_view(column.type):
+            text = table.column(place).cast(arrow.string())
+            table = table.set_column(place, column.name, text)
+    return table
+
+
+def _open(path: Path):
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb")
+
+
+def _csv_header(path: Path) -> list[str]:
+    """Return the column names of a CSV file."""
+    with _open(path) as file:
+        lines = iter(partial(file.readline, _BLOCK), b"")
+        line = next((line for line in lines if line.strip()), b"")
+    if not line:
+        raise refusal(path, _EMPTY)
+    ends = line.endswith((b"\n", b"\r"))
+    line = line.rstrip(b"\r\n")
+    if b"\0" in line:
+        problem = "The text must be UTF-8, got UTF-16 or binary data; save the file as 'CSV UTF-8'."
+        raise refusal(path, problem)
+    if b"\r" in line:
+        problem = "Lines must end in LF or CR LF, got CR alone; save the file as 'CSV UTF-8'."
+        raise refusal(path, problem)
+    if len(line) == _BLOCK:
+        problem = "The first line must name the columns, got one of 8 MB or more; add names."
+        raise refusal(path, problem)
+    try:
+        names = next(csv.reader([line.decode("utf-8-sig")]))
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, line, error, 1) from error
+    if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
+        raise refusal(
+            path,
+            f"Columns must be separated by commas, the header is {names[0][:60]!r};"
+            " save it with commas between columns and points in decimals.",
+        )
+    if not ends:
+        problem = "The table must have rows, got a header alone; export it again."
+        raise refusal(path, problem)
+    return names
+
+
+def _check_lines(path: Path) -> None:
+    """Refuse a line that is not UTF-8, or longer than the parser takes."""
+    with _open(path) as file:
+        for number, line in enumerate(iter(partial(file.readline, _BLOCK), b""), start=1):
+            if len(line) == _BLOCK:
+                problem = (
+                    f"A row must be shorter than 8 MB, got a longer one at line {number};"
+                    " drop the column that holds so much, or export the file again."
+                )
+                raise refusal(path, problem)
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, line, error, number) from error
+
+
+def _not_utf8(path: Path, line: bytes, error: UnicodeDecodeError, number: int) -> DataError:
+    byte = line[error.start] if error.start < len(line) else 0
+    return refusal(
+        path,
+        f"The text must be UTF-8, got the byte 0x{byte:02x} at line {number};"
+        " save the file as 'CSV UTF-8'.",
+    )
+
+
+def _check_quotes(path: Path, n_rows: int) -> None:
+    """Refuse a quote that is not closed: the parser takes the rows up to the next one as a cell."""
+    n_lines, n_quotes, end = 0, 0, b"\n"
+    with _open(path) as file:
+        for block in iter(partial(file.read, _BLOCK), b""):
+            n_lines += block.count(b"\n")
+            n_quotes += block.count(b'"')
+            end = block[-1:]
+    n_lines += end != b"\n"
+    if n_quotes and n_lines != 1 + n_rows:  # some cell or blank line makes more lines than rows
+        deque(_first_lines(path), maxlen=0)
+
+
+def _first_lines(path: Path) -> Iterator[int]:
+    """Yield the number of each row's first line; a quoted cell may hold further ones.
+
+    Raises
+    ------
+    DataError
+        Where a quote is not closed, or not at the end of its cell.
+    """
+    limit, ended = csv.field_size_limit(_BLOCK), 0
+    try:
+        # Arrow ends a line at a CR alone, too; which bytes a line holds does not matter here.
+        with _open(path) as file, io.TextIOWrapper(file, encoding="latin-1") as text:
+            rows = csv.reader(text, strict=True)
+            for row in rows:
+                if row:
+                    yield ended + 1
+                ended = rows.line_num
+    except csv.Error as error:
+        problem = (
+            "A quoted cell must end with its quote within 8 MB, got one that does not in the row at"
+            f" line {ended + 1}; close it, or export the file again."
+        )
+        raise refusal(path, problem) from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def save_telemetry(telemetry: pd.DataFrame, path: str | Path) -> None:
+    """Write telemetry to a new file that `load_telemetry` reads back unchanged.
+
+    The file appears when it is complete. One that is there already is never written over.
+
+    Parameters
+    ----------
+    telemetry : DataFrame of shape (n_samples, n_columns)
+    path : str or Path
+        Ends in `.csv`, `.csv.gz` or `.parquet`.
+
+    Raises
+    ------
+    DataError
+        If the file exists, its folder does not, or the format is unknown.
+    """
+    path = Path(path)
+    check_new(path)
+    write(telemetry, path, {})
+
+
+def check_new(path: Path) -> None:
+    """Refuse, with a DataError, what `save_telemetry` could not write."""
+    problem = ""
+    if not path.name.lower().endswith(SUFFIXES):
+        problem = _unknown_format(path)
+    elif not path.parent.is_dir():
+        problem = f"The folder must exist, {path.parent} does not; create it."
+    elif path.exists():
+        problem = "The file must be new, it exists; choose another name."
+    if problem:
+        raise DataError(f"{path} cannot be written", [problem])
+
+
+def write(telemetry: pd.DataFrame, path: Path, stamps: dict[bytes, bytes]) -> None:
+    """Write a file such that a reader sees the old one or the whole new one."""
+    table = arrow.Table.from_pandas(telemetry, preserve_index=False)
+    with whole_file(path) as unfinished:
+        if _is_parquet(path):
+            table = table.replace_schema_metadata({**(table.schema.metadata or {}), **stamps})
+            _write_parquet(table, unfinished)
+        else:
+            _write_csv(table, unfinished)
+
+
+def _write_parquet(table: arrow.Table, path: Path) -> None:
+    readings = [name for name in col.SENSORS if name in table.column_names]
+    arrow.parquet.write_table(
+        table,
+        path,
+        compression="zstd",
+        row_group_size=131_072,  # so that the cores share the reading
+        # noisy readings seldom repeat: a third smaller so, and quicker, than with a dictionary
+        use_dictionary=[name for name in table.column_names if name not in readings],
+        column_encoding=dict.fromkeys(readings, "BYTE_STREAM_SPLIT"),
+    )
+
+
+def _write_csv(table: arrow.Table, path: Path) -> None:
+    words = [arrow.types.is_dictionary(column.type) for column in table.schema]
+    plain = [a.cast(arrow.string()) if w else a for a, w in zip(table.columns, words, strict=True)]
+    table = arrow.Table.from_arrays(plain, names=table.column_names)
+    compression = "gzip" if path.suffix.lower() == ".gz" else None
+    with arrow.output_stream(str(path), compression=compression) as stream:
+        arrow.csv.write_csv(table, stream, arrow.csv.WriteOptions(quoting_style="needed"))

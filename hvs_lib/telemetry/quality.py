@@ -87,16 +87,10 @@ def clear_fill_values(frame: pd.DataFrame) -> list[Finding]:
     return found
 
 
-def clear_zero_columns(frame: pd.DataFrame) -> list[Finding]:
-    """Replace sensors that are 0 in all rows of a file by NaN, in place."""
-    found = []
-    for name in col.SENSORS:
-        if name in frame and pd.api.types.is_float_dtype(frame[name]):
-            zero = frame[name] == 0
-            if zero.any() and (zero | frame[name].isna()).all():
-                frame[name] = np.full(len(frame), np.nan, np.float32)
-                found.append([name, f"0 throughout; {_MISSING}", int(zero.sum())])
-    return found
+def zero_columns(frame: pd.DataFrame, names: Iterable[str]) -> list[Finding]:
+    """Report the sensors named, which are 0 in all rows of a file, for some rows of it."""
+    rows = {name: int((frame[name] == 0).sum()) for name in names}
+    return [[name, f"0 throughout; {_MISSING}", n] for name, n in rows.items() if n]
 
 
 def clear_zero_modules(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Finding]:

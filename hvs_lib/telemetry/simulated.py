@@ -4,8 +4,7 @@ from pathlib import Path
 
 from hvs_lib import __version__
 from hvs_lib.project import project_root, remove_unfinished, sources_sha256
-from hvs_lib.telemetry.reading import READ_ERRORS
-from hvs_lib.telemetry.saving import write
+from hvs_lib.telemetry.files import READ_ERRORS, write
 
 import pyarrow as arrow
 import pyarrow.parquet

@@ -20,7 +20,8 @@ from hvs_lib.evaluation.protocol import Assessment, Protocol
 from hvs_lib.progress import STEP, log_line
 from hvs_lib.project import EXECUTION, MODEL_PACKAGES, code_version, package_versions
 from hvs_lib.report import plots
-from hvs_lib.telemetry import event_codes, sha256_of_file
+from hvs_lib.telemetry.codes import event_codes
+from hvs_lib.telemetry.files import sha256_of_file
 from hvs_lib.tracking.model_files import types_to_trust
 from hvs_lib.tracking.store import connect, make_experiments, search_runs, store_failures_told
 
@@ -257,6 +258,7 @@ def _child(name: str, tags: Mapping[str, str]) -> Iterator[str]:
     with (
         store_failures_told(),
         mlflow.start_run(run_name=name, nested=True, tags=shared | tags) as run,
+        store_failures_told(),  # first, so that a store that is away is not waited for again
     ):
         yield run.info.run_id
 

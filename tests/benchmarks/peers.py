@@ -25,15 +25,15 @@ from hvs_lib.evaluation.uncertainty import paired_difference
 from hvs_lib.features import build_features
 from hvs_lib.models import XGBOOST_BY_HAND, XGBOOST_SEARCH_SPACE, make_pipeline, row_weights
 from hvs_lib.report.tables import cell
-from hvs_lib.search import CandidateScorer, SharedFoldClassifier, SharedFolds
-from hvs_lib.telemetry import load_telemetry, simulated_fleet_path
+from hvs_lib.search import random_search
+from hvs_lib.telemetry.read import load_telemetry
+from hvs_lib.telemetry.simulated import simulated_fleet_path
 
 import click
-import joblib
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.model_selection import BaseCrossValidator, RandomizedSearchCV
+from sklearn.model_selection import BaseCrossValidator
 from xgboost import XGBClassifier
 
 PACKAGES = ("flaml", "autogluon.tabular", "scikit-learn", "xgboost", "pandas")
@@ -95,21 +95,9 @@ def _table(X, y=None, sample_weight=None) -> pd.DataFrame:
 def search_ours(protocol: Protocol, seconds: float) -> BaseEstimator:
     """Search as 02_tuning does, with about as many candidates as two cores do in the time."""
     pipeline = make_pipeline(XGBClassifier(**XGBOOST_BY_HAND, random_state=42, n_jobs=1))
-    folds = SharedFolds(pipeline, protocol, names=XGBOOST_SEARCH_SPACE)
-    found = []
-
-    def keep(_, params: dict, metrics: dict[str, float]) -> None:
-        found.append((metrics["cv_pr_auc"], params))
-
-    scorer = CandidateScorer("pr_auc", folds, on_candidate=keep)
-    search = RandomizedSearchCV(
-        SharedFoldClassifier(pipeline[-1], folds), XGBOOST_SEARCH_SPACE,
-        n_iter=max(1, round(seconds / 3)), cv=folds.cv, scoring=scorer, refit=False,
-        random_state=42, n_jobs=2,
-    )  # fmt: skip
-    with joblib.parallel_config(backend="threading"):
-        search.fit(np.arange(len(protocol.X))[:, None], protocol.y)
-    best = max(found, key=lambda candidate: candidate[0])[1]
+    n_iter = max(1, round(seconds / 3))
+    found = list(random_search(pipeline, protocol, XGBOOST_SEARCH_SPACE, n_iter=n_iter, seed=42))
+    best, _ = max(found, key=lambda candidate: candidate[1]["cv_pr_auc"])
     print(f"  {len(found)} candidates")
     return clone(pipeline).set_params(**best, classify__n_jobs=2)
 

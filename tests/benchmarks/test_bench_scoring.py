@@ -5,7 +5,8 @@ from hvs_lib.evaluation.calibration import CalibratedClassifier
 from hvs_lib.features import build_features
 from hvs_lib.models import XGBOOST_BY_HAND, make_pipeline
 from hvs_lib.score import Champion, score_file
-from hvs_lib.telemetry import load_telemetry, simulated_fleet_path
+from hvs_lib.telemetry.read import load_telemetry
+from hvs_lib.telemetry.simulated import simulated_fleet_path
 
 import pytest
 from xgboost import XGBClassifier

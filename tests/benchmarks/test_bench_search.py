@@ -4,11 +4,11 @@ from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.splits import split_by_rack
 from hvs_lib.features import build_features
 from hvs_lib.models import XGBOOST_BY_HAND, XGBOOST_SEARCH_SPACE, make_pipeline, row_weights
-from hvs_lib.search import CandidateScorer, SharedFoldClassifier, SharedFolds
-from hvs_lib.telemetry import load_telemetry, simulated_fleet_path
+from hvs_lib.search import random_search
+from hvs_lib.telemetry.read import load_telemetry
+from hvs_lib.telemetry.simulated import simulated_fleet_path
 
 import joblib
-import numpy as np
 import pytest
 from sklearn.model_selection import RandomizedSearchCV
 from xgboost import XGBClassifier
@@ -41,13 +41,8 @@ def plain(protocol, pipeline, scoring, n_iter):
 
 def shared(protocol, pipeline, scoring, n_iter):
     """Prepare and bin each fold once."""
-    folds = SharedFolds(pipeline, protocol, names=XGBOOST_SEARCH_SPACE)
-    scorer = CandidateScorer(scoring, folds, on_candidate=lambda *_: None)
-    classifier = SharedFoldClassifier(pipeline[-1], folds)
-    search = RandomizedSearchCV(
-        classifier, XGBOOST_SEARCH_SPACE, n_iter=n_iter, scoring=scorer, cv=folds.cv, **COMMON
-    )
-    return search.fit(np.arange(len(protocol.X))[:, None], protocol.y).best_score_
+    search = random_search(pipeline, protocol, XGBOOST_SEARCH_SPACE, n_iter=n_iter, seed=42)
+    return max(metrics[f"cv_{scoring}"] for _, metrics in search)
 
 
 @pytest.mark.parametrize("scoring", ["f1_class1", "pr_auc"])

@@ -41,7 +41,7 @@ def assert_complete(runs):
 @pytest.mark.slow
 def test_four_runs_at_once(fleet, tmp_path):
     notebooks = [] if WHOLE else ["02_tuning", "-p", "n_iter", "2"]
-    call = ["hvs", "run", *notebooks, "--profile", "smoke", "--fresh"]
+    call = ["hvs", "run", *notebooks, "--profile", "smoke"]
     found = assert_complete(together(tmp_path, fleet, lambda _: call))
     assert len(found["tuning"][0]) == (4 if WHOLE else 3)  # the candidates and the best model
     assert len(list(tmp_path.glob("runs/*/02_tuning.ipynb"))) == 4

@@ -5,9 +5,11 @@ import json
 
 from hvs_lib import columns as col
 from hvs_lib import reproduce as reproduction
-from hvs_lib import runner, tracking
+from hvs_lib import runner
 from hvs_lib.cli import main
 from hvs_lib.evaluation.metrics import EVENT_METRICS, METRICS, ROW_METRICS
+from hvs_lib.tracking.model_files import load_model
+from hvs_lib.tracking.runs import read_alarm, read_audit, read_scores
 
 import mlflow
 import nbformat
@@ -24,8 +26,7 @@ pytestmark = pytest.mark.slow
 EXPERIMENTS = ["Data", "Baseline", "Tuning", "SMOTE", "Comparison"]
 MODEL_ARTIFACTS = {
     "check_rows.parquet", "classification_report.txt", "confusion_matrix.png",
-    "cv_scores.parquet", "pr_curve.png", "raw_cv_scores.parquet", "scaler.skops", "splits.json",
-    "test_scores.parquet",
+    "cv_scores.parquet", "pr_curve.png", "scaler.skops", "splits.json", "test_scores.parquet",
 }  # fmt: skip
 
 
@@ -98,6 +99,14 @@ def test_model_runs_hold_every_metric_and_artifact(smoke, experiment):
         assert tags | {"git_commit", "git_dirty", "workbook_version"} <= set(run.data.tags)
 
 
+def test_one_model_is_logged_by_hand(smoke):
+    """With MLflow's own call, in the run of the notebook."""
+    (logged,) = parent_of("Baseline").outputs.model_outputs
+    model, _ = load_model(f"models:/{logged.model_id}")
+    assert [name for name, _ in model.steps] == ["impute", "scale", "classify"]
+    assert parent_of("Baseline").data.metrics["one_fold_pr_auc"] > 0
+
+
 def test_class_weight_and_smote_say_what_they_did(smoke):
     by_technique = {
         run.data.tags["imbalance_technique"]: run for run in children_of("SMOTE", "model")
@@ -142,12 +151,12 @@ def test_champion_has_a_card_and_its_settings(smoke):
         card = file.read()
     assert tags["champion_run_id"] in card
     assert MlflowClient().get_run(tags["champion_run_id"]).data.tags["data_sha256"] in card
-    alarm = tracking.read_alarm(mlflow.models.get_model_info(uri).metadata)
+    alarm = read_alarm(mlflow.models.get_model_info(uri).metadata)
     assert f"{alarm.rule.k} of the last {alarm.rule.n} samples" in card
 
 
 def test_the_audit_of_the_baseline_names_the_row_split(smoke):
-    audited = tracking.read_audit(parent_of("Baseline").data.tags["data_sha256"])
+    audited = read_audit(parent_of("Baseline").data.tags["data_sha256"])
     assert audited["result"].tolist() == ["row split leaks", "ok", "ok"]
 
 
@@ -247,7 +256,7 @@ def test_the_refitted_model_is_the_candidate_that_won(smoke):
     Not its F1, since the scores are calibrated by then, which keeps their order.
     """
     (tuned,) = children_of("Tuning", "model")
-    scores = tracking.read_scores(tuned.info.run_id, "cv_scores.parquet")
+    scores = read_scores(tuned.info.run_id, "cv_scores.parquet")
     path = mlflow.artifacts.download_artifacts(
         run_id=tuned.info.run_id, artifact_path="splits.json"
     )

@@ -8,7 +8,8 @@ import time
 from hvs_lib import columns as col
 from hvs_lib.evaluation.splits import split_by_rack
 from hvs_lib.features import build_features
-from hvs_lib.telemetry import DataError, load_telemetry, read_racks
+from hvs_lib.telemetry.files import DataError
+from hvs_lib.telemetry.read import load_telemetry, read_racks
 
 import numpy as np
 import pandas as pd
@@ -345,14 +346,13 @@ def test_file(make_telemetry, tmp_path, case):
 def test_scoring_reads_a_file_alike(make_telemetry, tmp_path, case):
     make, _ = CASES[case]
     path = make(make_telemetry(event_ids=False), tmp_path / "telemetry.csv")
-    (tmp_path / "racks").mkdir()
     try:
         expected = load_telemetry(path, require_label=False)
     except DataError:
         with pytest.raises(DataError):
-            list(read_racks(path, tmp_path / "racks"))
+            list(read_racks(path))
         return
-    pieces = [piece for _, piece in read_racks(path, tmp_path / "racks")]
+    pieces = [piece for _, piece in read_racks(path)]
     assert sum(map(len, pieces)) == len(expected)
 
 
@@ -377,17 +377,15 @@ ONE_RACK = {
 
 @pytest.mark.parametrize("case", ONE_RACK)
 def test_a_rack_is_judged_with_its_file(make_telemetry, tmp_path, monkeypatch, case):
-    monkeypatch.setattr("hvs_lib.telemetry.streaming.ROWS_TOGETHER", 1)
+    monkeypatch.setattr("hvs_lib.telemetry.read.ROWS_TOGETHER", 1)
     make, found = ONE_RACK[case]
     path = make(make_telemetry(event_ids=False), tmp_path / "telemetry.csv")
-    folder = tmp_path / "racks"
-    folder.mkdir()
     if found:
-        for read in (load_telemetry, lambda path: list(read_racks(path, folder))):
+        for read in (load_telemetry, lambda path: list(read_racks(path))):
             with pytest.raises(DataError, match=found):
                 read(path)
         return
-    pieces = [piece for _, piece in read_racks(path, folder)]
+    pieces = [piece for _, piece in read_racks(path)]
     together = pd.concat(pieces, ignore_index=True)
     expected = load_telemetry(path)
     pd.testing.assert_frame_equal(together[col.SENSORS], expected[col.SENSORS])
@@ -395,12 +393,11 @@ def test_a_rack_is_judged_with_its_file(make_telemetry, tmp_path, monkeypatch, c
 
 
 def test_racks_come_in_the_order_of_their_ids(make_telemetry, tmp_path, monkeypatch):
-    monkeypatch.setattr("hvs_lib.telemetry.streaming.ROWS_TOGETHER", 1)
+    monkeypatch.setattr("hvs_lib.telemetry.read.ROWS_TOGETHER", 1)
     frame = make_telemetry(sites=3, racks=2, event_ids=False)
     frame[col.SITE] = frame[col.SITE].cat.rename_categories(["Site 2", "Site", "Site's"])
     path = table(lambda f: f)(frame, tmp_path / "telemetry.csv")
-    (tmp_path / "racks").mkdir()
-    together = pd.concat([piece for _, piece in read_racks(path, tmp_path / "racks")])
+    together = pd.concat([piece for _, piece in read_racks(path)])
     assert list(together[col.SITE].astype(str)) == list(load_telemetry(path)[col.SITE])
 
 
@@ -409,9 +406,8 @@ def test_racks_of_one_row_cost_little(make_telemetry, tmp_path):
     ids = pd.Series(np.arange(len(frame))).astype("str")
     frame = frame.assign(**{col.SITE: ids, col.RACK: ids})
     frame.to_parquet(tmp_path / "telemetry.parquet")
-    (tmp_path / "racks").mkdir()
     start = time.process_time()
-    pieces = [piece for _, piece in read_racks(tmp_path / "telemetry.parquet", tmp_path / "racks")]
+    pieces = [piece for _, piece in read_racks(tmp_path / "telemetry.parquet")]
     assert sum(map(len, pieces)) == len(frame)
     assert time.process_time() - start < 20  # the product of sites and racks would fill the memory
 
@@ -421,8 +417,7 @@ def test_line_breaks_in_cells(make_telemetry, tmp_path):
     path = table(lambda f: f)(frame, tmp_path / "telemetry.csv")
     assert path.stat().st_size > 12e6, "the parser's pieces of 8 MB must end within a cell"
     plain = load_telemetry(table(lambda f: f.iloc[:, :-1])(frame, tmp_path / "plain.csv"))
-    (tmp_path / "racks").mkdir()
-    pieces = [piece for _, piece in read_racks(path, tmp_path / "racks")]
+    pieces = [piece for _, piece in read_racks(path)]
     for found in (load_telemetry(path), pd.concat(pieces, ignore_index=True)):
         pd.testing.assert_frame_equal(found, plain)
 

@@ -12,6 +12,7 @@ from hvs_lib.samplers import make_samplers
 import numpy as np
 import pandas as pd
 import pytest
+from projects import fitted_in
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from xgboost import XGBClassifier
@@ -35,11 +36,6 @@ def fits(monkeypatch):
     return done
 
 
-def entries(project):
-    """Map the cached results to the time each was written."""
-    return {path: path.stat().st_mtime_ns for path in project.glob("data/cache/**/output.pkl")}
-
-
 @pytest.mark.parametrize(
     "pipeline",
     [
@@ -60,10 +56,10 @@ def test_what_was_fitted_comes_back_to_the_bit(protocol, fits, project, pipeline
     fits.clear()
     protocol.assess(pipeline)
     assert len(fits) == 3  # two folds and all training racks
-    kept = entries(project)
+    kept = fitted_in(project)
     again = protocol.assess(pipeline)
     assert len(fits) == 3
-    assert entries(project) == kept
+    assert fitted_in(project) == kept
     assert again.metrics == fitted.metrics
     for name in ("cv_scores", "test_scores"):
         frames = getattr(again, name), getattr(fitted, name)
@@ -115,7 +111,7 @@ def test_after_clear_all_is_fitted_again(protocol, fits, project):
 @pytest.mark.parametrize("damage", [b"", b"no pickle", None])
 def test_a_damaged_entry_is_computed_again(protocol, fits, project, damage):
     metrics = protocol.assess(PIPELINE).metrics
-    for path in entries(project):
+    for path in project.rglob("output.pkl"):
         path.write_bytes(path.read_bytes()[:-100] if damage is None else damage)
     assert protocol.assess(PIPELINE).metrics == metrics
     assert len(fits) == 6
@@ -125,7 +121,7 @@ def test_a_damaged_entry_is_computed_again(protocol, fits, project, damage):
 
 def test_what_a_killed_writer_left_is_not_taken_for_an_entry(protocol, fits, project):
     protocol.assess(PIPELINE)
-    for path in entries(project):
+    for path in project.rglob("output.pkl"):
         path.rename(path.with_name("output.pkl.thread-1-pid-1"))
     protocol.assess(PIPELINE)
     assert len(fits) == 6
@@ -144,4 +140,4 @@ def test_several_processes_meet_in_a_fresh_cache(project):
     command = [sys.executable, "-c", script]
     running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     assert [process.communicate()[1] for process in running] == [""] * 3
-    assert len(entries(project)) == 199
+    assert len(fitted_in(project)) == 199

@@ -1,11 +1,10 @@
-import os
 import subprocess
 from pathlib import Path
 
 from hvs_lib import columns as col
 from hvs_lib import runner
 from hvs_lib.cli import main
-from hvs_lib.telemetry import load_telemetry
+from hvs_lib.telemetry.read import load_telemetry
 
 import pytest
 from click.testing import CliRunner
@@ -75,10 +74,9 @@ def test_a_full_disk_under_the_output_is_told(make_telemetry, tmp_path, word):
 def test_a_terminal_that_lacks_a_character_shows_another(make_telemetry, tmp_path):
     path = tmp_path / "own.csv"
     make_telemetry().assign(**{"Κελσίου": 1}).to_csv(path, index=False)
-    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
-    process = subprocess.run([BIN / "hvs", "check", path], env=environment, capture_output=True)
-    assert (process.returncode, process.stderr) == (0, b"")
-    assert b"???????" in process.stdout
+    result = CliRunner(charset="latin-1").invoke(main, ["check", str(path)])
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "???????" in result.stdout
 
 
 def test_bad_telemetry_is_refused_before_a_kernel_starts(hvs, make_telemetry, tmp_path_factory):

@@ -8,13 +8,14 @@ import re
 from pathlib import Path
 
 from hvs_lib import columns as col
-from hvs_lib import telemetry as data
 from hvs_lib.project import project_root
 from hvs_lib.simulator import simulate_fleet
-from hvs_lib.telemetry import DataError, event_codes, load_telemetry, save_telemetry, summarize
-from hvs_lib.telemetry.loading import DEFAULT_SITE
-from hvs_lib.telemetry.reading import MISSING
-from hvs_lib.telemetry.schema import PLAUSIBLE
+from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes
+from hvs_lib.telemetry.files import MISSING, DataError, save_telemetry, sha256_of_file
+from hvs_lib.telemetry.read import DEFAULT_SITE, load_telemetry
+from hvs_lib.telemetry.rules import PLAUSIBLE
+from hvs_lib.telemetry.simulated import simulated_fleet_path
+from hvs_lib.telemetry.summary import format_summary, summarize
 
 import numpy as np
 import pandas as pd
@@ -172,7 +173,7 @@ def test_absent_sensor_becomes_nan_and_is_reported(make_telemetry, path):
     summary = summarize(load_telemetry(write(telemetry, path)))
     assert summary["sensors_absent"] == [col.SOC]
     assert summary["ignored_columns"] == ["Module_SOC_percent"]
-    assert "did you mean 'Module_SOC_percent'" in data.format_summary(summary)
+    assert "did you mean 'Module_SOC_percent'" in format_summary(summary)
 
 
 @pytest.mark.parametrize("word", ["", "NaN", "nan", "NA", "null", "None"])
@@ -632,8 +633,8 @@ def test_no_event_gives_minus_one(make_telemetry):
 
 def test_module_and_rack_codes_keep_sites_apart(make_telemetry):
     telemetry = make_telemetry(sites=2, racks=3, modules=2, rows=5)
-    assert list(data.rack_codes(telemetry)) == list(np.arange(60) // 10)
-    assert list(data.module_codes(telemetry)) == list(np.arange(60) // 5)
+    assert list(rack_codes(telemetry)) == list(np.arange(60) // 10)
+    assert list(module_codes(telemetry)) == list(np.arange(60) // 5)
 
 
 def test_summary(make_telemetry):
@@ -657,11 +658,11 @@ def test_summary(make_telemetry):
 def test_summary_without_label_or_event_ids(make_telemetry):
     summary = summarize(make_telemetry(label=False, event_ids=False))
     assert not {"events", "prevalence", "look_alikes", "event_types"} & set(summary)
-    assert "unknown, the file has no label" in data.format_summary(summary)
+    assert "unknown, the file has no label" in format_summary(summary)
 
 
 def test_summary_as_text(make_telemetry):
-    text = data.format_summary(summarize(make_telemetry(look_alike_racks=(5,))))
+    text = format_summary(summarize(make_telemetry(look_alike_racks=(5,))))
     assert text.splitlines() == [
         "rows             720",
         "sites            1",
@@ -682,7 +683,7 @@ def test_summary_as_text(make_telemetry):
 def test_sha256_of_file(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, B.1
-    assert data.sha256_of_file(tmp_path / "abc") == known
+    assert sha256_of_file(tmp_path / "abc") == known
 
 
 def test_project_root(project, monkeypatch):
@@ -692,7 +693,7 @@ def test_project_root(project, monkeypatch):
 
 
 def test_simulated_fleet_is_written_once_and_again_when_stale(project, monkeypatch):
-    path = data.simulated_fleet_path(1, 42)
+    path = simulated_fleet_path(1, 42)
     assert path == project / "data" / "raw" / "fleet_1sites_seed42.parquet"
     telemetry = load_telemetry(path)
     simulated, _ = simulate_fleet(1, 6.0, 42)
@@ -703,12 +704,12 @@ def test_simulated_fleet_is_written_once_and_again_when_stale(project, monkeypat
     assert summary["sites"] == 1 and summary["interval_s"] == 10
     first = path.stat().st_mtime_ns
 
-    assert data.simulated_fleet_path(1, 42).stat().st_mtime_ns == first
-    monkeypatch.setattr(data.simulated, "simulator_fingerprint", lambda: "another simulator")
-    assert data.simulated_fleet_path(1, 42).stat().st_mtime_ns > first
+    assert simulated_fleet_path(1, 42).stat().st_mtime_ns == first
+    monkeypatch.setattr(simulated, "simulator_fingerprint", lambda: "another simulator")
+    assert simulated_fleet_path(1, 42).stat().st_mtime_ns > first
     path.write_bytes(b"damaged")
     path.with_name(f".1234abcd.{path.name}").write_bytes(b"by one that was killed")
-    assert summarize(load_telemetry(data.simulated_fleet_path(1, 42))) == summary
+    assert summarize(load_telemetry(simulated_fleet_path(1, 42))) == summary
     assert {file.name for file in path.parent.iterdir()} <= {path.name, f"{path.name}.lock"}
 
 
@@ -718,7 +719,7 @@ def test_simulated_fleet_is_written_once_and_again_when_stale(project, monkeypat
 )
 def test_simulated_fleet_refuses(project, sites, seed, found):
     with pytest.raises(ValueError, match=found):
-        data.simulated_fleet_path(sites, seed)
+        simulated_fleet_path(sites, seed)
     assert not (project / "data").exists()
 
 

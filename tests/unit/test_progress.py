@@ -1,8 +1,9 @@
 import re
+import time
 from types import SimpleNamespace
 
 from hvs_lib import progress
-from hvs_lib.progress import LOG_FILE, STEP, LogReader, ProgressBar, log_file, log_line, steps
+from hvs_lib.progress import LOG_FILE, STEP, ProgressBar, followed, log_file, log_line, steps
 
 import IPython
 import pytest
@@ -56,26 +57,28 @@ def test_items_without_a_length(log):
     assert log()[-1] == "  2 of 2 sites, 0 s left"
 
 
-def test_reader_hands_on_the_lines_of_steps_in_order(tmp_path, log):
+def test_the_lines_of_steps_are_handed_on_in_order_as_they_come(tmp_path, log):
     seen, path = [], log_file()
     log_line(f"{STEP}of an earlier notebook")
-    with LogReader(path, seen.append) as reader:
+    with followed(path, seen.append):
         log_line("the runner's own")
         log_line(f"{STEP}one")
-        reader.catch_up()
-        assert seen == ["  one"]
         with open(path, "a") as file:
             file.write("2026-01-01 00:00:00   half")
-        reader.catch_up()
+        for _ in range(100):
+            if seen:
+                break
+            time.sleep(0.1)
+        assert seen == ["  one"]
         with open(path, "a") as file:
             file.write(" a line\n")
         log_line(f"{STEP}two")
     assert seen == ["  one", "  half a line", "  two"]
 
 
-def test_reader_waits_for_a_log(tmp_path):
+def test_a_log_may_be_followed_before_it_is_there(tmp_path):
     seen, path = [], tmp_path / "later.log"
-    with LogReader(path, seen.append):
+    with followed(path, seen.append):
         path.write_text("2026-01-01 00:00:00   one\n")
     assert seen == ["  one"]
 

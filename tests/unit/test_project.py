@@ -20,7 +20,7 @@ REQUIRED = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
 # The order of the flow: files and folders of hvs_lib, each imports only from those before it.
 FLOW = [
     "project", "cache", "sqlite_store", "progress", "columns", "simulator", "telemetry", "features",
-    "models", "samplers", "evaluation", "search", "report", "tracking", "resume", "score",
+    "models", "samplers", "evaluation", "search", "report", "tracking", "score",
     "runner", "reproduce", "cli",
 ]  # fmt: skip
 

@@ -3,14 +3,10 @@
 from hvs_lib import columns as col
 from hvs_lib.cli import main
 from hvs_lib.features import build_features, check_interval
-from hvs_lib.telemetry import (
-    DataError,
-    load_telemetry,
-    read_racks,
-    save_telemetry,
-    streaming,
-    summarize,
-)
+from hvs_lib.telemetry import read
+from hvs_lib.telemetry.files import DataError, save_telemetry
+from hvs_lib.telemetry.read import load_telemetry, read_racks
+from hvs_lib.telemetry.summary import summarize
 
 import numpy as np
 import pandas as pd
@@ -34,7 +30,7 @@ FILL_VALUES = [
 @pytest.fixture(params=["csv", "parquet"])
 def reread(request, tmp_path, monkeypatch):
     """Return a function that saves telemetry and loads it, whole or rack by rack."""
-    monkeypatch.setattr(streaming, "ROWS_TOGETHER", 1)
+    monkeypatch.setattr(read, "ROWS_TOGETHER", 1)
 
     def reread(telemetry, *, racks=False, **options):
         path = tmp_path / f"telemetry.{request.param}"
@@ -42,9 +38,7 @@ def reread(request, tmp_path, monkeypatch):
         save_telemetry(telemetry, path)
         if not racks:
             return load_telemetry(path, require_label=False, **options)
-        folder = tmp_path / "racks"
-        folder.mkdir(exist_ok=True)
-        tables = [table for _, table in read_racks(path, folder, **options)]
+        tables = [table for _, table in read_racks(path, **options)]
         whole = pd.concat(tables, ignore_index=True)
         whole.attrs["findings"] = [one for table in tables for one in table.attrs["findings"]]
         return whole

@@ -1,22 +1,19 @@
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 from hvs_lib import runner
+from hvs_lib.project import EXECUTION, environment
 from hvs_lib.runner import RunError, plan
-from hvs_lib.tracking.store import search_runs
+from hvs_lib.tracking.runs import tags_of
+from hvs_lib.tracking.store import make_experiments, search_runs
 
+import mlflow
 import nbformat
 import pytest
 from mlflow import MlflowClient
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-
-GOOD = (
-    "prepare()\n"
-    "mlflow.set_experiment('HVS_Fire_Prediction_Data')\n"
-    "mlflow.start_run(run_name='05_tiny', tags=tags_of('05_tiny'))\n"
-    "mlflow.log_params({'word': word})"
-)
 
 
 @pytest.fixture
@@ -26,23 +23,29 @@ def tiny(project, monkeypatch):
     folder.mkdir()
     monkeypatch.setattr(runner, "NOTEBOOKS", folder)
 
-    def execute(*sources, parameters=None, **options):
+    def execute(*sources, imports="import os", parameters=None):
         cells = [new_code_cell("word = 'a'  # any", metadata={"tags": ["parameters"]})]
-        imports = "import mlflow\nfrom hvs_lib.tracking.runs import prepare, tags_of"
         cells += [new_code_cell(imports, metadata={"tags": ["imports"]})]
         cells += [new_code_cell(source) for source in sources]
-        notebook = new_notebook(cells=cells)
-        notebook.metadata["kernelspec"] = {
-            "name": "python3",
-            "display_name": "Python 3",
-            "language": "python",
-        }
+        spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        notebook = new_notebook(cells=cells, metadata={"kernelspec": spec})
         nbformat.write(notebook, folder / "05_tiny.ipynb")
         said = []
-        planned = plan([], parameters=parameters)
-        return runner.execute(planned, say=said.append, **options), said
+        return runner.execute(plan([], parameters=parameters), say=said.append), said
 
     return execute
+
+
+@pytest.fixture
+def run(store, monkeypatch):
+    """Start a run in the name of the kernel, which spares it loading MLflow."""
+    execution = SimpleNamespace(hex="e" * 32)
+    monkeypatch.setattr(runner, "uuid", SimpleNamespace(uuid4=lambda: execution))
+    with environment({EXECUTION: execution.hex}):
+        tags = tags_of("05_tiny")
+    make_experiments()
+    experiment = mlflow.get_experiment_by_name("HVS_Fire_Prediction_Data")
+    return MlflowClient().create_run(experiment.experiment_id, tags=tags).info.run_id
 
 
 def test_all_notebooks_in_order():
@@ -123,86 +126,84 @@ def test_whole_number_is_a_fraction_too():
 
 
 @pytest.mark.slow
-def test_executed_notebook_is_kept_and_logged_with_its_run(tiny, project):
-    (timing,), _ = tiny(GOOD, "mlflow.end_run()", parameters={"word": "b"})
+def test_executed_notebook_is_kept_and_logged_with_its_run(tiny, project, foreign_kernel):
+    imports = "import mlflow\nfrom hvs_lib.progress import steps\n"
+    imports += "from hvs_lib.tracking.runs import prepare, tags_of"
+    start = (
+        "prepare()\n"
+        "mlflow.set_experiment('HVS_Fire_Prediction_Data')\n"
+        "mlflow.start_run(run_name='05_tiny', tags=tags_of('05_tiny'))\n"
+        "mlflow.log_params({'word': word})"
+    )
+    cells = start, "list(steps('ab', 'models'))", "mlflow.end_run()"
+    (timing,), said = tiny(*cells, imports=imports, parameters={"word": "b"})
+
     (executed,) = project.glob("runs/*/05_tiny.ipynb")
     (parent,) = search_runs("tags.role = 'parent'")
     assert parent.info.status == "FINISHED"
     assert parent.data.params == {"word": "b"}
     artifacts = MlflowClient().list_artifacts(parent.info.run_id)
     assert [artifact.path for artifact in artifacts] == [executed.name]
+
+    assert said[2] == "  2 of 2 models, 0 s left"
+    (log,) = project.glob("runs/*/run.log")
+    assert [line[len("2026-01-01 00:00:00 ") :] for line in log.read_text().splitlines()] == said
+
     parts = (timing.startup, timing.imports, timing.work)
     assert min(parts) >= 0
     assert sum(parts) == pytest.approx(timing.total)
     assert "share" in runner.timing_report([timing])
 
 
-@pytest.mark.slow
-def test_steps_of_a_notebook_are_said_and_logged(tiny, project):
-    step = "from hvs_lib.progress import steps; list(steps('ab', 'models'))"
-    _, said = tiny(GOOD, step, "mlflow.end_run()")
-    assert said[2] == "  2 of 2 models, 0 s left"
-    (log,) = project.glob("runs/*/run.log")
-    assert [line[len("2026-01-01 00:00:00 ") :] for line in log.read_text().splitlines()] == said
+@pytest.fixture
+def foreign_kernel(monkeypatch, tmp_path_factory):
+    """Offer a kernel of the same name, as another environment's Jupyter does."""
+    folder = tmp_path_factory.mktemp("jupyter") / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    spec = {"argv": ["false", "{connection_file}"], "display_name": "other", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(folder.parents[1]))
 
 
 @pytest.mark.slow
-def test_failure_names_the_cell_the_error_and_the_partial_notebook(tiny, project):
+@pytest.mark.parametrize("status", ["RUNNING", "FINISHED"])
+def test_failure_names_the_cell_the_error_and_the_partial_notebook(tiny, project, run, status):
+    MlflowClient().update_run(run, status)  # a cell after the last that logs may fail, too
     with pytest.raises(RunError) as failed:
-        tiny(GOOD, "raise ValueError('too hot')")
+        tiny("1 + 1", "raise ValueError('too hot')")
     (partial,) = project.glob("runs/*/05_tiny.ipynb")
     assert "05_tiny failed in cell 4: ValueError: too hot" in str(failed.value)
     assert str(partial) in str(failed.value)
-    (parent,) = search_runs("tags.role = 'parent'")
+    parent = MlflowClient().get_run(run)
     assert parent.info.status == "FAILED"
     assert parent.data.tags["error"] == "ValueError: too hot"
 
 
 @pytest.mark.slow
-def test_killed_kernel_is_told_and_its_run_closed(tiny):
-    with pytest.raises(RunError, match="its kernel died"):
-        tiny(GOOD, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    (parent,) = search_runs("tags.role = 'parent'")
-    assert parent.info.status == "KILLED"
+def test_failure_before_the_run_starts_leaves_no_run(tiny, store):
+    with pytest.raises(RunError, match="ValueError: no such telemetry"):
+        tiny("raise ValueError('no such telemetry')")
+    assert search_runs("") == []
 
 
 @pytest.mark.slow
-def test_notebook_that_logs_nothing_runs_too(tiny):
+def test_notebook_that_logs_nothing_runs_too(tiny, store):
     (timing,), _ = tiny("1 + 1")
     assert timing.work >= 0
 
 
 @pytest.mark.slow
-def test_failure_before_the_run_starts_leaves_no_run(tiny):
-    with pytest.raises(RunError, match="ValueError: no such telemetry"):
-        tiny("raise ValueError('no such telemetry')", GOOD)
-    assert search_runs("attributes.status != 'FINISHED'") == []
+def test_killed_kernel_is_told_and_its_run_closed(tiny, run):
+    with pytest.raises(RunError, match="its kernel died"):
+        tiny("import signal; os.kill(os.getpid(), signal.SIGKILL)")
+    assert MlflowClient().get_run(run).info.status == "KILLED"
 
 
 @pytest.mark.slow
-def test_what_is_cached_is_kept_unless_asked_for_fresh(tiny, project):
-    square = (
-        "from hvs_lib import cache\n"
-        "from hvs_lib.models import negatives_per_positive\n"
-        "cache.memory().cache(negatives_per_positive)([0, 0, 1])"
-    )
-    times = []
-    for options in ({}, {}, {"fresh": True}):
-        tiny(GOOD, square, "mlflow.end_run()", **options)
-        (entry,) = project.glob("data/cache/**/output.pkl")
-        times.append(entry.stat().st_mtime_ns)
-    assert times[0] == times[1] < times[2]
-    parents = search_runs("tags.role = 'parent'")
-    assert [run.info.status for run in parents] == ["FINISHED"] * 3
-
-
-@pytest.mark.slow
-def test_what_is_told_as_failed_is_a_failed_run_even_if_it_was_ended(tiny):
-    with pytest.raises(RunError, match="ZeroDivisionError"):
-        tiny(GOOD, "mlflow.end_run(); 1 / 0")
-    (parent,) = search_runs("tags.role = 'parent'")
-    assert parent.info.status == "FAILED"
-    assert parent.data.tags["error"] == "ZeroDivisionError: division by zero"
+def test_kernel_that_does_not_start_is_told(tiny, store, monkeypatch):
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+    with pytest.raises(RunError, match="05_tiny failed: its kernel died"):
+        tiny("1 + 1")
 
 
 @pytest.fixture
@@ -215,20 +216,22 @@ def interruptible():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
-def test_interrupted_run_is_told_and_closed(tiny):
+def test_interrupted_run_is_told_and_closed(tiny, run):
     """As Ctrl-C does it: the runner gets a SIGINT, its kernel does not."""
-    interrupt = f"import os, signal, time; os.kill({os.getpid()}, signal.SIGINT); time.sleep(60)"
+    interrupt = f"import signal, time; os.kill({os.getpid()}, signal.SIGINT); time.sleep(60)"
     with pytest.raises(RunError, match="05_tiny was interrupted; run it again to go on"):
-        tiny(GOOD, interrupt)
-    (parent,) = search_runs("tags.role = 'parent'")
-    assert parent.info.status in ("FAILED", "KILLED")
+        tiny(interrupt)
+    assert MlflowClient().get_run(run).info.status == "KILLED"
 
 
-@pytest.mark.slow
-def test_kernel_that_does_not_start_is_told(tiny, monkeypatch):
-    monkeypatch.setenv("PYTHONHOME", "/nowhere")
-    with pytest.raises(RunError, match="05_tiny failed: its kernel died"):
-        tiny("1 + 1")
+def test_what_is_cached_is_kept_unless_asked_for_fresh(store):
+    cached = store / "data" / "cache" / "a model"
+    cached.parent.mkdir(parents=True)
+    cached.touch()
+    runner.execute({}, say=print)
+    assert cached.exists()
+    runner.execute({}, say=print, fresh=True)
+    assert not cached.exists()
 
 
 def test_outputs_are_kept_without_what_differs_from_run_to_run(project):
@@ -252,12 +255,3 @@ def test_outputs_are_kept_without_what_differs_from_run_to_run(project):
     assert [cell.metadata for cell in found.cells] == [{}, {"tags": ["imports"]}, {}]
     assert [output.text for output in found.cells[0].outputs] == ["Run ID <run id>\ndone\n"]
     assert found.cells[1].outputs == []
-
-
-def test_another_environments_kernel_is_not_taken_for_ours(tiny, monkeypatch, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("jupyter") / "kernels" / "python3"
-    folder.mkdir(parents=True)
-    spec = {"argv": ["false", "{connection_file}"], "display_name": "other", "language": "python"}
-    (folder / "kernel.json").write_text(json.dumps(spec))
-    monkeypatch.setenv("JUPYTER_PATH", str(folder.parents[1]))
-    tiny(GOOD, "mlflow.end_run()")

@@ -1,7 +1,9 @@
+import errno
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -16,13 +18,16 @@ from hvs_lib.evaluation.splits import split_by_rack
 from hvs_lib.features import build_features
 from hvs_lib.models import make_pipeline
 from hvs_lib.score import contributions, load_champion, score_file
-from hvs_lib.telemetry import DataError, load_telemetry, read_racks, save_telemetry
+from hvs_lib.telemetry.files import DataError, save_telemetry
+from hvs_lib.telemetry.read import load_telemetry, read_racks
 from hvs_lib.tracking.champion import register_champion
 from hvs_lib.tracking.model_files import ModelError
 from hvs_lib.tracking.runs import log_assessment, prepare, tags_of
 
+import mlflow
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from scipy.special import logit
@@ -112,28 +117,32 @@ def test_alarms_are_those_of_the_whole_file_in_memory(file, champion, expected, 
 
 
 @pytest.mark.parametrize("rows_in_memory", [1, 500])
-def test_rows_that_wait_on_the_disk_come_back_whole(file, telemetry, tmp_path, rows_in_memory):
-    folder = tmp_path / "waiting"
-    folder.mkdir()
-    found = list(read_racks(file, folder, rows_in_memory=rows_in_memory))
+def test_rows_that_wait_on_the_disk_come_back_whole(file, tmp_path, monkeypatch, rows_in_memory):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = set(tmp_path.iterdir())
+    found = list(read_racks(file, rows_in_memory=rows_in_memory))
     assert found[-1][0] == 1.0
     again = pd.concat([table for _, table in found], ignore_index=True)
     plain = load_telemetry(file)
     assert again[col.MODULE].astype(str).tolist() == plain[col.MODULE].astype(str).tolist()
     pd.testing.assert_frame_equal(again[col.SENSORS], plain[col.SENSORS])
-    assert list(folder.iterdir()) == []
+    assert set(tmp_path.iterdir()) == before
 
 
-def test_a_temporary_folder_without_room_is_told(file, tmp_path):
-    with pytest.raises(DataError, match=r"missing cannot be used.*; free some, or set TMPDIR"):
-        list(read_racks(file, tmp_path / "missing", rows_in_memory=1))
+def test_a_temporary_folder_without_room_is_told(file, monkeypatch):
+    def write_table(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", write_table)
+    with pytest.raises(DataError, match=r"hvs-racks-.* No space left .*; free some, or set TMPDIR"):
+        list(read_racks(file, rows_in_memory=1))
 
 
 def test_racks_are_never_cut(telemetry, tmp_path, monkeypatch):
-    monkeypatch.setattr("hvs_lib.telemetry.streaming.ROWS_TOGETHER", 300)
+    monkeypatch.setattr("hvs_lib.telemetry.read.ROWS_TOGETHER", 300)
     save_telemetry(telemetry, tmp_path / "t.parquet")
     sizes = [table.groupby(col.RACK, observed=True).size() for _, table in
-             read_racks(tmp_path / "t.parquet", tmp_path)]  # fmt: skip
+             read_racks(tmp_path / "t.parquet")]  # fmt: skip
     assert [size.tolist() for size in sizes] == [[240, 240]] * 4
 
 
@@ -191,7 +200,7 @@ def test_bad_telemetry_is_refused_and_leaves_no_output(telemetry, champion, tmp_
     save_telemetry(telemetry.drop(columns=col.RACK), tmp_path / "no_rack.csv")
     for name, said in [
         ("broken.csv", "'hot' at line 1502"),
-        ("absurd.parquet", "row 1501"),
+        ("absurd.parquet", r"row 1500 \(the first is 0\)"),
         ("no_rack.csv", "Rack_ID"),
         ("nothing.csv", "must exist"),
     ]:
@@ -297,4 +306,4 @@ def test_a_score_that_is_terminated_leaves_nothing_behind(uri, telemetry, tmp_pa
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 143, process.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.csv", "tmp"]
-    assert not list((tmp_path / "tmp").glob("hvs-score-*"))
+    assert not list((tmp_path / "tmp").glob("hvs-*"))
