@@ -23,7 +23,7 @@ def champion(path):
     classifier = XGBClassifier(**XGBOOST_BY_HAND, n_jobs=1)
     pipeline = make_pipeline(classifier).fit(build_features(telemetry), telemetry["Hazard_Label"])
     alarm = {"threshold": 0.9, "rule": AlarmRule()}
-    return Champion(CalibratedClassifier(pipeline, None), alarm)
+    return Champion(CalibratedClassifier(pipeline, None), alarm, interval_s=10.0)
 
 
 def test_score_file(benchmark, path, champion, tmp_path):
