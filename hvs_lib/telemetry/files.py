@@ -163,9 +163,8 @@ class TelemetryFile:
         if not as_text:
             types |= {name: arrow.float32() for name in self.known if name in col.SENSORS}
             types |= {name: arrow.float64() for name in self.known if name == col.LABEL}
-        compression = "gzip" if self.path.suffix.lower() == ".gz" else None
         with (
-            arrow.input_stream(str(self.path), compression=compression) as stream,
+            arrow.input_stream(str(self.path), compression=_compression(self.path)) as stream,
             arrow.csv.open_csv(
                 stream,
                 arrow.csv.ReadOptions(use_threads=not as_text, block_size=_BLOCK),
@@ -193,6 +192,10 @@ class TelemetryFile:
             f" {count_rows(len(self._skipped))} not, the first at line {line}; the file is cut off"
             " or a cell holds an unquoted comma: export it again."
         )
+
+
+def _compression(path: Path) -> str | None:
+    return "gzip" if path.suffix.lower() == ".gz" else None
 
 
 def _is_parquet(path: Path) -> bool:
@@ -241,7 +244,7 @@ def _without_views(table: arrow.Table) -> arrow.Table:
 
 
 def _open(path: Path):
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb")
+    return gzip.open(path, "rb") if _compression(path) else open(path, "rb")
 
 
 def _csv_header(path: Path) -> list[str]:
@@ -405,6 +408,5 @@ def _write_csv(table: arrow.Table, path: Path) -> None:
     words = [arrow.types.is_dictionary(column.type) for column in table.schema]
     plain = [a.cast(arrow.string()) if w else a for a, w in zip(table.columns, words, strict=True)]
     table = arrow.Table.from_arrays(plain, names=table.column_names)
-    compression = "gzip" if path.suffix.lower() == ".gz" else None
-    with arrow.output_stream(str(path), compression=compression) as stream:
+    with arrow.output_stream(str(path), compression=_compression(path)) as stream:
         arrow.csv.write_csv(table, stream, arrow.csv.WriteOptions(quoting_style="needed"))

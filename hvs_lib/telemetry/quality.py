@@ -53,17 +53,7 @@ def sampling_interval_s(telemetry: pd.DataFrame) -> float:
 
 
 def clear_fill_values(frame: pd.DataFrame) -> list[Finding]:
-    """Replace fill values by NaN, in place.
-
-    Parameters
-    ----------
-    frame : DataFrame of shape (n_samples, n_columns)
-        A sensor column that is text is left as it is. Without ids, it counts as one module.
-
-    Returns
-    -------
-    list of Finding
-    """
+    """Replace fill values by NaN, in place; a sensor column that is text stays as it is."""
     found = []
     for name, codes in FILL_VALUES.items():
         if name not in frame or not pd.api.types.is_float_dtype(frame[name]):
@@ -94,14 +84,7 @@ def zero_columns(frame: pd.DataFrame, names: Iterable[str]) -> list[Finding]:
 
 
 def clear_zero_modules(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Finding]:
-    """Replace readings of `NEVER_ZERO` that are 0 in all rows of a module by NaN, in place.
-
-    Parameters
-    ----------
-    telemetry : DataFrame of shape (n_samples, n_columns)
-    modules : ndarray of shape (n_samples,), int
-        Number of each row's module.
-    """
+    """Replace readings of `NEVER_ZERO` that are 0 in all rows of a module by NaN, in place."""
     found = []
     for name in NEVER_ZERO:
         values = telemetry[name].to_numpy()
@@ -116,18 +99,7 @@ def clear_zero_modules(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Fin
 
 
 def doubtful_current(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Finding]:
-    """Find racks whose current has a sign that contradicts the state of charge.
-
-    Parameters
-    ----------
-    telemetry : DataFrame of shape (n_samples, n_columns)
-        Sorted by module and time.
-    modules : ndarray of shape (n_samples,), int
-
-    Returns
-    -------
-    list of Finding
-    """
+    """Find racks whose current has a sign that contradicts the state of charge."""
     interval_s = sampling_interval_s(telemetry)
     lag = max(1, round(_CURRENT_OVER_S / interval_s)) if interval_s else len(telemetry)
     if lag >= len(telemetry):
@@ -150,19 +122,7 @@ def doubtful_current(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Findi
 
 
 def describe(findings: Iterable[Finding], n_rows: int) -> list[str]:
-    """Say what was found, and in how many rows.
-
-    Parameters
-    ----------
-    findings : iterable of Finding
-        Equal ones, of several racks, are added up.
-    n_rows : int
-        Of the whole telemetry.
-
-    Returns
-    -------
-    list of str
-    """
+    """Say what was found in telemetry of so many rows; equal findings, of several racks, add up."""
     rows: dict[tuple[str, str], int] = {}
     for name, what, count in findings:
         rows[name, what] = rows.get((name, what), 0) + count

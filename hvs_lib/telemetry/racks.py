@@ -121,6 +121,7 @@ def _merged(runs: list[_Run], rows_together: int) -> Iterator[arrow.Table]:
 
 
 def concatenated(tables: list[arrow.Table]) -> arrow.Table:
+    """Join tables of the same columns; the disk may have changed the unit of their times."""
     return arrow.concat_tables(tables, promote_options="permissive")
 
 

@@ -72,18 +72,8 @@ NO_SENSOR = (
 )
 
 
-def telemetry_schema(*, require_label: bool = True) -> pa.DataFrameSchema:
-    """Return the rules of the telemetry table, for `validate(..., lazy=True)`.
-
-    Parameters
-    ----------
-    require_label : bool, default=True
-        Whether the label column must be there.
-
-    Returns
-    -------
-    DataFrameSchema
-    """
+def _schema(*, require_label: bool) -> pa.DataFrameSchema:
+    """Return the rules of the telemetry table, for `validate(..., lazy=True)`."""
 
     def column(*rules: pa.Check, required: bool = False) -> pa.Column:
         return pa.Column(None, list(rules), nullable=True, required=required)
@@ -111,7 +101,7 @@ def telemetry_schema(*, require_label: bool = True) -> pa.DataFrameSchema:
 
 def _rule(name: str, keeps: Callable) -> pa.Check:
     """Make a rule of a function that returns True for the rows, or the table, that keep it."""
-    # n_failure_cases bounds pandera's own report; ours counts the rows of check_output
+    # n_failure_cases bounds pandera's own report; `_in_words` counts the rows of check_output
     return pa.Check(keeps, name=name, ignore_na=False, n_failure_cases=1)
 
 
@@ -157,7 +147,7 @@ def broken_rules(
     require_label : bool
     """
     try:
-        telemetry_schema(require_label=require_label).validate(frame, lazy=True, inplace=True)
+        _schema(require_label=require_label).validate(frame, lazy=True, inplace=True)
     except SchemaErrors as errors:
         return [_in_words(error, frame, names, row_name) for error in errors.schema_errors]
     return []

@@ -39,12 +39,18 @@ def simulated_fleet_path(sites: int, seed: int) -> Path:
     check_fleet(sites, seed)
     path = project_root() / "data" / "raw" / f"fleet_{sites}sites_seed{seed}.parquet"
     stamp = simulator_fingerprint()
-    if _stamp_of(path) != stamp:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):  # notebooks that start together simulate once
-            if _stamp_of(path) != stamp:
-                remove_unfinished(path)
-                _simulate_to(path, sites, seed, stamp)
+    if _stamp_of(path) == stamp:
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):  # notebooks that start together simulate once
+        if _stamp_of(path) != stamp:
+            # here, not at the top: it brings in numba, which reading a file does not need
+            from hvs_lib.simulator.fleet import simulate_fleet
+
+            remove_unfinished(path)
+            telemetry, _ = simulate_fleet(sites, SIMULATED_HOURS, seed, n_jobs=-1, progress=True)
+            stamps = {b"hvs_workbook_version": __version__.encode(), _FINGERPRINT: stamp.encode()}
+            write(telemetry, path, stamps)
     return path
 
 
@@ -66,13 +72,7 @@ def _simulate_to(path: Path, sites: int, seed: int, stamp: str) -> None:
 
 
 def simulator_fingerprint() -> str:
-    """Return the SHA-256 of the source that decides what the simulator writes.
-
-    Returns
-    -------
-    str
-        Over the simulator's files and `columns.py`, which holds the label window.
-    """
+    """Return the SHA-256 of the simulator's source and of `columns.py`, with the label window."""
     return sources_sha256("simulator/**/*.py", "columns.py")
 
 

@@ -72,21 +72,11 @@ def _event_summary(telemetry: pd.DataFrame) -> dict:
 
 
 def format_summary(summary: dict) -> str:
-    """Lay out what `summarize` returns for a terminal.
-
-    Parameters
-    ----------
-    summary : dict
-
-    Returns
-    -------
-    str
-        One line per fact, no line break at the end.
-    """
-    return "\n".join(f"{name:<17}{value}" for name, value in _summary_lines(summary))
+    """Lay out what `summarize` returns for a terminal, one line per fact."""
+    return "\n".join(f"{name:<17}{value}" for name, value in _facts(summary))
 
 
-def _summary_lines(summary: dict) -> Iterator[tuple[str, str]]:
+def _facts(summary: dict) -> Iterator[tuple[str, str]]:
     for name in ("rows", "sites", "racks", "modules"):
         yield name, f"{summary[name]:,}"
     yield "time", f"{summary['start']} to {summary['end']} UTC, {summary['hours']:.2f} h"
@@ -99,21 +89,16 @@ def _summary_lines(summary: dict) -> Iterator[tuple[str, str]]:
         yield "events", "unknown, the file has no label"
     if "look_alikes" in summary:
         yield "look-alikes", f"{summary['look_alikes']:,} (event ids without a labelled row)"
-    if summary.get("event_types"):
-        kinds = summary["event_types"].items()
-        yield "event types", ", ".join(f"{kind} {n}" for kind, n in kinds)
-    yield from _missing_lines(summary)
-
-
-def _missing_lines(summary: dict) -> Iterator[tuple[str, str]]:
-    absent = summary["sensors_absent"]
+    if kinds := summary.get("event_types"):
+        yield "event types", ", ".join(f"{kind} {n}" for kind, n in kinds.items())
+    absent, ignored = summary["sensors_absent"], summary["ignored_columns"]
     for name, share in summary["missing"].items():
         if share > 0 and name not in absent:
             yield "missing", f"{name} {share:.2%}"
     for name in absent:
-        near = difflib.get_close_matches(name, summary["ignored_columns"], n=1)
+        near = difflib.get_close_matches(name, ignored, n=1)
         yield "absent", name + (f" (did you mean {near[0]!r} for it?)" if near else "")
-    if summary["ignored_columns"]:
-        yield "ignored columns", ", ".join(summary["ignored_columns"])
+    if ignored:
+        yield "ignored columns", ", ".join(ignored)
     for warning in summary["warnings"]:
         yield "warning", warning

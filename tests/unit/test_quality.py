@@ -30,7 +30,7 @@ FILL_VALUES = [
 @pytest.fixture(params=["csv", "parquet"])
 def reread(request, tmp_path, monkeypatch):
     """Return a function that saves telemetry and loads it, whole or rack by rack."""
-    monkeypatch.setattr(read, "ROWS_TOGETHER", 1)
+    monkeypatch.setattr(read, "ROWS_TOGETHER", 200)  # two racks
 
     def reread(telemetry, *, racks=False, **options):
         path = tmp_path / f"telemetry.{request.param}"
