@@ -37,11 +37,6 @@ MINUTE_US = 60_000_000
 N_CANDIDATES = 1000  # thresholds that are tried, besides one for each event
 
 
-def _check_not_negative(name: str, value: float, cure: str) -> None:
-    if not isinstance(value, Real) or not 0 <= value < np.inf:
-        raise ValueError(f"{name} must be a finite number, 0 or more, got {value!r}. {cure}")
-
-
 @dataclass(frozen=True)
 class AlarmRule:
     """Say when scores become an alarm: at the threshold in `k` of the last `n` samples.
@@ -69,7 +64,11 @@ class AlarmRule:
             raise ValueError(
                 f"k must be at most n, got k={self.k}, n={self.n}. Lower k or raise n."
             )
-        _check_not_negative("refractory_min", self.refractory_min, "Give it in minutes.")
+        if not isinstance(self.refractory_min, Real) or not 0 <= self.refractory_min < np.inf:
+            raise ValueError(
+                "refractory_min must be a finite number, 0 or more, got "
+                f"{self.refractory_min!r}. Give it in minutes."
+            )
 
 
 RULES = tuple(AlarmRule(k, n) for k, n in ((3, 5), (1, 1), (2, 3), (5, 8), (8, 12)))
@@ -247,11 +246,9 @@ def best_alarm(
     Raises
     ------
     ValueError
-        If the budget or the costs are negative or the scores cover no event.
+        If the scores cover no event.
     """
     budget, costs = max_false_alarms_per_module_day, missed_event_costs
-    _check_not_negative("max_false_alarms_per_module_day", budget, "Try 0.1, one in ten days.")
-    _check_not_negative("missed_event_costs", costs, "Give 0 to keep to the alarm budget.")
 
     def worth(track: AlarmTrack, thresholds: np.ndarray, n_false: np.ndarray) -> np.ndarray:
         n_caught = track.n_caught(thresholds)
@@ -263,8 +260,9 @@ def best_alarm(
     for rule in rules:
         track = AlarmTrack(rows, rule)
         thresholds = track.candidates()
+        # The first never alarms. What is worse at best need not be counted: most of them.
         hoped = worth(track, thresholds, track.least_false(thresholds))
-        thresholds = thresholds[hoped >= hoped[0]]  # the first never alarms: the others are too low
+        thresholds = thresholds[hoped >= hoped[0]]
         n_false = track.n_false(thresholds)
         worths = worth(track, thresholds, n_false)
         best = np.flatnonzero(worths == worths.max())

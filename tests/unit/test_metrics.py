@@ -435,8 +435,6 @@ def test_a_missed_event_is_weighed_against_false_alarms():
     thresholds = [chosen_threshold(frame, 0.0, AT_ONCE, costs=costs) for costs in (0.0, 1.9, 2.1)]
     caught = [event_table(frame, Alarm(AT_ONCE, t))["caught"].sum() for t in thresholds]
     assert caught == [1, 1, 2]
-    with pytest.raises(ValueError, match="missed_event_costs must be a finite number, 0 or more"):
-        chosen_threshold(frame, 0.0, AT_ONCE, costs=-1.0)
 
 
 def test_the_rule_that_catches_most_is_chosen_then_the_earliest():
@@ -496,12 +494,10 @@ def test_many_distinct_levels_keep_every_step_of_event_recall():
     ]
 
 
-def test_choice_refuses_scores_without_events_and_negative_budgets():
+def test_choice_and_curve_refuse_scores_without_events():
     scores = frame_of(module_rows([1, 2, 3]))
     with pytest.raises(ValueError, match=r"at least one event, got no row with Hazard_Label = 1"):
         best_alarm(scores, max_false_alarms_per_module_day=1)
-    with pytest.raises(ValueError, match=r"0 or more, got -0\.5\. Try 0\.1"):
-        best_alarm(scores, max_false_alarms_per_module_day=-0.5)
     with pytest.raises(ValueError, match="at least one event"):
         alarm_curve(scores, AlarmRule())
 

@@ -29,7 +29,7 @@ def check_partition(split, n_rows: int) -> None:
         assert (np.diff(fit_rows) > 0).all() and (np.diff(valid_rows) > 0).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     sites=st.integers(1, 2),
     racks=st.integers(4, 12),
@@ -212,7 +212,7 @@ def test_row_split_of_labelled_rows_alone_is_refused(make_telemetry):
 # --- thinning ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(stride=st.integers(1, 12), seed=st.integers(0, 1000))
 def test_thinning_keeps_labelled_rows_and_every_stride_th_other(make_telemetry, stride, seed):
     telemetry = make_telemetry(racks=5, modules=3)
