@@ -18,10 +18,6 @@ def memory() -> joblib.Memory:
     -------
     joblib.Memory
         Several processes may use it at once; an entry that is damaged is computed again.
-
-    Examples
-    --------
-    >>> fit = memory().cache(fit, ignore=["X", "y"])  # doctest: +SKIP
     """
     return joblib.Memory(_folder(), verbose=0)
 

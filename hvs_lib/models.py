@@ -53,12 +53,21 @@ def make_pipeline(classifier: BaseEstimator, *, sampler: BaseSampler | None = No
 
     Parameters
     ----------
-    classifier : estimator with ``predict_proba``.
-    sampler : imbalanced-learn sampler, applied while fitting and never while predicting.
+    classifier : estimator
+        With ``predict_proba``.
+    sampler : imbalanced-learn sampler
+        Applied while fitting and never while predicting.
 
     Returns
     -------
-    Pipeline, steps ``impute``, ``scale``, [``sample``] and ``classify``.
+    Pipeline
+        Steps ``impute``, ``scale``, [``sample``] and ``classify``.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> list(make_pipeline(LogisticRegression()).named_steps)
+    ['impute', 'scale', 'classify']
     """
     steps = [
         # A sensor that a site does not have stays a column, so that the signature stays the same.
@@ -76,12 +85,18 @@ def negatives_per_positive(y: np.ndarray) -> float:
 
     Parameters
     ----------
-    y : array, shape (n_samples,), labels 0 and 1.
+    y : array, shape (n_samples,)
+        Labels 0 and 1.
 
     Raises
     ------
     ValueError
         Where there is no hazardous row.
+
+    Examples
+    --------
+    >>> negatives_per_positive(np.array([0, 0, 0, 1]))
+    3.0
     """
     positives = int(np.sum(y))
     if positives == 0:
@@ -94,10 +109,18 @@ def balancing_weight(y: np.ndarray, *, power: float = 1.0, normal_stride: int = 
 
     Parameters
     ----------
-    y : array, shape (n_samples,), labels 0 and 1 of the thinned rows.
-    power : of the ratio of normal to hazardous rows before thinning: 1 balances the classes, 0.5
-        is the square root, 0 leaves the ratio as it was.
-    normal_stride : every how many normal rows one is in `y`.
+    y : array, shape (n_samples,)
+        Labels 0 and 1 of the thinned rows.
+    power : float
+        Of the ratio of normal to hazardous rows before thinning: 1 balances the classes, 0.5 is the
+        square root, 0 leaves the ratio as it was.
+    normal_stride : int
+        Every how many normal rows one is in `y`.
+
+    Examples
+    --------
+    >>> balancing_weight(np.array([0, 0, 0, 1]), power=0.5, normal_stride=12)
+    0.5
     """
     return (negatives_per_positive(y) * normal_stride) ** power / normal_stride
 
@@ -107,14 +130,24 @@ def row_weights(pipeline: Pipeline, y: np.ndarray, *, normal_stride: int) -> np.
 
     Parameters
     ----------
-    pipeline : from `make_pipeline`.
-    y : array, shape (n_samples,), labels of the rows the pipeline is fitted on.
-    normal_stride : every how many normal rows one was kept.
+    pipeline : Pipeline
+        From `make_pipeline`.
+    y : array, shape (n_samples,)
+        Labels of the rows the pipeline is fitted on.
+    normal_stride : int
+        Every how many normal rows one was kept.
 
     Returns
     -------
-    array, shape (n_samples,), or None where the pipeline sets the ratio of the classes itself
-    (a sampler, a class weight): there the ratio is what it sets, however many rows are kept.
+    array, shape (n_samples,), or None
+        None where the pipeline sets the ratio of the classes itself (a sampler, a class weight):
+        there the ratio is what it sets, however many rows are kept.
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> row_weights(make_pipeline(LogisticRegression()), np.array([0, 1, 0]), normal_stride=6)
+    array([6., 1., 6.])
     """
     classifier = pipeline.named_steps["classify"].get_params()
     sets_ratio = (
@@ -132,11 +165,16 @@ def fit(
 
     Parameters
     ----------
-    pipeline : from `make_pipeline`; stays unfitted.
-    X : frame, shape (n_samples, n_features).
-    y : array, shape (n_samples,), labels 0 and 1.
-    rows : array of int, shape (n_rows,), positions in `X`, already thinned.
-    normal_stride : every how many normal rows one is in `rows`, see `row_weights`.
+    pipeline : Pipeline
+        From `make_pipeline`; stays unfitted.
+    X : DataFrame, shape (n_samples, n_features)
+        The features.
+    y : array, shape (n_samples,)
+        Labels 0 and 1.
+    rows : array of int, shape (n_rows,)
+        Positions in `X`, already thinned.
+    normal_stride : int
+        Every how many normal rows one is in `rows`, see `row_weights`.
     """
     weights = row_weights(pipeline, y[rows], normal_stride=normal_stride)
     arguments = {} if weights is None else {"classify__sample_weight": weights}
@@ -151,13 +189,21 @@ def fit_and_score(
 
     Parameters
     ----------
-    pipeline, X, y, rows, normal_stride : as for `fit`.
-    scored_rows : array of int, shape (n_scored,), positions in `X`.
-    key : from `hvs_lib.cache.key`, of `X`, `y` and the code; it stands for them in a cache.
+    pipeline, X, y, rows, normal_stride
+        As for `fit`.
+    scored_rows : array of int, shape (n_scored,)
+        Positions in `X`.
+    key : str
+        From `hvs_lib.cache.key`, of `X`, `y` and the code; it stands for them in a cache.
 
     Returns
     -------
-    The fitted pipeline, the scores, shape (n_scored,), and the time it took [s].
+    model : Pipeline
+        Fitted.
+    scores : array, shape (n_scored,)
+        Of `scored_rows`.
+    seconds : float
+        The time both took [s].
     """
     start = perf_counter()
     model = fit(pipeline, X, y, rows, normal_stride=normal_stride)
@@ -175,12 +221,19 @@ def fixed_threshold_score(X: pd.DataFrame) -> np.ndarray:
 
     Parameters
     ----------
-    X : frame, shape (n_samples, n_features), from `build_features`.
+    X : DataFrame, shape (n_samples, n_features)
+        From `build_features`.
 
     Returns
     -------
-    array, shape (n_samples,): at or above 1 where any of `FIXED_LIMITS` is reached; 0 where
-    none of these sensors reads.
+    array, shape (n_samples,)
+        At or above 1 where any of `FIXED_LIMITS` is reached; 0 where none of these sensors reads.
+
+    Examples
+    --------
+    >>> readings = dict.fromkeys(FIXED_LIMITS, [0.0]) | {col.TEMP_MAX: [30.0]}
+    >>> fixed_threshold_score(pd.DataFrame(readings))
+    array([0.5])
     """
     ratios = [X[name].to_numpy(np.float64) / limit for name, limit in FIXED_LIMITS.items()]
     return np.nan_to_num(np.fmax.reduce(ratios), nan=0.0)

@@ -28,15 +28,21 @@ def make_samplers(
 
     Parameters
     ----------
-    y_by_fold : arrays of labels, each of the rows that one fold is fitted on.
-    k_neighbors : neighbours to draw between; the samplers' own may be fewer.
-    sampling_strategy : minority/majority after resampling, the same for all.
-    normal_stride : every how many normal rows one is in the folds.
-    seed : of the draws.
+    y_by_fold : list of array
+        Labels, each of the rows that one fold is fitted on.
+    k_neighbors : int
+        Neighbours to draw between; the samplers' own may be fewer.
+    sampling_strategy : float
+        Minority/majority after resampling, the same for all.
+    normal_stride : int
+        Every how many normal rows one is in the folds.
+    seed : int
+        Of the draws.
 
     Returns
     -------
-    dict of name to sampler, those of `SLOW` last.
+    dict of str to sampler
+        Those of `SLOW` last.
 
     Raises
     ------
@@ -48,6 +54,13 @@ def make_samplers(
     Chawla et al., J. Artif. Intell. Res. 16 (2002) 321-357 (SMOTE); Han, Wang, Mao, ICIC (2005)
     878-887 (borderline); He et al., IJCNN (2008) 1322-1328 (ADASYN); Batista, Prati, Monard,
     SIGKDD Explorations 6 (2004) 20-29 (SMOTE-Tomek, SMOTE-ENN).
+
+    Examples
+    --------
+    >>> labels = [np.repeat([0, 1], [90, 4])]  # of one fold, with 4 hazardous rows
+    >>> settings = {"k_neighbors": 5, "sampling_strategy": 0.5, "normal_stride": 1, "seed": 42}
+    >>> make_samplers(labels, **settings)["SMOTE"].k_neighbors
+    3
     """
     check_sampling(k_neighbors, sampling_strategy)
     check_folds(y_by_fold, sampling_strategy, normal_stride)
@@ -70,15 +83,21 @@ def estimate_seconds(
 
     Parameters
     ----------
-    sampler : one of the `SLOW`, or another whose time grows with the square of the rows.
-    X : array, shape (n_samples, n_features), imputed and scaled.
-    y : array, shape (n_samples,), labels 0 and 1.
-    share : of the rows of each class to try it on.
-    seed : of the draw.
+    sampler : sampler
+        One of the `SLOW`, or another whose time grows with the square of the rows.
+    X : array, shape (n_samples, n_features)
+        Imputed and scaled.
+    y : array, shape (n_samples,)
+        Labels 0 and 1.
+    share : float
+        Of the rows to try it on.
+    seed : int
+        Of the draw.
 
     Returns
     -------
-    float, for one call of ``fit_resample`` [s].
+    float
+        For one call of ``fit_resample`` [s].
     """
     rng = np.random.default_rng(seed)
     rows = np.flatnonzero(rng.random(len(y)) < share)
@@ -104,7 +123,8 @@ def check_folds(y_by_fold: list[np.ndarray], sampling_strategy: float, normal_st
 
     Parameters
     ----------
-    y_by_fold, sampling_strategy, normal_stride : as for `make_samplers`.
+    y_by_fold, sampling_strategy, normal_stride
+        As for `make_samplers`.
     """
     fewest = min(int(np.sum(y)) for y in y_by_fold)
     if fewest < 2:

@@ -141,6 +141,17 @@ def event_table(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
     DataFrame, shape (n_events, 9)
         Site_ID, Rack_ID, Module_ID, Event_ID, Event_Type (None where unknown), window_start, PNR,
         caught and lead_time_min [min] (NaN where missed).
+
+    Examples
+    --------
+    >>> scores = pd.DataFrame({"Site_ID": "S1", "Rack_ID": "R1", "Module_ID": ["M1"] * 6})
+    >>> scores["Timestamp"] = pd.date_range("2025-01-01", periods=6, freq="1min")
+    >>> scores["Hazard_Label"] = [0, 0, 1, 1, 1, 0]
+    >>> scores["y_score"] = [0.1, 0.6, 0.2, 0.9, 0.8, 0.1]
+    >>> events = event_table(scores, Alarm(AlarmRule(k=1, n=1), threshold=0.5))
+    >>> events[["Event_ID", "caught", "lead_time_min"]]
+      Event_ID  caught  lead_time_min
+    0  event 0    True            1.5
     """
     track = AlarmTrack(check_scores(scores), alarm.rule)
     first = np.array([rows[0] for rows in track.event_rows], dtype=np.int64)
@@ -173,6 +184,18 @@ def alarm_curve(scores: pd.DataFrame, rule: AlarmRule) -> pd.DataFrame:
         false_alarms_per_module_day and lead_time_median_min (NaN where no event is caught). All
         distinct levels up to 1000 of them; beyond that about 1000, dense at the top, and every
         step of event_recall.
+
+    Examples
+    --------
+    >>> scores = pd.DataFrame({"Site_ID": "S1", "Rack_ID": "R1", "Module_ID": ["M1"] * 6})
+    >>> scores["Timestamp"] = pd.date_range("2025-01-01", periods=6, freq="1min")
+    >>> scores["Hazard_Label"] = [0, 0, 1, 1, 1, 0]
+    >>> scores["y_score"] = [0.1, 0.6, 0.2, 0.9, 0.8, 0.1]
+    >>> alarm_curve(scores, AlarmRule(k=1, n=1))[["threshold", "event_recall"]].tail(3)
+       threshold  event_recall
+    3        0.6           1.0
+    4        0.2           1.0
+    5        0.1           1.0
     """
     track = AlarmTrack(check_scores(scores), rule)
     thresholds = track.candidates()

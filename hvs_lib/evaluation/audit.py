@@ -27,70 +27,67 @@ def audit(
 
     Parameters
     ----------
-    telemetry : DataFrame (n_samples, n_columns), labelled.
-    X : DataFrame (n_samples, n_features), from `build`.
-    rows : array of int, shape (n_rows,), of the training racks.
-    cv_pr_auc : average precision out of fold of one model on the splits ``rack`` and ``row``;
-        the check is left out where one of them is missing.
-    build : what makes `X` from telemetry.
+    telemetry : DataFrame, shape (n_samples, n_columns)
+        With the label.
+    X : DataFrame, shape (n_samples, n_features)
+        From `build`.
+    rows : array of int, shape (n_rows,)
+        Of the training racks.
+    cv_pr_auc : mapping of str to float
+        Average precision out of fold of one model on the splits ``rack`` and ``row``; the check is
+        left out where one of them is missing.
+    build : callable
+        What makes `X` from telemetry.
 
     Returns
     -------
-    DataFrame, one row for each check: ``check``, ``found``, ``limit``, ``verdict`` ("ok", or what
-    leaks) and ``meaning``.
+    DataFrame, shape (2 or 3, 5)
+        check, found, limit, result ("ok", or what leaks) and meaning.
     """
-    checks = [single_feature_check(X, telemetry[col.LABEL].to_numpy(), rows)]
-    checks += [future_cut_check(telemetry, X, build)]
+    checks = []
     if {"rack", "row"} <= set(cv_pr_auc):
-        checks.insert(0, split_gap_check(cv_pr_auc))
-    return pd.DataFrame(checks)
+        checks.append(_row_split(cv_pr_auc["rack"], cv_pr_auc["row"]))
+    checks.append(_giveaway(X, telemetry[col.LABEL].to_numpy(), rows))
+    checks.append(_future(telemetry, X, build))
+    table = pd.DataFrame(checks, columns=["check", "found", "limit", "leak", "meaning"])
+    table.insert(3, "result", table.pop("leak").where(table["found"] > table["limit"], "ok"))
+    return table.assign(found=table["found"].astype(float).round(3))
 
 
-def split_gap_check(cv_pr_auc: Mapping[str, float]) -> dict[str, object]:
+def _row_split(by_rack: float, by_row: float) -> tuple:
     """Compare one model on a random row split and on a split by rack."""
-    gap = cv_pr_auc["row"] - cv_pr_auc["rack"]
     meaning = (
-        f"a row split reports {cv_pr_auc['row']:.2f}, whole racks {cv_pr_auc['rack']:.2f}: "
+        f"a row split reports {by_row:.2f}, whole racks {by_rack:.2f}: "
         "neighbouring rows are near copies, so judge by rack only"
     )
-    name = "row split minus rack split, average precision"
-    return _check(name, gap, GAP, meaning, leak="row split leaks")
+    check = "row split minus rack split, average precision"
+    return check, by_row - by_rack, GAP, "row split leaks", meaning
 
 
-def single_feature_check(X: pd.DataFrame, y: np.ndarray, rows: np.ndarray) -> dict[str, object]:
+def _giveaway(X: pd.DataFrame, y: np.ndarray, rows: np.ndarray) -> tuple:
     """Look for a column that gives the label away by itself."""
     single = single_feature_average_precision(X, y, rows=rows)
-    meaning = f"strongest: {single.idxmax()}"
-    name = "best single feature, average precision"
-    return _check(name, single.max(), GIVEAWAY, meaning, leak="label given away")
+    check = "best single feature, average precision"
+    return check, single.max(), GIVEAWAY, "label given away", f"strongest: {single.idxmax()}"
 
 
-def future_cut_check(
+def _future(
     telemetry: pd.DataFrame, X: pd.DataFrame, build: Callable[[pd.DataFrame], pd.DataFrame]
-) -> dict[str, object]:
+) -> tuple:
     """Cut the future off and count the features that change before the cut."""
     changed: set[str] = set()
     time = telemetry[col.TIMESTAMP]
-    start, span = time.min(), time.max() - time.min()
     for share in CUTS:
-        past = (time <= start + share * span).to_numpy()
-        again = build(telemetry[past].reset_index(drop=True))
-        same = np.array_equal(again.to_numpy(), X.to_numpy()[past], equal_nan=True)
-        if not same:
-            changed |= {name for name in X if not _equal(again[name], X[name][past])}
+        past = (time <= time.min() + share * (time.max() - time.min())).to_numpy()
+        again, before = build(telemetry[past].reset_index(drop=True)), X[past]
+        changed |= {
+            name
+            for name in X
+            if not np.array_equal(again[name].to_numpy(), before[name].to_numpy(), equal_nan=True)
+        }
     meaning = f"they use the future: {', '.join(sorted(changed))}" if changed else "none does"
-    name = "features that change when the future is cut off"
-    return _check(name, len(changed), 0, meaning, leak="future used")
-
-
-def _equal(one: pd.Series, other: pd.Series) -> bool:
-    return np.array_equal(one.to_numpy(), other.to_numpy(), equal_nan=True)
-
-
-def _check(check: str, found: float, limit: float, meaning: str, *, leak: str) -> dict[str, object]:
-    verdict = leak if found > limit else "ok"
-    found = round(float(found), 3)
-    return {"check": check, "found": found, "limit": limit, "verdict": verdict, "meaning": meaning}
+    check = "features that change when the future is cut off"
+    return check, len(changed), 0, "future used", meaning
 
 
 def single_feature_average_precision(
@@ -102,17 +99,24 @@ def single_feature_average_precision(
 
     Parameters
     ----------
-    X : DataFrame (n_samples, n_features)
+    X : DataFrame, shape (n_samples, n_features)
         Numbers; NaN ranks lowest in either direction.
-    y : array of 0/1, shape (n_samples,)
+    y : array, shape (n_samples,)
+        Labels 0 and 1.
     rows : array of int, shape (n_rows,), optional
         Positions to use, all by default.
 
     Returns
     -------
-    Series of float, index the columns of `X`
+    Series, shape (n_features,)
         The better average precision of the two directions, between the prevalence of `y`
         (a constant feature) and 1 (a leak), or below the prevalence by chance.
+
+    Examples
+    --------
+    >>> X = pd.DataFrame({"leak": [9.0, 8.0, 1.0, 2.0], "constant": 5.0})
+    >>> single_feature_average_precision(X, np.array([0, 0, 1, 1])).to_dict()
+    {'leak': 1.0, 'constant': 0.5}
     """
     y = np.asarray(y)
     if len(y) != len(X):
@@ -126,30 +130,22 @@ def single_feature_average_precision(
             f"y must be 0 or 1 with at least one 1, got {pd.unique(y[rows])[:5].tolist()}. "
             "Use rows of racks that have events."
         )
-    precision = {}
-    for name, values in X.items():
-        values = values.to_numpy()
-        precision[name] = _better_direction(values[positive], values[negative])
-    return pd.Series(precision, name="average_precision", dtype=np.float64)
+    columns = {name: values.to_numpy() for name, values in X.items()}
+    found = {name: _better_direction(x[positive], x[negative]) for name, x in columns.items()}
+    return pd.Series(found, name="average_precision", dtype=np.float64)
 
 
 def _better_direction(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Sum precision over the steps of recall; the positives that are NaN are one last step."""
     cuts, count = np.unique(positive[~np.isnan(positive)], return_counts=True)
     known = np.sort(negative[~np.isnan(negative)])
     falling = np.searchsorted(known, cuts, side="right")
     rising = len(known) - np.searchsorted(known, cuts, side="left")
-    sizes = len(positive), len(negative)
-    return max(
-        _average_precision_of_steps(count[::-1], rising[::-1], *sizes),
-        _average_precision_of_steps(count, falling, *sizes),
-    )
+    n_positive = len(positive)
+    last = (n_positive - count.sum()) * n_positive / (n_positive + len(negative))
 
+    def area(n_pos: np.ndarray, fp: np.ndarray) -> float:
+        tp = np.cumsum(n_pos)
+        return np.sum(n_pos * (tp / (tp + fp))) + last
 
-def _average_precision_of_steps(
-    n_pos: np.ndarray, fp: np.ndarray, n_positive: int, n_negative: int
-) -> float:
-    """Sum precision over the steps of recall; what they leave (NaN) is one last step."""
-    tp = np.cumsum(n_pos)
-    missing = n_positive - n_pos.sum()
-    area = np.sum(n_pos * (tp / (tp + fp))) + missing * n_positive / (n_positive + n_negative)
-    return float(area / n_positive)
+    return float(max(area(count[::-1], rising[::-1]), area(count, falling)) / n_positive)

@@ -19,9 +19,12 @@ class Calibration:
 
     Attributes
     ----------
-    method : one of `METHODS`.
-    calibrator : fitted on all out-of-fold scores; None leaves scores as they are.
-    brier : method to its Brier score on folds that its calibrator was not fitted on.
+    method : str
+        One of `METHODS`.
+    calibrator : LogisticRegression or None
+        Fitted on all out-of-fold scores; None leaves the scores as they are.
+    brier : dict of str to float
+        Method to its Brier score on folds that its calibrator was not fitted on.
     """
 
     method: str
@@ -79,7 +82,20 @@ def choose_calibration(y_true: np.ndarray, y_score: np.ndarray, fold: np.ndarray
 
 
 def fit_platt(y_true: np.ndarray, y_score: np.ndarray) -> LogisticRegression | None:
-    """Fit the map from scores to probabilities; None where it would not keep their order."""
+    """Fit Platt's map from scores to probabilities.
+
+    Parameters
+    ----------
+    y_true : array, shape (n_samples,)
+        Labels 0 and 1.
+    y_score : array, shape (n_samples,)
+        Probabilities of a model, on rows that it was not fitted on.
+
+    Returns
+    -------
+    LogisticRegression or None
+        For `calibrate`; None where the map would not keep the order of the scores.
+    """
     if y_true.min() == y_true.max():
         return None
     platt = LogisticRegression(C=np.inf).fit(_log_odds(y_score), y_true)
@@ -87,7 +103,24 @@ def fit_platt(y_true: np.ndarray, y_score: np.ndarray) -> LogisticRegression | N
 
 
 def calibrate(calibrator: LogisticRegression | None, y_score: np.ndarray) -> np.ndarray:
-    """Map scores to probabilities, shape (n_samples,)."""
+    """Map scores to probabilities.
+
+    Parameters
+    ----------
+    calibrator : LogisticRegression or None
+        From `fit_platt`; None leaves the scores as they are.
+    y_score : array, shape (n_samples,)
+
+    Returns
+    -------
+    array, shape (n_samples,)
+
+    Examples
+    --------
+    >>> y_true, too_low = np.array([0, 0, 0, 1, 0, 1, 1, 1]), np.repeat([0.01, 0.1], 4)
+    >>> calibrate(fit_platt(y_true, too_low), too_low)[[0, -1]].round(2).tolist()
+    [0.25, 0.75]
+    """
     if calibrator is None:
         return y_score
     return calibrator.predict_proba(_log_odds(y_score))[:, 1]
@@ -106,8 +139,10 @@ class CalibratedClassifier(ClassifierMixin, BaseEstimator):
 
     Parameters
     ----------
-    classifier : fitted, with ``predict_proba``.
-    calibrator : from `fit_platt`, or None for the scores as they are.
+    classifier : BaseEstimator
+        Fitted, with ``predict_proba``.
+    calibrator : LogisticRegression or None
+        From `fit_platt`; None leaves the scores as they are.
     """
 
     def __init__(self, classifier: BaseEstimator, calibrator: LogisticRegression | None):
@@ -128,10 +163,5 @@ class CalibratedClassifier(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X) -> np.ndarray:
         """Return the probabilities of class 0 and 1, shape (n_samples, 2), float64."""
-        scores = self.classifier.predict_proba(X)[:, 1].astype(np.float64)
-        hazard = calibrate(self.calibrator, scores)
+        hazard = calibrate(self.calibrator, self.classifier.predict_proba(X)[:, 1].astype(float))
         return np.column_stack([1 - hazard, hazard])
-
-    def predict(self, X) -> np.ndarray:
-        """Return the likelier class, shape (n_samples,)."""
-        return self.classes_[(self.predict_proba(X)[:, 1] >= 0.5).astype(int)]

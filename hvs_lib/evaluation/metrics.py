@@ -92,20 +92,7 @@ def evaluate(
 
 
 def undefined_metrics(result: Mapping[str, float], prefix: str = "") -> list[str]:
-    """Name the metrics that `evaluate` left out.
-
-    Parameters
-    ----------
-    result : mapping of str to float
-        What `evaluate` returned, other names may be among it.
-    prefix : str
-        The prefix it was called with.
-
-    Returns
-    -------
-    list of str
-        With the prefix, in the order of `METRICS`.
-    """
+    """Name the metrics that `evaluate`, called with this prefix, left out of its result."""
     return [prefix + name for name in METRICS if prefix + name not in result]
 
 

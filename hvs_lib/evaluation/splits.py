@@ -19,12 +19,6 @@ from hvs_lib.telemetry.files import DataError
 
 SPLITS = ("rack", "row")
 
-_TITLE = "The telemetry cannot be split"
-_OTHER_SPLIT = (
-    'or use split="row", whose random rows put near copies of the test rows in the training set: '
-    "good for a look at the data, not for a claim."
-)
-
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -32,17 +26,17 @@ class Split:
 
     Attributes
     ----------
-    train, test : ndarray of shape (n_train,) and (n_test,), int64
+    train, test : array of int, shape (n_train,) and (n_test,)
         Positions of the rows in the telemetry, ascending.
-    folds : list of (ndarray, ndarray)
+    folds : list of (array, array)
         Per fold the rows to fit on and the rows to validate on, as positions in the telemetry. The
         validation rows of all folds are the training rows, each once.
     kind : {"rack", "row"}
         What was kept whole.
     seed : int
-        Seed of the shuffle.
-    parts : tuple of dict
-        What `table` and `to_dict` report of each fold, of train and of test.
+        Of the shuffle.
+    parts : dict of dict
+        Racks and sizes of each fold (its validation rows), of train and of test.
     """
 
     train: np.ndarray
@@ -50,27 +44,18 @@ class Split:
     folds: list[tuple[np.ndarray, np.ndarray]]
     kind: str
     seed: int
-    parts: tuple[dict, ...]
+    parts: dict[str, dict]
 
     def table(self) -> pd.DataFrame:
-        """Return the size of each part.
-
-        Returns
-        -------
-        DataFrame
-            One row per fold (its validation rows), for train and for test, with the columns
-            `racks, modules, rows, events, prevalence`.
-        """
-        counted = [{**part, "racks": len(part["racks"])} for part in self.parts]
-        return pd.DataFrame(counted).set_index("part")
+        """Return a row for each part: racks, modules, rows, events and prevalence."""
+        table = pd.DataFrame.from_dict(self.parts, orient="index").rename_axis("part")
+        return table.assign(racks=table["racks"].map(len))
 
     def to_dict(self) -> dict:
         """Return kind, seed, and the racks and sizes of each part, ready for JSON."""
-        parts = {
-            part["part"]: {name: value for name, value in part.items() if name != "part"}
-            for part in self.parts
-        }
-        return {"kind": self.kind, "seed": self.seed, "n_folds": len(self.folds), "parts": parts}
+        return {
+            "kind": self.kind, "seed": self.seed, "n_folds": len(self.folds), "parts": self.parts,
+        }  # fmt: skip
 
 
 def split_by_rack(
@@ -88,15 +73,15 @@ def split_by_rack(
 
     Parameters
     ----------
-    telemetry : DataFrame of shape (n_samples, n_columns)
+    telemetry : DataFrame, shape (n_samples, n_columns)
         With the label.
-    test_size : float, default=0.25
+    test_size : float
         Share of the racks with an event, and of those without, that go to the test set.
-    n_folds : int, default=3
+    n_folds : int
         Number of folds of the training racks.
-    seed : int, default=42
-        Seed of the shuffle.
-    split : {"rack", "row"}, default="rack"
+    seed : int
+        Of the shuffle.
+    split : {"rack", "row"}
         "row" deals out single rows instead. It leaks: neighbouring rows are near copies.
 
     Returns
@@ -109,16 +94,51 @@ def split_by_rack(
         If a parameter is out of range.
     DataError
         If some part would have no event.
+
+    Examples
+    --------
+    >>> telemetry = pd.DataFrame(
+    ...     {
+    ...         "Site_ID": "S1",
+    ...         "Rack_ID": np.repeat(["R1", "R2", "R3", "R4"], 4),
+    ...         "Module_ID": "M1",
+    ...         "Hazard_Label": [0, 0, 1, 1] * 4,
+    ...     }
+    ... )
+    >>> split_by_rack(telemetry, n_folds=2, test_size=0.5).table()
+            racks  modules  rows  events  prevalence
+    part
+    fold 1      1        1     4       1         0.5
+    fold 2      1        1     4       1         0.5
+    train       2        2     8       2         0.5
+    test        2        2     8       2         0.5
     """
     check_split(test_size, n_folds, split)
     check_labels(telemetry)
-    racks, events = rack_codes(telemetry), event_codes(telemetry)
-    deal = _deal_racks if split == "rack" else _deal_rows
-    train, test, folds = deal(telemetry, racks, events, test_size, n_folds, seed)
+    if split == "rack":
+        train, test, folds = _deal_racks(telemetry, test_size, n_folds, seed)
+    else:
+        train, test, folds = _deal_rows(telemetry, test_size, n_folds, seed)
     named = {f"fold {i}": valid for i, (_, valid) in enumerate(folds, start=1)}
-    parts = _describe(telemetry, racks, events, {**named, "train": train, "test": test})
-    _check_parts(parts)
+    parts = _describe(telemetry, {**named, "train": train, "test": test})
+    empty = [name for name, part in parts.items() if part["events"] == 0]
+    if empty:
+        counts = ", ".join(f"{name} {part['events']}" for name, part in parts.items())
+        raise _error(
+            f"Every part must hold an event, got none in {', '.join(empty)} ({counts})",
+            "use fewer folds, a larger test_size, or telemetry with more events.",
+        )
     return Split(train, test, folds, split, seed, parts)
+
+
+def check_split(test_size: float, n_folds: int, split: str) -> None:
+    """Refuse settings of `split_by_rack` that are out of range, with a ValueError."""
+    if not 0 < test_size < 1:
+        raise ValueError(f"test_size must be between 0 and 1, got {test_size}.")
+    if int(n_folds) != n_folds or n_folds < 2:
+        raise ValueError(f"n_folds must be a whole number of at least 2, got {n_folds}.")
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
 
 
 def check_labels(telemetry: pd.DataFrame) -> None:
@@ -128,22 +148,27 @@ def check_labels(telemetry: pd.DataFrame) -> None:
     ------
     DataError
         Without a label, without an event, without a normal row, or with events of one row each.
+
+    Examples
+    --------
+    >>> check_labels(pd.DataFrame({"Hazard_Label": [0, 0]}))
+    Traceback (most recent call last):
+    hvs_lib.telemetry.files.DataError: The telemetry cannot be split: It must hold events, ...
     """
     if col.LABEL not in telemetry:
         cure = "add the labels; telemetry without them can only be scored."
-        raise DataError(_TITLE, [f"{col.LABEL} must be a column, it is absent; {cure}"])
+        raise _error(f"{col.LABEL} must be a column, it is absent", cure)
     if not telemetry[col.LABEL].any():
         cure = "take telemetry with events, or score it with a trained model."
-        raise DataError(_TITLE, [f"It must hold events, {col.LABEL} is 0 in every row; {cure}"])
+        raise _error(f"It must hold events, {col.LABEL} is 0 in every row", cure)
     if telemetry[col.LABEL].all():
         cure = "add the telemetry of quiet times, with the label 0."
-        rule = f"It must hold rows without a hazard, {col.LABEL} is 1 in every row"
-        raise DataError(_TITLE, [f"{rule}; {cure}"])
+        raise _error(f"It must hold rows without a hazard, {col.LABEL} is 1 in every row", cure)
     n_rows, n_events = int(telemetry[col.LABEL].sum()), int(event_codes(telemetry).max()) + 1
     if n_rows == n_events > 1:
         cure = "label all rows from 20 min to 30 s before the point of no return."
-        rule = f"Events must be several rows long, got {n_events} events of one labelled row each"
-        raise DataError(_TITLE, [f"{rule}; {cure}"])
+        found = f"got {n_events} events of one labelled row each"
+        raise _error(f"Events must be several rows long, {found}", cure)
 
 
 def thin_normal_rows(telemetry: pd.DataFrame, rows: np.ndarray, stride: int) -> np.ndarray:
@@ -153,16 +178,16 @@ def thin_normal_rows(telemetry: pd.DataFrame, rows: np.ndarray, stride: int) -> 
 
     Parameters
     ----------
-    telemetry : DataFrame of shape (n_samples, n_columns)
+    telemetry : DataFrame, shape (n_samples, n_columns)
         With the label.
-    rows : ndarray of shape (n_rows,), int
+    rows : array of int, shape (n_rows,)
         Positions to choose from.
     stride : int
         1 keeps everything. Weigh the kept normal rows by `stride` to make up for the others.
 
     Returns
     -------
-    ndarray of shape (n_kept,), int
+    array of int, shape (n_kept,)
         The kept positions, in the order of `rows`.
 
     Raises
@@ -183,27 +208,15 @@ def thin_normal_rows(telemetry: pd.DataFrame, rows: np.ndarray, stride: int) -> 
     return rows[keep]
 
 
-def check_split(test_size: float, n_folds: int, split: str) -> None:
-    """Refuse settings of `split_by_rack` that are out of range, with a ValueError."""
-    if not 0 < test_size < 1:
-        raise ValueError(f"test_size must be between 0 and 1, got {test_size}.")
-    if int(n_folds) != n_folds or n_folds < 2:
-        raise ValueError(f"n_folds must be a whole number of at least 2, got {n_folds}.")
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
-
-
-def _deal_racks(telemetry, racks, events, test_size, n_folds, seed):
+def _deal_racks(telemetry, test_size, n_folds, seed):
     """Return train rows, test rows and folds that keep racks whole."""
-    all_racks = np.arange(racks.max() + 1)
-    has_event = np.zeros(len(all_racks), dtype=bool)
-    has_event[racks[events >= 0]] = True
-    n_test = _n_test_racks(has_event, int(events.max()) + 1, test_size, n_folds)
-
+    racks, events = rack_codes(telemetry), event_codes(telemetry)
+    has_event = np.isin(np.arange(racks.max() + 1), racks[events >= 0])
+    _check_racks(has_event, int(events.max()) + 1, test_size, n_folds)
     train_racks, test_racks = [], []
-    for group, n in zip((all_racks[has_event], all_racks[~has_event]), n_test, strict=True):
+    for group in (np.flatnonzero(has_event), np.flatnonzero(~has_event)):
         # two plain draws give exact counts; one stratified draw rounds them as it likes
-        keep, take = _draw(group, n, seed)
+        keep, take = _draw(group, round(test_size * len(group)), seed)
         train_racks.append(keep)
         test_racks.append(take)
     train_racks = np.sort(np.concatenate(train_racks))
@@ -216,48 +229,53 @@ def _deal_racks(telemetry, racks, events, test_size, n_folds, seed):
     return train, test, folds
 
 
-def _n_test_racks(
-    has_event: np.ndarray, n_events: int, test_size: float, n_folds: int
-) -> tuple[int, int]:
-    """Return how many racks with and without an event go to the test set."""
-    n_with, n_without = int(has_event.sum()), int((~has_event).sum())
-    needed = n_folds + 1
-    if n_with < needed:
-        cure = f"bring telemetry of more racks with events, {_fewer_folds(n_with)}{_OTHER_SPLIT}"
-        raise DataError(
-            _TITLE,
-            [
-                f"{n_folds} folds and a test set need at least {needed} racks with an event, got"
-                f" {n_events} event{'s' if n_events > 1 else ''} in {n_with}"
-                f" rack{'s' if n_with > 1 else ''}: one event cannot both teach a model and test"
-                f" it; {cure}"
-            ],
+def _check_racks(has_event: np.ndarray, n_events: int, test_size: float, n_folds: int) -> None:
+    """Refuse too few racks with an event for the folds and the test set."""
+    n_racks, needed = int(has_event.sum()), n_folds + 1
+    if n_racks < needed:
+        fewer_folds = f"use n_folds={n_racks - 1}, " if n_racks > 2 else ""
+        raise _error(
+            f"{n_folds} folds and a test set need at least {needed} racks with an event, got"
+            f" {n_events} event{'s' if n_events > 1 else ''} in {n_racks}"
+            f" rack{'s' if n_racks > 1 else ''}: one event cannot both teach a model and test it",
+            f"bring telemetry of more racks with events, {fewer_folds}or use"
+            ' split="row", whose random rows put near copies of the test rows in the training set:'
+            " good for a look at the data, not for a claim.",
         )
-    n_test = round(test_size * n_with)
-    if n_test < 1 or n_with - n_test < n_folds:
-        raise DataError(
-            _TITLE,
-            [
-                f"The test set needs a rack with an event and {n_folds} folds as many each, got"
-                f" {n_test} of {n_with} such racks for the test set with test_size={test_size};"
-                f" choose test_size between {1 / n_with:.3g} and {(n_with - n_folds) / n_with:.3g}."
-            ],
+    n_test = round(test_size * n_racks)
+    if n_test < 1 or n_racks - n_test < n_folds:
+        raise _error(
+            f"The test set needs a rack with an event and {n_folds} folds as many each, got"
+            f" {n_test} of {n_racks} such racks for the test set with test_size={test_size}",
+            f"choose test_size between {1 / n_racks:.3g} and {(n_racks - n_folds) / n_racks:.3g}.",
         )
-    return n_test, round(test_size * n_without)
-
-
-def _fewer_folds(n_with: int) -> str:
-    return f"use n_folds={n_with - 1}, " if n_with > 2 else ""
 
 
 def _draw(group: np.ndarray, n_test: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the racks to keep and the racks drawn."""
-    if n_test == 0:
-        return group, group[:0]
-    if n_test == len(group):
-        return group[:0], group
-    keep, take = train_test_split(group, test_size=n_test, random_state=seed)
-    return keep, take
+    if n_test in (0, len(group)):
+        return group[n_test:], group[:n_test]
+    return train_test_split(group, test_size=n_test, random_state=seed)
+
+
+def _deal_rows(telemetry, test_size, n_folds, seed):
+    """Return train rows, test rows and folds of single rows, stratified by label."""
+    label = telemetry[col.LABEL].to_numpy()
+    n_positive = int((label == 1).sum())
+    fewest = min(n_positive, len(label) - n_positive)
+    n_train = fewest - round(test_size * fewest)
+    if not n_folds <= n_train < fewest:
+        raise _error(
+            f"{n_folds} folds and a test set need rows of both labels in each, got {n_positive}"
+            f" rows with label 1 and {len(label) - n_positive} with label 0 with"
+            f" test_size={test_size}",
+            "bring more telemetry, or use fewer folds or another test_size.",
+        )
+    rows = np.arange(len(label))
+    parts = train_test_split(rows, test_size=test_size, stratify=label, random_state=seed)
+    train, test = (np.sort(part) for part in parts)
+    folds = _stratified_folds(label[train], n_folds, seed)
+    return train, test, [(train[fit], train[valid]) for fit, valid in folds]
 
 
 def _stratified_folds(y: np.ndarray, n_folds: int, seed: int) -> list[tuple]:
@@ -268,65 +286,23 @@ def _stratified_folds(y: np.ndarray, n_folds: int, seed: int) -> list[tuple]:
         return list(folds.split(np.zeros(len(y)), y))
 
 
-def _deal_rows(telemetry, racks, events, test_size, n_folds, seed):
-    """Return train rows, test rows and folds of single rows, stratified by label."""
-    label = telemetry[col.LABEL].to_numpy()
-    n_positive = int((label == 1).sum())
-    fewest = min(n_positive, len(label) - n_positive)
-    n_train = fewest - round(test_size * fewest)
-    if not n_folds <= n_train < fewest:
-        cure = "bring more telemetry, or use fewer folds or another test_size."
-        raise DataError(
-            _TITLE,
-            [
-                f"{n_folds} folds and a test set need rows of both labels in each, got"
-                f" {n_positive} rows with label 1 and {len(label) - n_positive} with label 0"
-                f" with test_size={test_size}; {cure}"
-            ],
-        )
-    train, test = train_test_split(
-        np.arange(len(label)), test_size=test_size, stratify=label, random_state=seed
-    )
-    train, test = np.sort(train), np.sort(test)
-    folds = [
-        (train[fit], train[valid]) for fit, valid in _stratified_folds(label[train], n_folds, seed)
-    ]
-    return train, test, folds
-
-
-def _describe(
-    telemetry: pd.DataFrame, racks: np.ndarray, events: np.ndarray, parts: dict[str, np.ndarray]
-) -> tuple[dict, ...]:
-    """Count what is in each part."""
-    modules = module_codes(telemetry)
-    names = _rack_names(telemetry, racks)
-    return tuple(
-        {
-            "part": name,
+def _describe(telemetry: pd.DataFrame, parts: dict[str, np.ndarray]) -> dict[str, dict]:
+    """Name the racks of each part, as "site/rack", and count what is in it."""
+    racks, modules = rack_codes(telemetry), module_codes(telemetry)
+    events = event_codes(telemetry)
+    first = telemetry.iloc[np.unique(racks, return_index=True)[1]]
+    names = (first[col.SITE].astype("str") + "/" + first[col.RACK].astype("str")).to_list()
+    return {
+        name: {
             "racks": [names[rack] for rack in np.unique(racks[rows])],
             "modules": len(np.unique(modules[rows])),
             "rows": len(rows),
             "events": len(np.unique(events[rows][events[rows] >= 0])),
-            "prevalence": float((events[rows] >= 0).mean()) if len(rows) else 0.0,
+            "prevalence": float((events[rows] >= 0).mean()),
         }
         for name, rows in parts.items()
-    )
+    }
 
 
-def _rack_names(telemetry: pd.DataFrame, racks: np.ndarray) -> list[str]:
-    """Return "site/rack" for each rack number."""
-    _, first = np.unique(racks, return_index=True)
-    ids = telemetry[[col.SITE, col.RACK]].iloc[first].astype("str")
-    return (ids[col.SITE] + "/" + ids[col.RACK]).to_list()
-
-
-def _check_parts(parts: tuple[dict, ...]) -> None:
-    """Refuse a part without an event before any model is fitted."""
-    empty = [part["part"] for part in parts if part["events"] == 0]
-    if empty:
-        counts = ", ".join(f"{part['part']} {part['events']}" for part in parts)
-        cure = "use fewer folds, a larger test_size, or telemetry with more events."
-        raise DataError(
-            _TITLE,
-            [f"Every part must hold an event, got none in {', '.join(empty)} ({counts}); {cure}"],
-        )
+def _error(rule: str, cure: str) -> DataError:
+    return DataError("The telemetry cannot be split", [f"{rule}; {cure}"])

@@ -19,16 +19,7 @@ TAILS = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
 
 
 def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
-    """Compute the exact 95 % interval of a proportion.
-
-    Parameters
-    ----------
-    successes, trials : int
-        Such as events caught, and events.
-
-    Returns
-    -------
-    low, high : float
+    """Compute the exact 95 % interval of a proportion, such as the event recall.
 
     References
     ----------
@@ -39,19 +30,7 @@ def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
 
 
 def poisson_interval(count: int, exposure: float) -> tuple[float, float]:
-    """Compute the exact 95 % interval of the rate of a Poisson count.
-
-    Parameters
-    ----------
-    count : int
-        Such as false alarms.
-    exposure : float
-        What was observed, such as module-days.
-
-    Returns
-    -------
-    low, high : float
-        Per unit of exposure.
+    """Compute the exact 95 % interval of a rate, such as false alarms in so many module-days.
 
     References
     ----------
@@ -139,10 +118,14 @@ def paired_difference(
     PairedDifference
         Of `scores` minus `reference`.
 
-    Raises
-    ------
-    ValueError
-        If the frames do not cover the same rows.
+    Examples
+    --------
+    >>> scores = pd.DataFrame({"Site_ID": "S1", "Rack_ID": ["R1", "R1", "R2", "R2"]})
+    >>> scores = scores.assign(Module_ID="M1", Hazard_Label=[0, 1, 0, 1])
+    >>> scores["Timestamp"] = pd.to_datetime(["2025-01-01", "2025-01-02"] * 2)
+    >>> good, bad = scores.assign(y_score=[0, 1, 0, 1]), scores.assign(y_score=[1, 0, 1, 0])
+    >>> print(paired_difference(good, bad))
+    +0.50 [+0.50, +0.50]
     """
     _check_same_rows(scores, reference)
     ours, theirs = (bootstrap_average_precision(frame, seed=seed) for frame in (scores, reference))
@@ -176,10 +159,17 @@ def paired_event_difference(
     PairedDifference
         Of `scores` minus `reference`.
 
-    Raises
-    ------
-    ValueError
-        If the frames do not cover the same rows, cover no event, or the value is another.
+    Examples
+    --------
+    >>> scores = pd.DataFrame({"Site_ID": "S1", "Rack_ID": ["R1", "R1", "R2", "R2"]})
+    >>> scores = scores.assign(Module_ID="M1", Hazard_Label=[0, 1, 0, 1])
+    >>> scores["Timestamp"] = pd.to_datetime(["2025-01-01", "2025-01-02"] * 2)
+    >>> good, bad = scores.assign(y_score=[0, 1, 0, 1]), scores.assign(y_score=[1, 0, 1, 0])
+    >>> from hvs_lib.evaluation.alarms import AlarmRule
+    >>> alarm = Alarm(AlarmRule(k=1, n=1), threshold=0.5)
+    >>> found = paired_event_difference(good, bad, alarm=alarm, reference_alarm=alarm)
+    >>> print(found, found.verdict)
+    +1.00 [+1.00, +1.00] better
     """
     if value not in ("caught", "lead_time_min"):
         raise ValueError(f"value must be caught or lead_time_min, got {value!r}.")

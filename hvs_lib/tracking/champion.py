@@ -35,14 +35,17 @@ POLICIES = {
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     """Who is the champion from now on, and why.
 
     Attributes
     ----------
-    run : Series, the champion's row of the runs.
-    replaced : whether it took over, or is the first.
-    reason : a sentence.
+    run : Series
+        The champion's row of the runs.
+    replaced : bool
+        Whether it took over, or is the first.
+    reason : str
+        A sentence.
     """
 
     run: pd.Series
@@ -57,16 +60,20 @@ def rank_models(
 
     Parameters
     ----------
-    runs : frame, one row for each run, from `tracking.comparable_runs`.
-    policy : ``event_recall``: the most events caught, with the threshold that keeps within the
-        alarm budget; ``pr_auc``: the highest average precision; ``recall``: the highest recall of
-        hazardous rows among models whose precision reaches `min_precision`. Ties go to the
-        higher average precision.
-    min_precision : used by ``recall`` only.
+    runs : DataFrame
+        One row for each run, from `comparable_runs`.
+    policy : str
+        ``event_recall``: the most events caught, with the threshold that keeps within the alarm
+        budget; ``pr_auc``: the highest average precision; ``recall``: the highest recall of
+        hazardous rows among models whose precision reaches `min_precision`. Ties go to the higher
+        average precision.
+    min_precision : float
+        Used by ``recall`` only.
 
     Returns
     -------
-    DataFrame, the rows of the models that qualify, best first.
+    DataFrame
+        The rows of the models that qualify, best first.
 
     Raises
     ------
@@ -102,15 +109,20 @@ def paired_by_policy(
 
     Parameters
     ----------
-    policy : one of `POLICIES`; for both ``pr_auc`` and ``recall``, which are about rows, the
-        average precision is compared.
-    run, other : Series with ``run_id`` and ``alarm``.
-    read_scores : gives the out-of-fold scores frame of a Run ID.
-    seed : of the bootstrap over racks.
+    policy : str
+        One of `POLICIES`; for both ``pr_auc`` and ``recall``, which are about rows, the average
+        precision is compared.
+    run, other : Series
+        With ``run_id`` and ``alarm``.
+    read_scores : callable
+        Gives the out-of-fold scores frame of a Run ID.
+    seed : int
+        Of the bootstrap over racks.
 
     Returns
     -------
-    PairedDifference of `run` minus `other`.
+    PairedDifference
+        Of `run` minus `other`.
     """
     scores, reference = read_scores(run["run_id"]), read_scores(other["run_id"])
     if policy != "event_recall":
@@ -127,27 +139,31 @@ def decide(
     *,
     policy: str = "event_recall",
     seed: int = 42,
-) -> Verdict:
+) -> Decision:
     """Let the challenger replace the incumbent only if it is better beyond chance.
 
     Parameters
     ----------
-    challenger : the first of `rank_models`.
-    incumbent : the run of the registered champion; None if there is none.
-    read_scores, policy, seed : as for `paired_by_policy`.
+    challenger : Series
+        The first of `rank_models`.
+    incumbent : Series or None
+        The run of the registered champion; None if there is none.
+    read_scores, policy, seed
+        As for `paired_by_policy`.
 
     Returns
     -------
-    Verdict. An incumbent that was judged on other telemetry, racks or alarm budget cannot be
-    compared: it gives way, and stays registered.
+    Decision
+        An incumbent that was judged on other telemetry, racks or alarm budget cannot be compared:
+        it gives way, and stays registered.
     """
     if incumbent is None:
-        return Verdict(challenger, True, "it is the first champion.")
+        return Decision(challenger, True, "it is the first champion.")
     if incumbent["run_id"] == challenger["run_id"]:
-        return Verdict(incumbent, False, "the champion leads the ranking itself.")
+        return Decision(incumbent, False, "the champion leads the ranking itself.")
     judged_by = ["data_sha256", "protocol_digest"]
     if any(incumbent[name] != challenger[name] for name in judged_by):
-        return Verdict(
+        return Decision(
             challenger,
             True,
             f"the incumbent, {incumbent['name']} ({incumbent['run_id']}), was judged on other "
@@ -157,8 +173,8 @@ def decide(
     what = "event recall" if policy == "event_recall" else "average precision"
     said = f"challenger minus incumbent, {what} out of fold: {difference}, {difference.verdict}"
     if difference.verdict == "better":
-        return Verdict(challenger, True, f"{said}: the challenger takes over.")
-    return Verdict(incumbent, False, f"{said}: the incumbent stays.")
+        return Decision(challenger, True, f"{said}: the challenger takes over.")
+    return Decision(incumbent, False, f"{said}: the incumbent stays.")
 
 
 def incumbent() -> pd.Series | None:
@@ -186,7 +202,8 @@ def register_champion(run_id: str) -> str:
 
     Returns
     -------
-    str, the version of the registered model.
+    str
+        The version of the registered model.
     """
     client = MlflowClient()
     with one_at_a_time():

@@ -62,12 +62,16 @@ def load_model(uri: str | Path) -> tuple[BaseEstimator, dict[str, Any]]:
 
     Parameters
     ----------
-    uri : of a model of the store that MLflow points at, such as ``runs:/<run id>/model``, or the
+    uri : str or Path
+        Of a model of the store that MLflow points at, such as ``runs:/<run id>/model``, or the
         folder of a saved one.
 
     Returns
     -------
-    The model, with its calibration and threshold, and the metadata of its file.
+    model : estimator
+        With its calibration and threshold.
+    metadata : dict
+        Of its file.
 
     Raises
     ------

@@ -403,14 +403,16 @@ def comparable_runs(*, data_sha256: str = "") -> pd.DataFrame:
 
     Parameters
     ----------
-    data_sha256 : of the telemetry; empty takes that of the newest run.
+    data_sha256 : str
+        Of the telemetry; empty takes that of the newest run.
 
     Returns
     -------
-    DataFrame, one row for each run, with ``name``, ``run_id``, ``stage``, ``model_name``,
-    ``imbalance_technique``, ``role``, ``split``, ``leaky``, ``data_sha256``, ``protocol_digest``,
-    and all metrics. Of runs with the same name and parameters the newest is listed. Leaky runs
-    have other test rows by their nature and are listed beside.
+    DataFrame
+        One row for each run, with ``name``, ``run_id``, ``stage``, ``model_name``,
+        ``imbalance_technique``, ``role``, ``split``, ``leaky``, ``data_sha256``,
+        ``protocol_digest``, ``alarm`` and all metrics. Of runs with the same name and parameters
+        the newest is listed. Leaky runs have other test rows by their nature and are listed beside.
 
     Raises
     ------
@@ -480,7 +482,10 @@ def last_comparison() -> tuple[pd.DataFrame, dict[str, str]]:
 
     Returns
     -------
-    The leaderboard, and the champion's ``name``, ``run_id`` and registered ``version``.
+    leaderboard : DataFrame
+        As 04_comparison has logged it.
+    champion : dict of str to str
+        Its ``name``, ``run_id`` and registered ``version``.
     """
     with store_failures_told():
         runs = search_runs("attributes.status = 'FINISHED' and tags.stage = 'comparison'")

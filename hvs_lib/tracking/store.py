@@ -67,7 +67,7 @@ def connect() -> None:
         mlflow.set_tracking_uri(_absolute(uri))
         if registry := os.environ.get("MLFLOW_REGISTRY_URI"):
             os.environ["MLFLOW_REGISTRY_URI"] = _absolute(registry)
-        for uri in (mlflow.get_tracking_uri(), mlflow.get_registry_uri()):
+        for uri in {mlflow.get_tracking_uri(), mlflow.get_registry_uri()}:
             _make_ready(uri)
         with environment({_RETRIES: "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}):
             MlflowClient().search_experiments(max_results=1)

@@ -157,7 +157,7 @@ def test_champion_has_a_card_and_its_settings(smoke):
 
 def test_the_audit_of_the_baseline_names_the_row_split(smoke):
     audited = read_audit(parent_of("Baseline").data.tags["data_sha256"])
-    assert audited["verdict"].tolist() == ["row split leaks", "ok", "ok"]
+    assert audited["result"].tolist() == ["row split leaks", "ok", "ok"]
 
 
 def test_telemetry_is_scored_with_the_champion(fleet, workplace):

@@ -329,7 +329,7 @@ def frame_of_fleet(modules):
     return frame_of(*(module_rows(s, y, name=m, at_s=t) for m, s, y, t in modules))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(fleets(), rules, st.integers(-3, 5))
 def test_alarms_and_events_agree_with_the_plain_model(modules, rule, threshold):
     scores = frame_of_fleet(modules)
@@ -352,7 +352,7 @@ def plain_totals(modules, threshold, rule):
     return n_false, sum(lead is not None for lead in leads), len(leads)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(fleets(), rules, st.sampled_from([0, 200, 1000, 3000, 1e9]))
 def test_chosen_threshold_is_the_best_within_the_budget(modules, rule, budget):
     scores = frame_of_fleet(modules)
@@ -385,7 +385,7 @@ def test_long_modules_with_rare_alarms_agree_with_the_plain_model():
         assert point.event_recall == pytest.approx(n_caught / 3)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(fleets(), rules)
 def test_curve_agrees_with_the_single_thresholds(modules, rule):
     scores = frame_of_fleet(modules)
@@ -626,7 +626,7 @@ def test_module_days_take_each_modules_own_sampling_interval():
     assert result["module_days"] == pytest.approx((4 * 10 + 3 * 30 + 20) / 86400)
 
 
-def test_intervals_of_pr_auc_need_two_racks_and_resamples():
+def test_the_interval_of_pr_auc_needs_two_racks():
     scores = two_racks()
     one = scores[scores[col.RACK] == "R1"]  # the category R2 stays, unused
     assert "pr_auc" in evaluate(one, at(0.5))
@@ -642,7 +642,7 @@ def test_alarms_and_row_counts_share_the_threshold_at_equality():
     assert (above["tp"], above["event_recall"]) == (0, 0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(fleets(), rules, st.integers(-3, 5))
 def test_results_are_finite_and_within_their_limits(modules, rule, threshold):
     scores = frame_of_fleet(modules)
@@ -681,7 +681,6 @@ def test_clopper_pearson(successes, trials, low, high):
     ("count", "exposure", "low", "high"),
     [
         (0, 16, 0, -np.log(0.025) / 16),
-        (0, 16, 0, 0.2306),
         (1, 1, 0.0253, 5.5716),
         (5, 1, 1.6235, 11.6683),
         (10, 2, 4.7954 / 2, 18.3904 / 2),

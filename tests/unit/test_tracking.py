@@ -472,12 +472,21 @@ def test_splits_artifact_names_the_racks(run, protocol):
 @pytest.mark.slow
 def test_several_processes_meet_on_a_fresh_store(project):
     """Creating the tables of one SQLite file at once breaks it, unless it is done under a lock."""
-    script = START.replace("print(run.info.run_id, flush=True)", "mlflow.end_run()")
+    script = (
+        "import mlflow\n"
+        "from hvs_lib.tracking.store import connect, make_experiments\n"
+        "connect()\n"
+        "make_experiments()\n"
+        "mlflow.set_experiment('HVS_Fire_Prediction_Baseline')\n"
+        "for i in range(3):\n"
+        "    mlflow.start_run()\n"
+        "    mlflow.end_run()\n"
+    )
     command = [sys.executable, "-c", script]
     running = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
     assert [process.communicate()[1] for process in running] == [b""] * 3
     connect()
-    assert len(search_runs("attributes.status = 'FINISHED'")) == 3
+    assert len(search_runs("attributes.status = 'FINISHED'")) == 9
 
 
 def test_a_password_is_not_told(project, monkeypatch):
