@@ -1,21 +1,19 @@
-"""A store in a SQLite file: its address, and artifacts that go where the file goes.
+"""Artifacts of a store in a SQLite file that go where the file goes.
 
 MLflow keeps addresses of artifacts as they are, so absolute ones break where a project is moved,
 copied or mounted elsewhere. Here they begin with ``hvs:/``, the folder of the SQLite file; MLflow
-finds the scheme by the entry point ``mlflow.artifact_repository`` in pyproject.toml.
+finds the scheme by the entry point ``mlflow.artifact_repository`` in pyproject.toml, and imports
+this file for it; nothing else may import it before MLflow.
 """
 
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-from sqlalchemy import make_url
 
-from hvs_lib.project import StoreError, project_root
-
-ARTIFACTS = "hvs:/mlartifacts"
+from hvs_lib.project import project_root
+from hvs_lib.sqlite_address import sqlite_path
 
 
 class BesideTheStore(LocalArtifactRepository):
@@ -32,30 +30,3 @@ class BesideTheStore(LocalArtifactRepository):
             )
         files = path.parent / urlsplit(artifact_uri).path.lstrip("/")
         super().__init__(files.as_uri(), tracking_uri, *args, **kwargs)
-
-
-def sqlite_uri(path: Path, uri: str = "sqlite://") -> str:
-    """Return the address of a SQLite store, whatever characters its path holds.
-
-    With the options of the `uri`, and with the driver named, since MLflow would make the folders of
-    a ``sqlite:///`` address as it is written, escapes included.
-    """
-    return make_url(uri).set(drivername="sqlite+pysqlite", database=str(path)).render_as_string()
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """Return the file of a SQLite store; None for another kind of store.
-
-    A relative path starts at the project root, whatever the working directory.
-
-    Raises
-    ------
-    StoreError
-        For a database in memory, or one that is named by an address of its own.
-    """
-    if not uri.startswith("sqlite"):
-        return None
-    database = make_url(uri).database
-    if not database or database.startswith((":memory:", "file:")):
-        raise StoreError(f"the tracking store must be a file, got {uri}: name one.")
-    return (project_root() / database).resolve()

@@ -62,15 +62,6 @@ def check_fleet(sites: int, seed: int) -> None:
         raise ValueError(f"seed must lie between 0 and {2**32 - 1}, got {seed}.")
 
 
-def _simulate_to(path: Path, sites: int, seed: int, stamp: str) -> None:
-    # here, not at the top: it brings in numba, which reading a file does not need
-    from hvs_lib.simulator.fleet import simulate_fleet
-
-    telemetry, _ = simulate_fleet(sites, SIMULATED_HOURS, seed, n_jobs=-1, progress=True)
-    stamps = {b"hvs_workbook_version": __version__.encode(), _FINGERPRINT: stamp.encode()}
-    write(telemetry, path, stamps)
-
-
 def simulator_fingerprint() -> str:
     """Return the SHA-256 of the simulator's source and of `columns.py`, with the label window."""
     return sources_sha256("simulator/**/*.py", "columns.py")
