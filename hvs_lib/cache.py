@@ -6,9 +6,9 @@ The files are pickles, which execute code when they are loaded: use no cache fro
 import shutil
 from pathlib import Path
 
-from hvs_lib.project import package_versions, project_root, sources_sha256
-
 import joblib
+
+from hvs_lib.project import package_versions, project_root, sources_sha256
 
 
 def memory() -> joblib.Memory:

@@ -5,10 +5,10 @@ import sys
 import time
 from pathlib import Path
 
+import click
+
 from hvs_lib import __version__
 from hvs_lib.project import HvsError, set_environment
-
-import click
 
 _KEEP = click.option(
     "--keep-fill-values", is_flag=True,

@@ -10,14 +10,14 @@ siblings. The second walks each module and sums the signals up over windows of t
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
+import pandas as pd
+from numba import njit
+
 from hvs_lib import columns as col
 from hvs_lib.progress import steps
 from hvs_lib.telemetry.files import DataError
 from hvs_lib.telemetry.quality import sampling_interval_s
-
-import numpy as np
-import pandas as pd
-from numba import njit
 
 WINDOWS_MIN = (1, 5, 10)
 CARRY_S = 60.0  # a missing reading repeats the last one for so long, then it is NaN

@@ -2,8 +2,6 @@
 
 from time import perf_counter
 
-from hvs_lib import columns as col
-
 import numpy as np
 import pandas as pd
 from imblearn.base import BaseSampler
@@ -12,6 +10,8 @@ from scipy.stats import loguniform, randint, uniform
 from sklearn.base import BaseEstimator, clone
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import StandardScaler
+
+from hvs_lib import columns as col
 
 # Sites alarm on each of these alone [degC, degC per min, ppm]; a reading at its limit scores 1.
 # The limits are engineering estimates of common practice, set above the everyday readings.

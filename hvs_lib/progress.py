@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from threading import Event, Thread
 
-from hvs_lib.project import project_root
-
 from tqdm import tqdm
+
+from hvs_lib.project import project_root
 
 LOG_FILE = "HVS_LOG_FILE"  # environment variable: another file than `runs/hvs.log`
 STEP = "  "  # before the lines of a step, so that they stand under those of their notebook

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from hvs_lib import __version__
-
 from threadpoolctl import threadpool_limits
+
+from hvs_lib import __version__
 
 EXECUTION = "HVS_EXECUTION_ID"  # tells a kernel which execution by the runner it belongs to
 

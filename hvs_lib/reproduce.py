@@ -10,16 +10,16 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
 from hvs_lib.project import code_version, package_versions
 from hvs_lib.runner import RunError, plan
 from hvs_lib.sqlite_address import sqlite_uri
 from hvs_lib.telemetry.files import sha256_of_file
 from hvs_lib.tracking.store import connect, mlflow_command
-
-import pandas as pd
-from mlflow import MlflowClient
-from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 
 TOLERANCE = 1e-9
 _MOST = 50_000  # runs that MLflow returns at once

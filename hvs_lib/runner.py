@@ -17,10 +17,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvs_lib import cache
-from hvs_lib.progress import LOG_FILE, followed, log_file, log_line
-from hvs_lib.project import EXECUTION, HvsError, StoreError, environment, project_root, whole_file
-
 import nbformat
 import pandas as pd
 import papermill as pm
@@ -28,6 +24,10 @@ import yaml
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import LocalHandler, papermill_io
+
+from hvs_lib import cache
+from hvs_lib.progress import LOG_FILE, followed, log_file, log_line
+from hvs_lib.project import EXECUTION, HvsError, StoreError, environment, project_root, whole_file
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 _RUN_ID = re.compile(r"\b[0-9a-f]{32}\b")

@@ -3,13 +3,13 @@
 import math
 from time import perf_counter
 
-from hvs_lib.models import negatives_per_positive
-
 import numpy as np
 from imblearn.base import BaseSampler
 from imblearn.combine import SMOTEENN, SMOTETomek
 from imblearn.over_sampling import ADASYN, SMOTE, BorderlineSMOTE
 from imblearn.under_sampling import RandomUnderSampler
+
+from hvs_lib.models import negatives_per_positive
 
 # They look for the neighbours of every row, so their time grows with the square of the rows.
 SLOW = ("SMOTE-Tomek", "SMOTE-ENN")

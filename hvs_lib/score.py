@@ -7,6 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import mlflow
+import numpy as np
+import pandas as pd
+from imblearn.pipeline import Pipeline
+from sklearn import config_context
+from sklearn.ensemble import RandomForestClassifier
+from xgboost import DMatrix, XGBClassifier
+
 from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, raise_alarms
 from hvs_lib.evaluation.calibration import METHODS, CalibratedClassifier
@@ -20,14 +28,6 @@ from hvs_lib.telemetry.read import read_racks
 from hvs_lib.tracking.champion import CHAMPION, REGISTERED_MODEL
 from hvs_lib.tracking.model_files import ModelError, load_model
 from hvs_lib.tracking.runs import read_alarm
-
-import mlflow
-import numpy as np
-import pandas as pd
-from imblearn.pipeline import Pipeline
-from sklearn import config_context
-from sklearn.ensemble import RandomForestClassifier
-from xgboost import DMatrix, XGBClassifier
 
 CHAMPION_URI = f"models:/{REGISTERED_MODEL}@{CHAMPION}"
 N_TOP = 3

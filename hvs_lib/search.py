@@ -7,10 +7,6 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from threading import Lock
 
-from hvs_lib import cache
-from hvs_lib.evaluation.protocol import Protocol
-from hvs_lib.models import row_weights
-
 import numpy as np
 from imblearn.pipeline import Pipeline
 from joblib import Parallel, delayed
@@ -19,6 +15,10 @@ from sklearn.metrics import average_precision_score, f1_score
 from sklearn.model_selection import ParameterSampler
 from sklearn.utils.validation import check_memory
 from xgboost import QuantileDMatrix, train
+
+from hvs_lib import cache
+from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.models import row_weights
 
 SCORINGS = ("f1_class1", "pr_auc")
 

@@ -11,13 +11,13 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from hvs_lib import columns as col
-from hvs_lib.project import set_environment
-
 import numpy as np
 import pandas as pd
 import pytest
 from projects import free_port
+
+from hvs_lib import columns as col
+from hvs_lib.project import set_environment
 
 set_environment()
 

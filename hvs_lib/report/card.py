@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hvs_lib.report.tables import cell
-
 import pandas as pd
+
+from hvs_lib.report.tables import cell
 
 _TEMPLATE = Path(__file__).with_name("card.md")
 _METRICS = (

@@ -2,9 +2,6 @@
 
 from collections.abc import Iterable
 
-from hvs_lib import columns as col
-from hvs_lib.evaluation.alarms import Alarm, event_table
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -17,6 +14,9 @@ from sklearn.metrics import (
     average_precision_score,
     precision_recall_curve,
 )
+
+from hvs_lib import columns as col
+from hvs_lib.evaluation.alarms import Alarm, event_table
 
 # The colour of each model, in the order of all figures; grey is what no model was fitted for.
 _MODELS = {

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from hvs_lib import columns as col
-
 import pandas as pd
+
+from hvs_lib import columns as col
 
 # Heading, metric, digits. AP is average precision; "cv" is out of fold, which choices are made on.
 HEADLINES = (

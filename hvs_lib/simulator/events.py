@@ -7,10 +7,10 @@ drive the rack (heat, current, air), or instrument faults, which change what a s
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from hvs_lib.simulator.physics import DT_S, G_CASE_AIR_NO_FAN, N_MODULES
-
 import numpy as np
 from scipy.signal import lfilter
+
+from hvs_lib.simulator.physics import DT_S, G_CASE_AIR_NO_FAN, N_MODULES
 
 HAZARDS_PER_SITE, LOOK_ALIKES_PER_SITE = 7.0, 10.0  # in six hours
 HAZARD_ONSET, LOOK_ALIKE_ONSET = (0.03, 0.66), (0.03, 0.90)  # share of the simulated time

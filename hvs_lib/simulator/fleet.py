@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+
 from hvs_lib import columns as col
 from hvs_lib.progress import steps
 from hvs_lib.simulator import physics as ph
@@ -10,10 +14,6 @@ from hvs_lib.simulator.events import N_RACKS, Event, draw_events, make_event
 from hvs_lib.simulator.physics import DT_S, N_MODULES
 from hvs_lib.simulator.sensors import draw_sensors, measure
 from hvs_lib.simulator.site import Fate, draw_dispatch, draw_room, fates, plan_rack
-
-import numpy as np
-import pandas as pd
-from joblib import Parallel, delayed
 
 START = np.datetime64("2025-01-01T00:00:00", "us")
 LABEL_FROM_S = col.LABEL_FROM_MIN * 60.0 + col.LABEL_UNTIL_S  # before the PNR

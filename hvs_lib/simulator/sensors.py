@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from hvs_lib import columns as col
 from hvs_lib.simulator.events import (
     AMBIENT,
@@ -18,8 +20,6 @@ from hvs_lib.simulator.events import (
     Event,
 )
 from hvs_lib.simulator.physics import N_MODULES, RackTruth
-
-import numpy as np
 
 N_SENSORS = len(col.SENSORS)
 

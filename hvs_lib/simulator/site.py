@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+from numba import njit
+
 from hvs_lib.simulator import physics as ph
 from hvs_lib.simulator.events import CAUSES, LOOK_ALIKES, Event, RackPlan, wander
 from hvs_lib.simulator.physics import DT_S, N_MODULES
-
-import numpy as np
-from numba import njit
 
 BACKGROUND_PPM = np.array([[15.0, 5.0], [3.0, 1.0], [1.5, 0.7]])  # VOC, CO, H2: mean, sd
 SOC_WINDOW = (0.08, 0.92)

@@ -1,9 +1,9 @@
 """Numbers for the racks, the modules and the events of a table."""
 
-from hvs_lib import columns as col
-
 import numpy as np
 import pandas as pd
+
+from hvs_lib import columns as col
 
 
 def rack_codes(telemetry: pd.DataFrame) -> np.ndarray:

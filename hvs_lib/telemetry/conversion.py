@@ -4,13 +4,13 @@ A column that converts as a whole gets its type here. One that does not stays te
 refuse it with the cells that are wrong.
 """
 
-from hvs_lib import columns as col
-from hvs_lib.telemetry.files import MISSING, MISSING_NUMBERS
-
 import numpy as np
 import pandas as pd
 import pyarrow as arrow
 import pyarrow.compute
+
+from hvs_lib import columns as col
+from hvs_lib.telemetry.files import MISSING, MISSING_NUMBERS
 
 _TEXTS = [col.SITE, col.RACK, col.MODULE, col.EVENT_ID, col.EVENT_TYPE]
 _OFFSET = r"[+-]\d{2}(?::?\d{2})?\s*$"

@@ -13,13 +13,13 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from hvs_lib import columns as col
-from hvs_lib.project import HvsError, whole_file
-
 import pandas as pd
 import pyarrow as arrow
 import pyarrow.csv
 import pyarrow.parquet
+
+from hvs_lib import columns as col
+from hvs_lib.project import HvsError, whole_file
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 # what a cell may hold where it holds nothing

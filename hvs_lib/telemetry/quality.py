@@ -5,11 +5,11 @@ A finding is `[column, what, rows]`, so that those of a file's racks can be adde
 
 from collections.abc import Iterable
 
-from hvs_lib import columns as col
-from hvs_lib.telemetry.codes import module_codes, rack_codes
-
 import numpy as np
 import pandas as pd
+
+from hvs_lib import columns as col
+from hvs_lib.telemetry.codes import module_codes, rack_codes
 
 Finding = list  # [column, what, rows]
 

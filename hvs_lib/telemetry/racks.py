@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from hvs_lib import columns as col
-from hvs_lib.telemetry.conversion import codes_and_words
-from hvs_lib.telemetry.files import DataError
-
 import numpy as np
 import pandas as pd
 import pyarrow as arrow
 import pyarrow.parquet
+
+from hvs_lib import columns as col
+from hvs_lib.telemetry.conversion import codes_and_words
+from hvs_lib.telemetry.files import DataError
 
 ROW = "row of the file"
 _ROWS_ON_DISK = 20_000  # of racks that are written, and read again, together

@@ -5,6 +5,10 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
+import pandas as pd
+import pyarrow as arrow
+
 from hvs_lib import columns as col
 from hvs_lib.telemetry.codes import module_codes, order_of
 from hvs_lib.telemetry.conversion import to_frame, zone_styles
@@ -18,10 +22,6 @@ from hvs_lib.telemetry.quality import (
 )
 from hvs_lib.telemetry.racks import ROW, Racks, concatenated
 from hvs_lib.telemetry.rules import NO_SENSOR, broken_rules, untypical
-
-import numpy as np
-import pandas as pd
-import pyarrow as arrow
 
 DEFAULT_SITE = "Site1"
 ROWS_TOGETHER = 100_000  # small racks are handed out together up to about so many rows

@@ -4,15 +4,15 @@ import difflib
 from collections.abc import Callable
 from functools import partial
 
-from hvs_lib import columns as col
-from hvs_lib.telemetry.codes import module_codes, order_of
-from hvs_lib.telemetry.conversion import as_numbers, as_times, is_number, is_time, one_zone_style
-from hvs_lib.telemetry.files import count_rows
-
 import numpy as np
 import pandas as pd
 import pandera.pandas as pa
 from pandera.errors import SchemaError, SchemaErrorReason, SchemaErrors
+
+from hvs_lib import columns as col
+from hvs_lib.telemetry.codes import module_codes, order_of
+from hvs_lib.telemetry.conversion import as_numbers, as_times, is_number, is_time, one_zone_style
+from hvs_lib.telemetry.files import count_rows
 
 # Readings outside these limits come from no sensor, whatever burns: a wrong unit, a fill value such
 # as -9999, a shifted column. Generous on purpose; data/README.md states the same numbers.

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from hvs_lib import __version__
-from hvs_lib.project import project_root, remove_unfinished, sources_sha256
-from hvs_lib.telemetry.files import READ_ERRORS, write
-
 import pyarrow as arrow
 import pyarrow.parquet
 from filelock import FileLock
+
+from hvs_lib import __version__
+from hvs_lib.project import project_root, remove_unfinished, sources_sha256
+from hvs_lib.telemetry.files import READ_ERRORS, write
 
 SIMULATED_HOURS = 6.0
 _FINGERPRINT = b"hvs_simulator_sha256"

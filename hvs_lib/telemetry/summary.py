@@ -3,12 +3,12 @@
 import difflib
 from collections.abc import Iterator
 
+import numpy as np
+import pandas as pd
+
 from hvs_lib import columns as col
 from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes
 from hvs_lib.telemetry.quality import describe, sampling_interval_s
-
-import numpy as np
-import pandas as pd
 
 
 def summarize(telemetry: pd.DataFrame) -> dict:

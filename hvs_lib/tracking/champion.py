@@ -7,6 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
 from hvs_lib.evaluation.uncertainty import (
     PairedDifference,
     paired_difference,
@@ -16,11 +21,6 @@ from hvs_lib.progress import STEP, log_line
 from hvs_lib.project import StoreError
 from hvs_lib.tracking.runs import row_of
 from hvs_lib.tracking.store import one_at_a_time, search_runs
-
-import pandas as pd
-from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 REGISTERED_MODEL = "hvs-fire-prediction"
 CHAMPION = "champion"

@@ -9,14 +9,14 @@ whatever the file itself asks for: use them on your own store only.
 from pathlib import Path
 from typing import Any
 
-from hvs_lib.project import HvsError
-
 import mlflow
 import skops.io
 import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from sklearn.base import BaseEstimator
+
+from hvs_lib.project import HvsError
 
 # Beyond what skops trusts: what the workbook's pipelines hold. None executes code as it loads.
 TRUSTED_TYPES = frozenset(

@@ -13,18 +13,6 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from hvs_lib import columns as col
-from hvs_lib.evaluation.alarms import Alarm, AlarmRule
-from hvs_lib.evaluation.metrics import undefined_metrics
-from hvs_lib.evaluation.protocol import Assessment, Protocol
-from hvs_lib.progress import STEP, log_line
-from hvs_lib.project import EXECUTION, MODEL_PACKAGES, code_version, package_versions
-from hvs_lib.report import plots
-from hvs_lib.telemetry.codes import event_codes
-from hvs_lib.telemetry.files import sha256_of_file
-from hvs_lib.tracking.model_files import types_to_trust
-from hvs_lib.tracking.store import connect, make_experiments, search_runs, store_failures_told
-
 import joblib
 import matplotlib.pyplot as plt
 import mlflow
@@ -37,6 +25,18 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.models import infer_signature
 from sklearn.metrics import classification_report
+
+from hvs_lib import columns as col
+from hvs_lib.evaluation.alarms import Alarm, AlarmRule
+from hvs_lib.evaluation.metrics import undefined_metrics
+from hvs_lib.evaluation.protocol import Assessment, Protocol
+from hvs_lib.progress import STEP, log_line
+from hvs_lib.project import EXECUTION, MODEL_PACKAGES, code_version, package_versions
+from hvs_lib.report import plots
+from hvs_lib.telemetry.codes import event_codes
+from hvs_lib.telemetry.files import sha256_of_file
+from hvs_lib.tracking.model_files import types_to_trust
+from hvs_lib.tracking.store import connect, make_experiments, search_runs, store_failures_told
 
 AUDIT = "leakage_audit.csv"
 

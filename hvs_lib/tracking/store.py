@@ -8,6 +8,15 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 
+import mlflow
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.store.db.db_types import DATABASE_ENGINES
+from sqlalchemy import create_engine
+from sqlalchemy.exc import SQLAlchemyError
+
 from hvs_lib.project import (
     StoreError,
     environment,
@@ -17,15 +26,6 @@ from hvs_lib.project import (
     whole_file,
 )
 from hvs_lib.sqlite_address import ARTIFACTS, sqlite_path, sqlite_uri
-
-import mlflow
-from filelock import FileLock
-from mlflow import MlflowClient
-from mlflow.entities import Run, ViewType
-from mlflow.exceptions import MlflowException
-from mlflow.store.db.db_types import DATABASE_ENGINES
-from sqlalchemy import create_engine
-from sqlalchemy.exc import SQLAlchemyError
 
 EXPERIMENTS = [
     "HVS_Fire_Prediction_Data",

@@ -16,6 +16,13 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import click
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.model_selection import BaseCrossValidator
+from xgboost import XGBClassifier
+
 from hvs_lib import models
 from hvs_lib.evaluation.metrics import evaluate
 from hvs_lib.evaluation.protocol import Protocol
@@ -28,13 +35,6 @@ from hvs_lib.report.tables import cell
 from hvs_lib.search import random_search
 from hvs_lib.telemetry.read import load_telemetry
 from hvs_lib.telemetry.simulated import simulated_fleet_path
-
-import click
-import numpy as np
-import pandas as pd
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.model_selection import BaseCrossValidator
-from xgboost import XGBClassifier
 
 PACKAGES = ("flaml", "autogluon.tabular", "scikit-learn", "xgboost", "pandas")
 

@@ -1,10 +1,10 @@
 """How long the original project's file size takes to load: 64 modules, 6 h, every 10 s."""
 
+import pytest
+
 from hvs_lib import columns as col
 from hvs_lib.telemetry.files import save_telemetry
 from hvs_lib.telemetry.read import load_telemetry
-
-import pytest
 
 
 @pytest.fixture(scope="module", params=["csv", "parquet"])

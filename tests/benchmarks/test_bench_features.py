@@ -3,13 +3,13 @@
 Both should grow with the rows, and the features not with the rows of a window (1 s against 10 s).
 """
 
-from hvs_lib import columns as col
-from hvs_lib import features
-from hvs_lib.features import build_features, feature_names
-
 import numpy as np
 import pandas as pd
 import pytest
+
+from hvs_lib import columns as col
+from hvs_lib import features
+from hvs_lib.features import build_features, feature_names
 
 ROWS = 34_560  # 2 racks of 8 modules for 6 hours of 10 s
 MODULE_KEYS = [col.SITE, col.RACK, col.MODULE]

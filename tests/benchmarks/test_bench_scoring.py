@@ -1,5 +1,8 @@
 """Raw telemetry in, alarms out, on one core."""
 
+import pytest
+from xgboost import XGBClassifier
+
 from hvs_lib.evaluation.alarms import Alarm, AlarmRule
 from hvs_lib.evaluation.calibration import CalibratedClassifier
 from hvs_lib.features import build_features
@@ -7,9 +10,6 @@ from hvs_lib.models import XGBOOST_BY_HAND, make_pipeline
 from hvs_lib.score import Champion, score_file
 from hvs_lib.telemetry.read import load_telemetry
 from hvs_lib.telemetry.simulated import simulated_fleet_path
-
-import pytest
-from xgboost import XGBClassifier
 
 
 @pytest.fixture(scope="module")

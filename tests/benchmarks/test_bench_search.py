@@ -1,5 +1,10 @@
 """What sharing the prepared folds saves."""
 
+import joblib
+import pytest
+from sklearn.model_selection import RandomizedSearchCV
+from xgboost import XGBClassifier
+
 from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.splits import split_by_rack
 from hvs_lib.features import build_features
@@ -7,11 +12,6 @@ from hvs_lib.models import XGBOOST_BY_HAND, XGBOOST_SEARCH_SPACE, make_pipeline,
 from hvs_lib.search import random_search
 from hvs_lib.telemetry.read import load_telemetry
 from hvs_lib.telemetry.simulated import simulated_fleet_path
-
-import joblib
-import pytest
-from sklearn.model_selection import RandomizedSearchCV
-from xgboost import XGBClassifier
 
 COMMON = {"refit": False, "random_state": 42, "n_jobs": 2, "error_score": "raise"}
 

@@ -1,8 +1,8 @@
 """How fast a fleet is simulated, telemetry table included."""
 
-from hvs_lib.simulator import simulate_fleet
-
 import pytest
+
+from hvs_lib.simulator import simulate_fleet
 
 
 @pytest.mark.parametrize("sites", [1, 8])

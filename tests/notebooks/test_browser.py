@@ -9,9 +9,6 @@ import shutil
 import time
 from pathlib import Path
 
-from hvs_lib import columns as col
-from hvs_lib import runner
-
 import nbformat
 import pandas as pd
 import papermill as pm
@@ -24,6 +21,9 @@ from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
+
+from hvs_lib import columns as col
+from hvs_lib import runner
 
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = Path(os.environ.get("HVS_SCREENSHOTS") or ROOT / "runs" / "screenshots")

@@ -6,10 +6,10 @@
 import subprocess
 import sys
 
-from hvs_lib import runner
-
 import pytest
 from projects import copy_telemetry, environment_of
+
+from hvs_lib import runner
 
 pytestmark = pytest.mark.slow
 

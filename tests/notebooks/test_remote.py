@@ -9,11 +9,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from hvs_lib import columns as col
-
 import pandas as pd
 import pytest
 from projects import BIN, copy_telemetry, fitted_in, free_port, runs_of, start, store_of
+
+from hvs_lib import columns as col
 
 PASSWORD = "of the test"
 

@@ -2,10 +2,10 @@
 
 import os
 
-from hvs_lib import runner
-
 import pytest
 from projects import copy_telemetry, results_of, runs_of, start, store_of
+
+from hvs_lib import runner
 
 WHOLE = bool(os.environ.get("HVS_TORTURE"))
 

@@ -3,14 +3,6 @@
 import ast
 import json
 
-from hvs_lib import columns as col
-from hvs_lib import reproduce as reproduction
-from hvs_lib import runner
-from hvs_lib.cli import main
-from hvs_lib.evaluation.metrics import EVENT_METRICS, METRICS, ROW_METRICS
-from hvs_lib.tracking.model_files import load_model
-from hvs_lib.tracking.runs import read_alarm, read_audit, read_scores
-
 import mlflow
 import nbformat
 import numpy as np
@@ -20,6 +12,14 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 from projects import start
 from sklearn.metrics import average_precision_score
+
+from hvs_lib import columns as col
+from hvs_lib import reproduce as reproduction
+from hvs_lib import runner
+from hvs_lib.cli import main
+from hvs_lib.evaluation.metrics import EVENT_METRICS, METRICS, ROW_METRICS
+from hvs_lib.tracking.model_files import load_model
+from hvs_lib.tracking.runs import read_alarm, read_audit, read_scores
 
 pytestmark = pytest.mark.slow
 

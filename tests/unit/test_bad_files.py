@@ -5,12 +5,6 @@ import io
 import os
 import time
 
-from hvs_lib import columns as col
-from hvs_lib.evaluation.splits import split_by_rack
-from hvs_lib.features import build_features
-from hvs_lib.telemetry.files import DataError
-from hvs_lib.telemetry.read import load_telemetry, read_racks
-
 import numpy as np
 import pandas as pd
 import pyarrow as arrow
@@ -18,6 +12,12 @@ import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from hvs_lib import columns as col
+from hvs_lib.evaluation.splits import split_by_rack
+from hvs_lib.features import build_features
+from hvs_lib.telemetry.files import DataError
+from hvs_lib.telemetry.read import load_telemetry, read_racks
 
 LOADS = ""  # instead of a message: the file is sound, and gives the table it was made from
 

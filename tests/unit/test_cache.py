@@ -2,13 +2,6 @@ import subprocess
 import sys
 from dataclasses import replace
 
-from hvs_lib import cache, models
-from hvs_lib.evaluation.protocol import Protocol
-from hvs_lib.evaluation.splits import split_by_rack
-from hvs_lib.features import build_features
-from hvs_lib.models import make_pipeline
-from hvs_lib.samplers import make_samplers
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +9,13 @@ from projects import fitted_in
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from xgboost import XGBClassifier
+
+from hvs_lib import cache, models
+from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.splits import split_by_rack
+from hvs_lib.features import build_features
+from hvs_lib.models import make_pipeline
+from hvs_lib.samplers import make_samplers
 
 PIPELINE = make_pipeline(LogisticRegression(C=0.01))
 

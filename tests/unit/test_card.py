@@ -1,7 +1,7 @@
-from hvs_lib.report.card import model_card
-
 import pandas as pd
 import pytest
+
+from hvs_lib.report.card import model_card
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
+import numpy as np
+import pandas as pd
+import pytest
+
 from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, AlarmRule
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.tracking.champion import decide, rank_models
-
-import numpy as np
-import pandas as pd
-import pytest
 
 RUNS = pd.DataFrame(
     [

@@ -1,14 +1,14 @@
 import subprocess
 from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
+from projects import BIN
+
 from hvs_lib import columns as col
 from hvs_lib import runner
 from hvs_lib.cli import main
 from hvs_lib.telemetry.read import load_telemetry
-
-import pytest
-from click.testing import CliRunner
-from projects import BIN
 
 
 @pytest.fixture

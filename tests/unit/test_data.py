@@ -7,6 +7,15 @@ import pickle
 import re
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import pyarrow as arrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pandas.testing import assert_frame_equal
+
 from hvs_lib import columns as col
 from hvs_lib.project import project_root
 from hvs_lib.simulator import simulate_fleet
@@ -16,15 +25,6 @@ from hvs_lib.telemetry.read import DEFAULT_SITE, load_telemetry
 from hvs_lib.telemetry.rules import PLAUSIBLE
 from hvs_lib.telemetry.simulated import simulated_fleet_path
 from hvs_lib.telemetry.summary import format_summary, summarize
-
-import numpy as np
-import pandas as pd
-import pyarrow as arrow
-import pyarrow.parquet
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pandas.testing import assert_frame_equal
 
 FORMATS = ["csv", "csv.gz", "parquet"]
 ORIGINAL = [col.TIMESTAMP, col.RACK, col.MODULE, *col.SENSORS, col.LABEL]

@@ -2,15 +2,15 @@
 
 import tracemalloc
 
-from hvs_lib import columns as col
-from hvs_lib import features
-from hvs_lib.features import build_features, feature_names
-
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from hvs_lib import columns as col
+from hvs_lib import features
+from hvs_lib.features import build_features, feature_names
 
 START = np.datetime64("2024-03-01T00:00:00", "us")
 MODULE_KEYS = [col.SITE, col.RACK, col.MODULE]

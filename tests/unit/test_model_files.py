@@ -1,10 +1,5 @@
 import shutil
 
-from hvs_lib.evaluation.calibration import CalibratedClassifier, fit_platt
-from hvs_lib.models import make_pipeline
-from hvs_lib.samplers import make_samplers
-from hvs_lib.tracking.model_files import ModelError, load_model, types_to_trust
-
 import mlflow
 import numpy as np
 import pandas as pd
@@ -17,6 +12,11 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import FixedThresholdClassifier
 from xgboost import XGBClassifier
+
+from hvs_lib.evaluation.calibration import CalibratedClassifier, fit_platt
+from hvs_lib.models import make_pipeline
+from hvs_lib.samplers import make_samplers
+from hvs_lib.tracking.model_files import ModelError, load_model, types_to_trust
 
 RNG = np.random.default_rng(0)
 X = pd.DataFrame(RNG.normal(size=(300, 3)).astype(np.float32), columns=list("abc"))

@@ -1,12 +1,12 @@
-from hvs_lib import columns as col
-from hvs_lib import models
-
 import numpy as np
 import pandas as pd
 import pytest
 from imblearn.over_sampling import SMOTE
 from sklearn.linear_model import LogisticRegression
 from xgboost import XGBClassifier
+
+from hvs_lib import columns as col
+from hvs_lib import models
 
 
 @pytest.fixture

@@ -3,15 +3,15 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 from hvs_lib.evaluation.alarms import Alarm, AlarmRule
 from hvs_lib.evaluation.metrics import evaluate
 from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.evaluation.splits import split_by_rack
 from hvs_lib.features import build_features
-
-import numpy as np
-import pytest
 
 PATH = Path(__file__).parents[1] / "benchmarks" / "peers.py"
 

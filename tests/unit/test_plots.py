@@ -1,13 +1,13 @@
+import matplotlib
+import numpy as np
+import pytest
+
 from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, AlarmRule, alarm_curve, event_table
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.report import plots
 from hvs_lib.samplers import make_samplers
 from hvs_lib.telemetry.codes import event_codes
-
-import matplotlib
-import numpy as np
-import pytest
 
 matplotlib.use("agg")
 

@@ -5,10 +5,10 @@ import os
 import subprocess
 import sys
 
-from hvs_lib.simulator.fleet import simulate_site
-
 import numpy as np
 import pytest
+
+from hvs_lib.simulator.fleet import simulate_site
 
 # numpy's dispatch groups beyond its baseline; a setting leaves some of them out
 GROUPS = ("X86_V3", "X86_V4", "AVX512_ICL", "AVX512_SPR")

@@ -2,11 +2,11 @@ import re
 import time
 from types import SimpleNamespace
 
-from hvs_lib import progress
-from hvs_lib.progress import LOG_FILE, STEP, ProgressBar, followed, log_file, log_line, steps
-
 import IPython
 import pytest
+
+from hvs_lib import progress
+from hvs_lib.progress import LOG_FILE, STEP, ProgressBar, followed, log_file, log_line, steps
 
 
 @pytest.fixture

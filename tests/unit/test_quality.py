@@ -1,5 +1,10 @@
 """What a file holds that is probably no reading, or means something else."""
 
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
 from hvs_lib import columns as col
 from hvs_lib.cli import main
 from hvs_lib.features import build_features, check_interval
@@ -7,11 +12,6 @@ from hvs_lib.telemetry import read
 from hvs_lib.telemetry.files import DataError, save_telemetry
 from hvs_lib.telemetry.read import load_telemetry, read_racks
 from hvs_lib.telemetry.summary import summarize
-
-import numpy as np
-import pandas as pd
-import pytest
-from click.testing import CliRunner
 
 # What absent probes have been seen to report, in one module of twelve.
 FILL_VALUES = [

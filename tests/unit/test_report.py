@@ -1,7 +1,7 @@
+import pandas as pd
+
 from hvs_lib import columns as col
 from hvs_lib.report.tables import caught_by_cause, results_table, weak_causes
-
-import pandas as pd
 
 
 def test_results_show_the_interval_where_there_is_one_and_a_dash_where_there_is_nothing():

@@ -1,17 +1,17 @@
 import json
 import time
 
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from sklearn.linear_model import LogisticRegression
+
 from hvs_lib import reproduce as reproduction
 from hvs_lib.models import make_pipeline
 from hvs_lib.reproduce import compare, reproduce, version_warnings
 from hvs_lib.runner import RunError
 from hvs_lib.tracking.runs import log_candidate
 from hvs_lib.tracking.store import search_runs
-
-import mlflow
-import pytest
-from mlflow import MlflowClient
-from sklearn.linear_model import LogisticRegression
 
 
 @pytest.fixture

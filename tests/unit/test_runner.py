@@ -3,17 +3,17 @@ import os
 import signal
 from types import SimpleNamespace
 
-from hvs_lib import runner
-from hvs_lib.project import EXECUTION, environment
-from hvs_lib.runner import RunError, plan
-from hvs_lib.tracking.runs import tags_of
-from hvs_lib.tracking.store import make_experiments, search_runs
-
 import mlflow
 import nbformat
 import pytest
 from mlflow import MlflowClient
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from hvs_lib import runner
+from hvs_lib.project import EXECUTION, environment
+from hvs_lib.runner import RunError, plan
+from hvs_lib.tracking.runs import tags_of
+from hvs_lib.tracking.store import make_experiments, search_runs
 
 
 @pytest.fixture

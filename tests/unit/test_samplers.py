@@ -1,8 +1,8 @@
-from hvs_lib.samplers import SLOW, estimate_seconds, make_samplers
-
 import numpy as np
 import pytest
 from sklearn.base import clone
+
+from hvs_lib.samplers import SLOW, estimate_seconds, make_samplers
 
 SETTINGS = {"k_neighbors": 5, "sampling_strategy": 0.5, "normal_stride": 18, "seed": 1}
 FOLDS = [np.repeat([0, 1], [90, 10]), np.repeat([0, 1], [80, 4])]

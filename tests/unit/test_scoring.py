@@ -8,6 +8,17 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+from scipy.special import logit
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from xgboost import XGBClassifier
+
 from hvs_lib import columns as col
 from hvs_lib import models, score
 from hvs_lib.cli import main
@@ -23,17 +34,6 @@ from hvs_lib.telemetry.read import load_telemetry, read_racks
 from hvs_lib.tracking.champion import register_champion
 from hvs_lib.tracking.model_files import ModelError
 from hvs_lib.tracking.runs import log_assessment, prepare, tags_of
-
-import mlflow
-import numpy as np
-import pandas as pd
-import pyarrow.parquet as pq
-import pytest
-from click.testing import CliRunner
-from scipy.special import logit
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
-from xgboost import XGBClassifier
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,5 @@
 from dataclasses import replace
 
-from hvs_lib import cache, models, search
-from hvs_lib.evaluation.protocol import Protocol
-from hvs_lib.evaluation.splits import split_by_rack
-from hvs_lib.features import build_features
-from hvs_lib.models import make_pipeline, row_weights
-from hvs_lib.search import check_search, random_search
-
 import numpy as np
 import pytest
 from scipy.stats import randint
@@ -14,6 +7,13 @@ from sklearn.base import clone
 from sklearn.metrics import average_precision_score, f1_score
 from sklearn.model_selection import RandomizedSearchCV
 from xgboost import XGBClassifier
+
+from hvs_lib import cache, models, search
+from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.splits import split_by_rack
+from hvs_lib.features import build_features
+from hvs_lib.models import make_pipeline, row_weights
+from hvs_lib.search import check_search, random_search
 
 SPACE = {"classify__max_depth": randint(1, 6), "classify__n_estimators": randint(5, 40)}
 

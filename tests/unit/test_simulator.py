@@ -4,19 +4,19 @@ import os
 import subprocess
 import sys
 
-from hvs_lib import columns as col
-from hvs_lib.simulator import physics as ph
-from hvs_lib.simulator import simulate_fleet, simulate_rack
-from hvs_lib.simulator.events import CAUSES, HAZARDS, LOOK_ALIKES, make_event
-from hvs_lib.simulator.fleet import simulate_site, to_frames
-from hvs_lib.simulator.site import draw_dispatch, draw_room, fates, plan_rack
-
 import numpy as np
 import pandas as pd
 import pytest
 from numba import njit
 from scipy.integrate import solve_ivp
 from sklearn.metrics import average_precision_score
+
+from hvs_lib import columns as col
+from hvs_lib.simulator import physics as ph
+from hvs_lib.simulator import simulate_fleet, simulate_rack
+from hvs_lib.simulator.events import CAUSES, HAZARDS, LOOK_ALIKES, make_event
+from hvs_lib.simulator.fleet import simulate_site, to_frames
+from hvs_lib.simulator.site import draw_dispatch, draw_room, fates, plan_rack
 
 # --- the reactions, in the oven test of an 18650 cell ---------------------------------------------
 

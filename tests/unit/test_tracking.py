@@ -7,6 +7,16 @@ import sys
 import time
 from dataclasses import replace
 
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from imblearn.over_sampling import SMOTE
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from sklearn.linear_model import LogisticRegression
+from xgboost import XGBClassifier
+
 from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.splits import split_by_rack
 from hvs_lib.features import build_features
@@ -19,8 +29,8 @@ from hvs_lib.tracking import champion
 from hvs_lib.tracking.model_files import ModelError, load_model
 from hvs_lib.tracking.runs import (
     AUDIT,
-    close_killed_runs,
     close_execution,
+    close_killed_runs,
     comparable_runs,
     log_assessment,
     log_candidate,
@@ -30,16 +40,6 @@ from hvs_lib.tracking.runs import (
     read_scores,
 )
 from hvs_lib.tracking.store import connect, search_runs
-
-import mlflow
-import numpy as np
-import pandas as pd
-import pytest
-from imblearn.over_sampling import SMOTE
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
-from sklearn.linear_model import LogisticRegression
-from xgboost import XGBClassifier
 
 
 @pytest.fixture
