@@ -5,6 +5,7 @@ import difflib
 import gzip
 import hashlib
 import io
+import stat
 import zlib
 from collections import deque
 from collections.abc import Iterator
@@ -204,10 +205,8 @@ def _is_parquet(path: Path) -> bool:
 
 def _check_path(path: Path) -> None:
     """Refuse what is not a telemetry file before anything is opened."""
-    if path.is_dir():
-        raise refusal(path, "The path must name a file, got a directory; name one file in it.")
     try:
-        size = path.stat().st_size
+        found = path.stat()
     except FileNotFoundError:
         present = []
         with suppress(OSError):
@@ -219,11 +218,13 @@ def _check_path(path: Path) -> None:
     except (OSError, ValueError) as error:  # a link to itself, a zero byte, a forbidden folder
         reason = getattr(error, "strerror", None) or str(error)
         raise refusal(path, f"The path must lead to a file, got: {reason}; check it.") from error
-    if not path.is_file():
+    if stat.S_ISDIR(found.st_mode):
+        raise refusal(path, "The path must name a file, got a directory; name one file in it.")
+    if not stat.S_ISREG(found.st_mode):
         raise refusal(path, "The path must name a regular file, got a pipe or device; save it.")
     if not path.name.lower().endswith(SUFFIXES):
         raise refusal(path, _unknown_format(path))
-    if size == 0:
+    if found.st_size == 0:
         raise refusal(path, _EMPTY)
 
 

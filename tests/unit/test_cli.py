@@ -158,7 +158,7 @@ def test_simulate_tells_that_memory_is_too_small(hvs, tmp_path, monkeypatch):
     def too_much(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr("hvs_lib.simulator.simulate_fleet", too_much)
+    monkeypatch.setattr("hvs_lib.simulator.fleet.simulate_fleet", too_much)
     result = hvs("simulate", tmp_path / "fleet.csv")
     assert (result.exit_code, "fewer sites or hours" in result.stderr) == (1, True)
 
