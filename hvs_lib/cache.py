@@ -1,4 +1,4 @@
-"""What was fitted, kept in the project: a run that was killed does not fit it a second time.
+"""What was fitted, kept in the project, so that an interrupted run fits nothing twice.
 
 The files are pickles, which execute code when they are loaded: use no cache from elsewhere.
 """

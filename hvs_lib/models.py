@@ -115,7 +115,7 @@ def balancing_weight(y: np.ndarray, *, power: float = 1.0, normal_stride: int = 
         Of the ratio of normal to hazardous rows before thinning: 1 balances the classes, 0.5 is the
         square root, 0 leaves the ratio as it was.
     normal_stride : int
-        Every how many normal rows one is in `y`.
+        Every `normal_stride`-th normal row is in `y`.
 
     Examples
     --------
@@ -135,7 +135,7 @@ def row_weights(pipeline: Pipeline, y: np.ndarray, *, normal_stride: int) -> np.
     y : array, shape (n_samples,)
         Labels of the rows the pipeline is fitted on.
     normal_stride : int
-        Every how many normal rows one was kept.
+        Every `normal_stride`-th normal row was kept.
 
     Returns
     -------
@@ -174,7 +174,7 @@ def fit(
     rows : array of int, shape (n_rows,)
         Positions in `X`, already thinned.
     normal_stride : int
-        Every how many normal rows one is in `rows`, see `row_weights`.
+        Every `normal_stride`-th normal row is in `rows`, see `row_weights`.
     """
     weights = row_weights(pipeline, y[rows], normal_stride=normal_stride)
     arguments = {} if weights is None else {"classify__sample_weight": weights}

@@ -35,7 +35,7 @@ def make_samplers(
     sampling_strategy : float
         Minority/majority after resampling, the same for all.
     normal_stride : int
-        Every how many normal rows one is in the folds.
+        Every `normal_stride`-th normal row is in the folds.
     seed : int
         Of the draws.
 

@@ -233,8 +233,8 @@ def best_alarm(
     max_false_alarms_per_module_day : float
         The alarm budget [1 / module-day].
     missed_event_costs : float
-        As many false alarms as one missed event is worth. Above 0 it takes the budget's place: the
-        fewest false alarms plus missed events, weighed so.
+        Cost of a missed event, in false alarms. Above 0 it takes the budget's place: the alarm that
+        costs least in all is chosen.
     rules : sequence of AlarmRule
         To choose from; ties go to the first.
 
@@ -260,7 +260,8 @@ def best_alarm(
     for rule in rules:
         track = AlarmTrack(rows, rule)
         thresholds = track.candidates()
-        # The first never alarms. What is worse at best need not be counted: most of them.
+        # Most thresholds cannot beat the first, which never alarms, even with the fewest false
+        # alarms they may have: those need not be counted.
         hoped = worth(track, thresholds, track.least_false(thresholds))
         thresholds = thresholds[hoped >= hoped[0]]
         n_false = track.n_false(thresholds)
@@ -341,10 +342,7 @@ class AlarmTrack:
 
     def alarms(self, threshold: float) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows at which alarms are raised and the event of each, -1 if it is false."""
-        return self._alarms(np.flatnonzero(self.level >= threshold))
-
-    def _alarms(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Raise alarms on the rows at which the alarm condition holds."""
+        rows = np.flatnonzero(self.level >= threshold)
         return _raise(rows, self.clock, self.rows.event, self.refractory_us)
 
     def n_false(self, thresholds: np.ndarray) -> np.ndarray:
@@ -353,7 +351,8 @@ class AlarmTrack:
         for threshold in thresholds[::-1]:  # from the lowest on, the rows become ever fewer
             holds = level >= threshold
             rows, level = rows[holds], level[holds]
-            n_false.append(np.sum(self._alarms(rows)[1] < 0))
+            raised = _raise(rows, self.clock, self.rows.event, self.refractory_us)
+            n_false.append(np.sum(raised[1] < 0))
         return np.array(n_false[::-1])
 
     def least_false(self, thresholds: np.ndarray) -> np.ndarray:

@@ -92,12 +92,12 @@ class Protocol:
     split : Split
         From `split_by_rack`.
     normal_stride : int
-        Fit on every how many normal rows of a module; all rows are evaluated.
+        Fit on every `normal_stride`-th normal row of a module; all rows are evaluated.
     max_false_alarms_per_site_day : float
         The alarm budget out of fold [1/d]; a site has as many modules as the telemetry's sites
         have on average.
     missed_event_costs : float
-        As many false alarms as one missed event is worth; above 0 it takes the budget's place.
+        Cost of a missed event, in false alarms; above 0 it takes the budget's place.
     seed : int
         Of the bootstrap.
     rules : tuple of AlarmRule
@@ -140,7 +140,7 @@ class Protocol:
         alarm = self.choose_alarm(cv_scores)
 
         metrics = self._judge(cv_scores, test_scores, alarm)
-        # That of the calibrated scores knows the rows that the calibration was fitted on.
+        # The Brier score of the calibrated scores would be in-sample.
         metrics["cv_brier"] = calibration.brier[calibration.method]
         seconds = sum(taken for _, _, taken in fits)
         return Assessment(
@@ -218,7 +218,7 @@ class Protocol:
         metrics = evaluate(test_scores, alarm, seed=self.seed)
         metrics |= evaluate(cv_scores, alarm, seed=self.seed, prefix="cv_")
         if self.split.kind == "row":
-            # An alarm needs consecutive samples, and random rows are none.
+            # An alarm needs consecutive samples, which random rows are not.
             names = [n for n in metrics if not any(event in n for event in EVENT_METRICS)]
             metrics = {name: metrics[name] for name in names}
         per_site = {
@@ -233,7 +233,7 @@ class Protocol:
         """Labels, shape (n_samples,)."""
         return self.telemetry[col.LABEL].to_numpy()
 
-    @property
+    @cached_property
     def modules_per_site(self) -> float:
         """Modules that a site has on average."""
         modules = self.telemetry.groupby(col.KEYS[:3], observed=True).ngroups

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from hvs_lib import columns as col
-from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes
+from hvs_lib.telemetry.codes import event_codes, module_codes, order_of, rack_codes
 
 Y_SCORE = "y_score"
 DAY_US = 86_400_000_000
@@ -144,9 +144,7 @@ def check_scores(scores: pd.DataFrame, *, label: bool = True) -> ScoreRows:
     time_us = scores[col.TIMESTAMP].to_numpy(dtype="datetime64[us]").astype(np.int64)
     ids = scores[IDS].apply(_in_order_of_names)
     rack, module = rack_codes(ids), module_codes(ids)
-    step, later = np.diff(module), np.diff(time_us)
-    if np.any((step < 0) | ((step == 0) & (later < 0))):
-        order = np.lexsort((time_us, module))
+    if (order := order_of(module, time_us)) is not None:
         scores = scores.iloc[order].reset_index(drop=True)
         time_us, rack, module = time_us[order], rack[order], module[order]
     repeated = np.flatnonzero((np.diff(module) == 0) & (np.diff(time_us) == 0))

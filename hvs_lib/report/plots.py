@@ -18,7 +18,7 @@ from sklearn.metrics import (
 from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, event_table
 
-# The colour of each model, in the order of all figures; grey is what no model was fitted for.
+# The colour of each model, in the order of all figures; grey needs no fit.
 _MODELS = {
     "logistic regression, none": "C0",
     "logistic regression, class weight": "C9",

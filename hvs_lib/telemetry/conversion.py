@@ -28,7 +28,7 @@ def to_frame(columns: dict[str, arrow.ChunkedArray]) -> pd.DataFrame:
             frame[name] = _to_times(array)
         elif name in _TEXTS:
             frame[name] = _to_category(array)
-        else:  # of a label, 0.99999999 is none
+        else:  # 0.99999999 must not become the label 1
             frame[name] = _to_numbers(array, np.float64 if name == col.LABEL else np.float32)
     arrow.default_memory_pool().release_unused()  # else a second copy of the file stays behind
     return pd.DataFrame(frame, copy=False)

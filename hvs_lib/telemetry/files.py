@@ -23,7 +23,7 @@ from hvs_lib import columns as col
 from hvs_lib.project import HvsError, whole_file
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
-# what a cell may hold where it holds nothing
+# how an empty cell may be written
 MISSING = ["", "nan", "NaN", "null", "NULL", "None", "NaT", "<NA>"]
 MISSING_NUMBERS = [*MISSING, "NA", "N/A", "n/a", "#N/A", "-nan", "-NaN"]
 READ_ERRORS = (arrow.ArrowException, OSError, EOFError, zlib.error, csv.Error, UnicodeError)

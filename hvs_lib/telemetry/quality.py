@@ -1,4 +1,4 @@
-"""What probably is no reading, or means something else: reported, and missing where it is none.
+"""Suspicious readings: each is reported, and treated as missing where it cannot be a reading.
 
 A finding is `[column, what, rows]`, so that those of a file's racks can be added up.
 """

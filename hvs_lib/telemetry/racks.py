@@ -47,7 +47,7 @@ class _RowsOnDisk(NamedTuple):
 
 
 class Racks:
-    """Rows sorted by rack as they come: in runs, of which all of a rack's are merged at the end."""
+    """Sorts rows by rack: in sorted runs as they come, which are merged at the end."""
 
     def __init__(self, folder: Path, rows_in_memory: int):
         self.n_rows = 0

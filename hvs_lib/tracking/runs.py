@@ -194,8 +194,10 @@ def log_assessment(
         "imbalance_technique": imbalance_technique,
         "split": protocol.split.kind,
         "leaky": str(protocol.split.kind == "row").lower(),
-        **_digests(assessment, protocol),
+        **protocol.digests,
     }
+    if model is not None:  # what it says about the test racks; its own hash follows its history
+        tags["digest_model"] = joblib.hash(assessment.test_scores["y_score"].to_numpy())
     missing = undefined_metrics(assessment.metrics)
     missing += undefined_metrics(assessment.metrics, prefix="cv_")
     if missing:
@@ -276,14 +278,6 @@ def _model_to_log(assessment: Assessment, protocol: Protocol) -> dict[str, objec
         "pip_requirements": [f"{name}=={version(name)}" for name in MODEL_PACKAGES],
         "metadata": alarm_params(assessment) | {"interval_s": protocol.interval_s},
     }
-
-
-def _digests(assessment: Assessment, protocol: Protocol) -> dict[str, str]:
-    """Return the protocol's digests and that of what the model says about the test racks."""
-    if assessment.model is None:
-        return protocol.digests
-    scores = assessment.test_scores["y_score"].to_numpy()
-    return protocol.digests | {"digest_model": joblib.hash(scores)}
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -395,7 +389,7 @@ def read_alarm(params: Mapping) -> Alarm:
 
 def read_scores(run_id: str, name: str = "test_scores.parquet") -> pd.DataFrame:
     """Read a scores frame, shape (n_samples, ...), that a run has logged."""
-    return pd.read_parquet(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name))
+    return pd.read_parquet(_artifact(run_id, name))
 
 
 def comparable_runs(*, data_sha256: str = "") -> pd.DataFrame:
@@ -472,9 +466,7 @@ def read_audit(data_sha256: str) -> pd.DataFrame | None:
     runs = search_runs(f"tags.data_sha256 = '{data_sha256}' and tags.audited = 'true'")
     if not runs:
         return None
-    run_id = runs[0].info.run_id
-    path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=AUDIT)
-    return pd.read_csv(path)
+    return pd.read_csv(_artifact(runs[0].info.run_id, AUDIT))
 
 
 def last_comparison() -> tuple[pd.DataFrame, dict[str, str]]:
@@ -490,8 +482,10 @@ def last_comparison() -> tuple[pd.DataFrame, dict[str, str]]:
     with store_failures_told():
         runs = search_runs("attributes.status = 'FINISHED' and tags.stage = 'comparison'")
         tags = runs[0].data.tags
-        path = mlflow.artifacts.download_artifacts(
-            run_id=runs[0].info.run_id, artifact_path="leaderboard.csv"
-        )
+        path = _artifact(runs[0].info.run_id, "leaderboard.csv")
     champion = {name: tags[f"champion_{name}"] for name in ("name", "run_id", "version")}
     return pd.read_csv(path), champion
+
+
+def _artifact(run_id: str, name: str) -> str:
+    return mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name)
