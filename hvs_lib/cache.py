@@ -10,6 +10,8 @@ import joblib
 
 from hvs_lib.project import package_versions, project_root, sources_sha256
 
+_CODE = sources_sha256("**/*.py")  # as it was imported: an edit counts from the next start on
+
 
 def memory() -> joblib.Memory:
     """Return the cache of this project.
@@ -43,7 +45,7 @@ def key(*parts: object) -> str:
     str
         32 hexadecimal digits.
     """
-    return joblib.hash([sources_sha256("**/*.py"), package_versions(), *parts])
+    return joblib.hash([_CODE, package_versions(), *parts])
 
 
 def _folder() -> Path:

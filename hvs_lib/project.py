@@ -7,7 +7,7 @@ import platform
 import subprocess
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -146,4 +146,5 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
     threadpool_limits(1, user_api="blas")
     for library in ("mlflow", "alembic"):
-        logging.getLogger(library).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
+        with suppress(ValueError):  # the user's own may be none
+            logging.getLogger(library).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())

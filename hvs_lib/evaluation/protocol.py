@@ -187,7 +187,9 @@ class Protocol:
 
     def _fit_and_score(self, pipeline: Pipeline, parts: Sequence) -> list[tuple]:
         """Fit on the first rows of each part and score the second, parts side by side."""
-        cached = check_memory(self.memory).cache(models.fit_and_score, ignore=["X", "y"])
+        own = any(type(step).__module__ == "__main__" for _, step in pipeline.steps)
+        memory = None if own else self.memory  # the key holds no code of a notebook
+        cached = check_memory(memory).cache(models.fit_and_score, ignore=["X", "y"])
         same = {"normal_stride": self.normal_stride, "key": self.key}
         return Parallel(n_jobs=self.n_jobs, prefer="threads")(
             delayed(cached)(pipeline, self.X, self.y, self.fitting_rows(rows), scored_rows, **same)
@@ -256,7 +258,7 @@ class Protocol:
     @cached_property
     def key(self) -> str:
         """What features, labels, code and packages are, for what is cached."""
-        return cache.key(self.digests["digest_features"], self.y)
+        return cache.key(self.digests["digest_features"], list(self.X.columns), self.y)
 
 
 def check_protocol(

@@ -180,7 +180,8 @@ class TelemetryFile:
             n_rows = 0
             for batch in reader:
                 n_rows += len(batch)
-                yield arrow.Table.from_batches([batch])
+                if len(batch):  # none in a block of blank lines
+                    yield arrow.Table.from_batches([batch])
             if not n_rows:
                 yield reader.schema.empty_table()
         if not as_text:

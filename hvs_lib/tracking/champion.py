@@ -19,7 +19,7 @@ from hvs_lib.evaluation.uncertainty import (
 )
 from hvs_lib.progress import STEP, log_line
 from hvs_lib.project import StoreError
-from hvs_lib.tracking.runs import row_of
+from hvs_lib.tracking.runs import is_current, row_of
 from hvs_lib.tracking.store import one_at_a_time, search_runs
 
 REGISTERED_MODEL = "hvs-fire-prediction"
@@ -180,7 +180,7 @@ def decide(
 def incumbent() -> pd.Series | None:
     """Return the run of the registered champion, as a row of `comparable_runs`.
 
-    None where no champion is registered, or its run has been deleted.
+    None where no champion is registered, or its run has been deleted or is of an earlier version.
     """
     client = MlflowClient()
     found = client.search_registered_models(f"name = '{REGISTERED_MODEL}'")
@@ -188,10 +188,9 @@ def incumbent() -> pd.Series | None:
         return None
     run_id = client.get_model_version_by_alias(REGISTERED_MODEL, CHAMPION).run_id
     runs = search_runs(f"attributes.run_id = '{run_id}'")  # none where it is in the trash, or gone
-    if not runs:
-        log_line(
-            f"{STEP}the run of the registered champion, {run_id}, is deleted: it no longer counts"
-        )
+    if not runs or not is_current(runs[0]):
+        why = "is of an earlier version" if runs else "is deleted"
+        log_line(f"{STEP}the run of the registered champion, {run_id}, {why}: it no longer counts")
         return None
     row = pd.Series(row_of(runs[0]))
     return pd.concat([row, pd.Series({"name": f"{row.model_name}, {row.imbalance_technique}"})])

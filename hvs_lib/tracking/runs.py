@@ -23,11 +23,13 @@ import skops.io
 from imblearn.pipeline import Pipeline
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from sklearn.metrics import classification_report
 
 from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, AlarmRule
+from hvs_lib.evaluation.calibration import METHODS
 from hvs_lib.evaluation.metrics import undefined_metrics
 from hvs_lib.evaluation.protocol import Assessment, Protocol
 from hvs_lib.progress import STEP, log_line
@@ -56,9 +58,11 @@ def prepare() -> None:
     """
     connect()
     make_experiments()
-    close_killed_runs()
+    with store_failures_told():
+        close_killed_runs()
     while mlflow.active_run():
-        mlflow.end_run("KILLED")
+        with suppress(MlflowException):  # it was deleted meanwhile
+            mlflow.end_run("KILLED")
     atexit.register(_close_unfinished)
     if foreign := os.environ.pop("MLFLOW_RUN_ID", ""):  # MLflow would log into that run
         log_line(f"{STEP}MLFLOW_RUN_ID={foreign} is ignored: each notebook has runs of its own")
@@ -84,6 +88,7 @@ def tags_of(
     split : str
         ``rack`` or ``row``.
     """
+    code = code_version()
     return {
         "role": "parent",
         "stage": notebook.split("_", 1)[1],
@@ -94,7 +99,8 @@ def tags_of(
         "execution_id": os.environ.get(EXECUTION, "interactive"),
         "mlflow.source.name": f"notebooks/{notebook}.ipynb",
         "mlflow.source.type": "NOTEBOOK",
-        **code_version(),
+        **code,
+        "mlflow.source.git.commit": code["git_commit"],  # MLflow does not find it in a kernel
     }
 
 
@@ -250,7 +256,8 @@ def log_candidate(
 def _child(name: str, tags: Mapping[str, str]) -> Iterator[str]:
     """Start a child of the active run, which has its tags too; yield its Run ID."""
     parent = mlflow.active_run()
-    if parent is None:
+    # After the last cell, MLflow starts a run of its own for whatever is logged.
+    if parent is None or parent.data.tags.get("role") != "parent":
         raise RuntimeError("the notebook's run must be active: run the cell with start_run again.")
     shared = {
         name: value
@@ -414,7 +421,7 @@ def comparable_runs(*, data_sha256: str = "") -> pd.DataFrame:
         Where there is none yet.
     """
     found = search_runs("attributes.status = 'FINISHED' and params.protocol_digest LIKE '_%'")
-    runs = pd.DataFrame([row_of(run) for run in found])
+    runs = pd.DataFrame([row_of(run) for run in found if is_current(run)])
     if data_sha256 and len(runs):
         runs = runs[runs["data_sha256"] == data_sha256]
     if runs.empty:
@@ -432,6 +439,11 @@ def comparable_runs(*, data_sha256: str = "") -> pd.DataFrame:
     same = ["model_name", "imbalance_technique", "params"]  # one entry, whichever notebook ran it
     runs = runs.drop_duplicates(same, keep="last")
     return _with_names(runs.drop(columns=["params", "started"]).reset_index(drop=True))
+
+
+def is_current(run: Run) -> bool:
+    """Tell whether this version can load what an earlier one may have logged."""
+    return run.data.params["calibration"] in METHODS
 
 
 def row_of(run: Run) -> dict[str, object]:

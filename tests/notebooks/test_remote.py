@@ -85,6 +85,7 @@ def average_precision(uri):
 def test_the_uri_alone_moves_everything_to_the_server(hvs, server, fleet, workplace, tmp_path):
     """On telemetry of one's own and without event ids, so that one run shows both."""
     own = tmp_path / "own.parquet"
+    shutil.copytree(workplace.root / "data" / "cache", tmp_path / "data" / "cache")  # less to fit
     pd.read_parquet(fleet).drop(columns=[col.EVENT_ID, col.EVENT_TYPE]).to_parquet(own)
     arguments = ["--profile", "smoke", "-p", "n_iter", "1", "-p", "data_path", own]
     process = hvs(server.address, "run", *arguments)

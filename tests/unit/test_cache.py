@@ -141,3 +141,26 @@ def test_several_processes_meet_in_a_fresh_cache(project):
     running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     assert [process.communicate()[1] for process in running] == [""] * 3
     assert len(fitted_in(project)) == 199
+
+
+def test_code_that_is_edited_meanwhile_counts_from_the_next_start(monkeypatch):
+    """What is fitted with the code in memory must not be found by the edited code."""
+    before = cache.key("rows")
+    monkeypatch.setattr(cache, "sources_sha256", lambda *_: "edited")
+    assert cache.key("rows") == before
+
+
+def test_an_estimator_that_is_written_in_a_notebook_is_always_fitted(protocol, fits):
+    """The key holds no code of a notebook."""
+
+    class Own(LogisticRegression):
+        __module__ = "__main__"
+
+    for _ in range(2):
+        protocol.out_of_fold_scores(make_pipeline(Own(C=0.01)))
+    assert len(fits) == 4
+
+
+def test_other_names_of_the_features_are_another_entry(protocol):
+    renamed = replace(protocol, X=protocol.X.add_prefix("other "))
+    assert renamed.key != protocol.key

@@ -22,7 +22,7 @@ from hvs_lib.simulator.fleet import simulate_fleet
 from hvs_lib.telemetry import files, simulated
 from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes
 from hvs_lib.telemetry.files import MISSING, DataError, save_telemetry, sha256_of_file
-from hvs_lib.telemetry.read import DEFAULT_SITE, load_telemetry
+from hvs_lib.telemetry.read import DEFAULT_SITE, load_telemetry, read_racks
 from hvs_lib.telemetry.rules import PLAUSIBLE
 from hvs_lib.telemetry.simulated import simulated_fleet_path
 from hvs_lib.telemetry.summary import format_summary, summarize
@@ -741,3 +741,13 @@ def test_data_dictionary_states_the_columns_and_limits_of_the_code():
     for name, (low, high, unit) in PLAUSIBLE.items():
         assert stated[name] == (unit, f"{low:.0f} to {high:.0f}")
     assert list(PLAUSIBLE) == col.SENSORS
+
+
+def test_a_block_without_a_row_is_passed_over(make_telemetry, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_BLOCK", 2**14)
+    path = tmp_path / "telemetry.csv"
+    make_telemetry().to_csv(path, index=False)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:300], "\n" * 2**16, *lines[300:]]))
+    racks = pd.concat([rack for _, rack in read_racks(path)], ignore_index=True)
+    pd.testing.assert_frame_equal(racks[col.SENSORS], load_telemetry(path)[col.SENSORS])

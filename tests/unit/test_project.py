@@ -12,6 +12,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from hvs_lib.project import set_environment
+
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
@@ -106,3 +108,9 @@ def _imports_of_the_library(path: Path) -> set[str]:
             parts = node.module.split(".")
             found.update(parts[1:2] or [alias.name for alias in node.names])
     return found - {"__version__"}
+
+
+@pytest.mark.parametrize("level", ["", "no level"])
+def test_a_log_level_that_is_none_is_left_to_mlflow(monkeypatch, level):
+    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", level)
+    set_environment()

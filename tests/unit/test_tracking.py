@@ -522,3 +522,32 @@ def test_a_store_that_is_no_database_is_told(project):
     (project / "mlflow.db").write_text("something else, and long enough to be a header" * 9)
     with pytest.raises(StoreError, match=r"the tracking store sqlite.*mlflow\.db failed: "):
         connect()
+
+
+def test_what_is_logged_after_the_last_cell_is_no_run_to_compare(run, protocol):
+    log(protocol)
+    mlflow.end_run()
+    mlflow.log_metric("of a cell that is run again", 1.0)  # MLflow starts a run of its own
+    with pytest.raises(RuntimeError, match="the notebook's run must be active"):
+        log(protocol)
+    assert len(comparable_runs()) == 1
+
+
+def test_a_notebook_starts_again_after_its_run_was_deleted(start_run):
+    MlflowClient().delete_run(start_run())
+    assert MlflowClient().get_run(start_run()).info.status == "RUNNING"
+
+
+def test_models_of_an_earlier_version_neither_compete_nor_stay(run, protocol, monkeypatch):
+    run_id, _ = log(protocol)
+    champion.register_champion(run_id)
+    monkeypatch.setattr("hvs_lib.tracking.runs.METHODS", ())
+    with pytest.raises(ValueError, match="no run to compare"):
+        comparable_runs()
+    assert champion.incumbent() is None
+    assert "is of an earlier version: it no longer counts" in log_file().read_text()
+
+
+def test_the_commit_is_where_mlflow_shows_it(run):
+    tags = MlflowClient().get_run(run).data.tags
+    assert tags["mlflow.source.git.commit"] == tags["git_commit"]
