@@ -257,11 +257,11 @@ def event_timelines(events: dict[str, pd.DataFrame], *, title: str) -> Figure:
         y = np.arange(len(order)) + offsets[number]
         style = {"color": color, "marker": "os^Dv<>P"[number % 8]}
         ax.scatter(-lead[~missed], y[~missed], s=34, label=name, **style)
-        ax.scatter(np.full(missed.sum(), 2.0), y[missed], s=26, alpha=0.5, **style)
+        ax.scatter(np.full(missed.sum(), 2.5), y[missed], s=26, alpha=0.5, **style)
     ax.axvline(0, color="0.2", linestyle="--")
     ax.set_yticks(np.arange(len(order)), [_title(first.loc[i]) for i in order], fontsize="small")
-    ax.set_xlim(-21.5, 3)
-    ax.set_xticks([-20, -15, -10, -5, 0, 2], ["-20", "-15", "-10", "-5", "PNR", "missed"])
+    ax.set_xlim(-21.5, 4)
+    ax.set_xticks([-20, -15, -10, -5, 0, 2.5], ["-20", "-15", "-10", "-5", "PNR", "missed"])
     ax.invert_yaxis()
     ax.set(xlabel="minutes to the point of no return", title=title)
     legend_beside(ax)
