@@ -109,7 +109,7 @@ def test_event_timelines_tell_silent_from_early(telemetry):
     ax = plots.event_timelines(events, title="x").axes[0]
     places = [c.get_offsets()[:, 0].tolist() for c in ax.collections if len(c.get_offsets())]
     lead = events["loud"]["lead_time_min"].iloc[0]
-    assert places == [[pytest.approx(-lead)], [2.0]]
+    assert places == [[pytest.approx(-lead)], [2.5]]
     assert legend(ax) == ["loud", "mute"]
 
 
