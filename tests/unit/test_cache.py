@@ -90,11 +90,11 @@ def test_only_the_same_is_found_again(protocol, fits):
     assert fits == []
 
 
-@pytest.mark.parametrize("what", ["sources_sha256", "package_versions"])
-def test_code_and_packages_count(monkeypatch, what):
+@pytest.mark.parametrize(("what", "other"), [("_CODE", "0"), ("package_versions", lambda: {})])
+def test_code_and_packages_count(monkeypatch, what, other):
     first = cache.key("a")
     assert cache.key("a") == first != cache.key("b")
-    monkeypatch.setattr(cache, what, lambda *_: "another")
+    monkeypatch.setattr(cache, what, other)
     assert cache.key("a") != first
 
 
