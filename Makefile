@@ -40,8 +40,8 @@ torture: venv  ## kill the run 21 times, start it again, compare; and runs side 
 	HVS_TORTURE=21 $(BIN)/pytest -rA -n 2 tests/notebooks/test_torture.py
 	HVS_TORTURE=21 $(BIN)/pytest -rA tests/notebooks/test_side_by_side.py
 
-test-fast: venv  ## the tests that train nothing
-	$(BIN)/pytest -m "not slow"
+test-fast: venv  ## the tests that run no notebook and no store
+	$(BIN)/pytest -n 2 -m "not slow"
 
 lab: venv  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=notebooks

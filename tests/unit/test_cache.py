@@ -17,6 +17,8 @@ from hvs_lib.features import build_features
 from hvs_lib.models import make_pipeline
 from hvs_lib.samplers import make_samplers
 
+pytestmark = pytest.mark.slow
+
 PIPELINE = make_pipeline(LogisticRegression(C=0.01))
 
 
@@ -127,7 +129,6 @@ def test_what_a_killed_writer_left_is_not_taken_for_an_entry(protocol, fits, pro
     assert len(fits) == 6
 
 
-@pytest.mark.slow
 def test_several_processes_meet_in_a_fresh_cache(project):
     script = (
         "import numpy as np\n"

@@ -18,6 +18,8 @@ from hvs_lib.models import make_pipeline
 from hvs_lib.samplers import make_samplers
 from hvs_lib.tracking.model_files import ModelError, load_model, types_to_trust
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 X = pd.DataFrame(RNG.normal(size=(300, 3)).astype(np.float32), columns=list("abc"))
 Y = (RNG.random(300) < 0.2).astype(np.int8)

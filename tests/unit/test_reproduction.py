@@ -13,6 +13,8 @@ from hvs_lib.runner import RunError
 from hvs_lib.tracking.runs import log_candidate
 from hvs_lib.tracking.store import search_runs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def notebook(start_run):

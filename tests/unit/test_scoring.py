@@ -35,6 +35,8 @@ from hvs_lib.tracking.champion import register_champion
 from hvs_lib.tracking.model_files import ModelError
 from hvs_lib.tracking.runs import log_assessment, prepare, tags_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def telemetry(make_telemetry):
@@ -257,7 +259,6 @@ def test_without_a_champion_the_way_to_one_is_said(project, tmp_path):
     assert "`hvs run` trains and registers one" in result.output
 
 
-@pytest.mark.slow
 def test_served_model_answers_the_same_scores(telemetry, champion, uri, serve):
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", score.CHAMPION_URI]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port"]

@@ -41,6 +41,8 @@ from hvs_lib.tracking.runs import (
 )
 from hvs_lib.tracking.store import connect, search_runs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def data_file(tmp_path):
@@ -469,7 +471,6 @@ def test_splits_artifact_names_the_racks(run, protocol):
         assert json.load(file) == json.loads(json.dumps(protocol.split.to_dict()))
 
 
-@pytest.mark.slow
 def test_several_processes_meet_on_a_fresh_store(project):
     """Creating the tables of one SQLite file at once breaks it, unless it is done under a lock."""
     script = (
