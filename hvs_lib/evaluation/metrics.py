@@ -85,7 +85,7 @@ def evaluate(
     result |= _row_metrics(rows.label, rows.score, alarm.threshold)
     result |= _event_metrics(track, alarm.threshold)
     if "pr_auc" in result and rows.rack[-1] > 0:
-        drawn = bootstrap_average_precision(rows.frame, seed=seed)
+        drawn = bootstrap_average_precision(rows, seed=seed)
         result["pr_auc_low"], result["pr_auc_high"] = np.quantile(drawn, TAILS)
     names = [n for metric in METRICS for n in (metric, f"{metric}_low", f"{metric}_high")]
     return {prefix + n: float(result[n]) for n in names if n in result and np.isfinite(result[n])}

@@ -13,7 +13,6 @@ from hvs_lib.telemetry.codes import event_codes, module_codes, order_of, rack_co
 
 Y_SCORE = "y_score"
 DAY_US = 86_400_000_000
-IDS = [col.SITE, col.RACK, col.MODULE]
 
 
 def scores_frame(telemetry: pd.DataFrame, rows: np.ndarray, y_score: np.ndarray) -> pd.DataFrame:
@@ -54,7 +53,7 @@ def scores_frame(telemetry: pd.DataFrame, rows: np.ndarray, y_score: np.ndarray)
             f"rows and y_score must be one-dimensional and of one length, got shapes {rows.shape} "
             f"and {y_score.shape}. Pass one score per row: the second column of predict_proba."
         )
-    wanted = [col.TIMESTAMP, *IDS, col.LABEL, col.EVENT_ID, col.EVENT_TYPE]
+    wanted = [col.TIMESTAMP, *col.KEYS[:3], col.LABEL, col.EVENT_ID, col.EVENT_TYPE]
     frame = telemetry[[name for name in wanted if name in telemetry.columns]].iloc[rows]
     frame = frame.reset_index(drop=True).assign(**{Y_SCORE: y_score})
     for name in frame.columns[frame.dtypes == "category"]:
@@ -142,7 +141,7 @@ def check_scores(scores: pd.DataFrame, *, label: bool = True) -> ScoreRows:
             "Pass only rows that were scored."
         )
     time_us = scores[col.TIMESTAMP].to_numpy(dtype="datetime64[us]").astype(np.int64)
-    ids = scores[IDS].apply(_in_order_of_names)
+    ids = scores[col.KEYS[:3]].apply(_in_order_of_names)
     rack, module = rack_codes(ids), module_codes(ids)
     if (order := order_of(module, time_us)) is not None:
         scores = scores.iloc[order].reset_index(drop=True)

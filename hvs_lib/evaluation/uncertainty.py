@@ -42,7 +42,7 @@ def poisson_interval(count: int, exposure: float) -> tuple[float, float]:
 
 
 def bootstrap_average_precision(
-    scores: pd.DataFrame, *, n_bootstrap: int = N_BOOTSTRAP, seed: int = 42
+    rows: ScoreRows, *, n_bootstrap: int = N_BOOTSTRAP, seed: int = 42
 ) -> np.ndarray:
     """Compute the average precision on resampled racks.
 
@@ -53,8 +53,8 @@ def bootstrap_average_precision(
 
     Parameters
     ----------
-    scores : DataFrame, shape (n_rows, n_columns)
-        A scores frame with a row of label 1.
+    rows : ScoreRows
+        From `check_scores`, with a row of label 1.
     n_bootstrap : int
     seed : int
 
@@ -62,10 +62,9 @@ def bootstrap_average_precision(
     -------
     ndarray of float, shape (n_bootstrap,)
     """
-    rows = check_scores(scores)
     if not rows.label.any():
         raise ValueError(
-            f"Average precision needs a row with {col.LABEL} = 1, got none of {len(scores)}. "
+            f"Average precision needs a row with {col.LABEL} = 1, got none of {len(rows.frame)}. "
             "Use racks that have events."
         )
     n_racks = int(rows.rack[-1]) + 1
@@ -128,7 +127,9 @@ def paired_difference(
     +0.50 [+0.50, +0.50]
     """
     _check_same_rows(scores, reference)
-    ours, theirs = (bootstrap_average_precision(frame, seed=seed) for frame in (scores, reference))
+    ours, theirs = (
+        bootstrap_average_precision(check_scores(frame), seed=seed) for frame in (scores, reference)
+    )
     return _summarize(ours - theirs)
 
 

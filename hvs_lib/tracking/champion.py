@@ -241,6 +241,6 @@ def _logged_model_id(client: MlflowClient, run_id: str) -> str:
     except MlflowException as error:
         raise StoreError(
             f"the model of run {run_id} is deleted: delete the run too, so that the next in rank "
-            "takes its place, or run its notebook again with --fresh."
+            "takes its place, or run its notebook again."
         ) from error
     return model_id

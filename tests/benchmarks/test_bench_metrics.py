@@ -8,7 +8,7 @@ from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, AlarmRule, best_alarm
 from hvs_lib.evaluation.audit import single_feature_average_precision
 from hvs_lib.evaluation.metrics import evaluate
-from hvs_lib.evaluation.scores import scores_frame
+from hvs_lib.evaluation.scores import check_scores, scores_frame
 from hvs_lib.evaluation.uncertainty import bootstrap_average_precision
 
 N_RACKS, N_MODULES, N_TIMES, EVENT_ROWS = 24, 8, 2880, 117
@@ -70,7 +70,7 @@ def test_evaluate(benchmark, scores):
 
 
 def test_bootstrap(benchmark, scores):
-    resampled = benchmark(bootstrap_average_precision, scores, n_bootstrap=1000)
+    resampled = benchmark(bootstrap_average_precision, check_scores(scores), n_bootstrap=1000)
     assert resampled.shape == (1000,)
     assert mean_s(benchmark) < 3
 

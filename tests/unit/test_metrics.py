@@ -34,6 +34,10 @@ IDS = [col.SITE, col.RACK, col.MODULE, col.EVENT_ID, col.EVENT_TYPE]
 AT_ONCE = AlarmRule(k=1, n=1, refractory_min=0)
 
 
+def bootstrapped(scores, **options):
+    return bootstrap_average_precision(check_scores(scores), **options)
+
+
 def at(threshold):
     return Alarm(AlarmRule(), threshold)
 
@@ -716,7 +720,7 @@ def weighted_values(scores):
 @pytest.mark.parametrize("decimals", [1, 6])
 def test_resamples_are_scikit_learns_weighted_average_precision(decimals):
     scores = random_racks(3, decimals=decimals)
-    resampled = bootstrap_average_precision(scores, n_bootstrap=400, seed=1)
+    resampled = bootstrapped(scores, n_bootstrap=400, seed=1)
     expected = np.array(list(weighted_values(scores).values()))
     assert len(expected) == 10
     distance = np.abs(resampled[:, None] - expected)
@@ -727,7 +731,7 @@ def test_resamples_are_scikit_learns_weighted_average_precision(decimals):
 def test_resamples_are_drawn_with_the_right_frequency():
     scores = random_racks(2)
     values = weighted_values(scores)
-    resampled = bootstrap_average_precision(scores, n_bootstrap=4000, seed=3)
+    resampled = bootstrapped(scores, n_bootstrap=4000, seed=3)
     for counts, chance in {(2, 0): 0.25, (1, 1): 0.5, (0, 2): 0.25}.items():
         share = np.isclose(resampled, values[counts], atol=1e-12).mean()
         assert share == pytest.approx(chance, abs=0.03)
@@ -736,7 +740,7 @@ def test_resamples_are_drawn_with_the_right_frequency():
 def test_resamples_without_a_positive_are_drawn_again():
     scores = random_racks(3)
     scores.loc[scores[col.RACK] != "R0", col.LABEL] = 0
-    resampled = bootstrap_average_precision(scores, n_bootstrap=300)
+    resampled = bootstrapped(scores, n_bootstrap=300)
     assert len(resampled) == 300
     expected = np.array(list(weighted_values(scores).values()))
     assert np.abs(resampled[:, None] - expected).min(axis=1).max() < 1e-12
@@ -744,30 +748,30 @@ def test_resamples_without_a_positive_are_drawn_again():
 
 def test_two_models_on_the_same_rows_are_resampled_alike():
     scores = random_racks(6)
-    one = bootstrap_average_precision(scores, n_bootstrap=50, seed=5)
-    same_ranks = bootstrap_average_precision(
+    one = bootstrapped(scores, n_bootstrap=50, seed=5)
+    same_ranks = bootstrapped(
         scores.assign(y_score=np.exp(scores["y_score"])), n_bootstrap=50, seed=5
     )
     assert one == pytest.approx(same_ranks, abs=1e-15)
     other_order = scores.sample(frac=1, random_state=0)
     backwards = other_order[col.RACK].cat.categories[::-1]
     other_order[col.RACK] = other_order[col.RACK].cat.reorder_categories(backwards)
-    assert one.tolist() == bootstrap_average_precision(other_order, n_bootstrap=50, seed=5).tolist()
-    assert one.tolist() != bootstrap_average_precision(scores, n_bootstrap=50, seed=6).tolist()
+    assert one.tolist() == bootstrapped(other_order, n_bootstrap=50, seed=5).tolist()
+    assert one.tolist() != bootstrapped(scores, n_bootstrap=50, seed=6).tolist()
 
 
 def test_racks_of_two_sites_with_one_name_are_two_racks():
     scores = random_racks(2)
     renamed = scores.assign(**{col.SITE: scores[col.RACK], col.RACK: "R"})
-    one = bootstrap_average_precision(scores, n_bootstrap=50)
-    assert one.tolist() == bootstrap_average_precision(renamed, n_bootstrap=50).tolist()
+    one = bootstrapped(scores, n_bootstrap=50)
+    assert one.tolist() == bootstrapped(renamed, n_bootstrap=50).tolist()
     assert len(set(one)) == 3
 
 
 def test_bootstrap_interval_of_evaluate_is_the_percentiles():
     scores = random_racks(5)
     result = evaluate(scores, at(0.5), seed=9)
-    resampled = bootstrap_average_precision(scores, seed=9)
+    resampled = bootstrapped(scores, seed=9)
     assert result["pr_auc_low"] == pytest.approx(np.quantile(resampled, 0.025))
     assert result["pr_auc_high"] == pytest.approx(np.quantile(resampled, 0.975))
     assert result["pr_auc_low"] < result["pr_auc"] < result["pr_auc_high"]
@@ -775,7 +779,7 @@ def test_bootstrap_interval_of_evaluate_is_the_percentiles():
 
 def test_bootstrap_refuses_scores_without_a_hazard():
     with pytest.raises(ValueError, match=r"needs a row with Hazard_Label = 1, got none of 40"):
-        bootstrap_average_precision(two_racks().assign(**{col.LABEL: np.int8(0)}))
+        bootstrapped(two_racks().assign(**{col.LABEL: np.int8(0)}))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -867,7 +871,7 @@ def test_arguments_stay_as_they_are():
     alarm_curve(scores, AlarmRule())
     raise_alarms(scores, at(0.5))
     event_table(scores, at(0.5))
-    bootstrap_average_precision(scores, n_bootstrap=5)
+    bootstrapped(scores, n_bootstrap=5)
     pd.testing.assert_frame_equal(scores, before)
     table = telemetry()
     rows, y_score = np.array([4, 1]), np.array([0.4, 0.1])
@@ -902,8 +906,7 @@ def test_paired_difference_tells_what_separate_intervals_cannot():
     same = paired_difference(weak, weak, seed=1)
     assert (same.verdict, str(same)) == ("cannot tell", "+0.00 [+0.00, +0.00]")
     separate = [
-        np.quantile(bootstrap_average_precision(frame, seed=1), [0.025, 0.975])
-        for frame in (weak, strong)
+        np.quantile(bootstrapped(frame, seed=1), [0.025, 0.975]) for frame in (weak, strong)
     ]
     assert separate[0][1] > separate[1][0], "the separate intervals overlap"
 
