@@ -1,9 +1,7 @@
-"""Alarms and events: which alarms a score raises, which events they catch, and how early.
+"""Alarms: when a score raises one, and which threshold keeps within an alarm budget.
 
 Everything here works on a scores frame (see `hvs_lib.evaluation.scores`): any real `y_score`,
-higher = more dangerous.
-
-The rules, in one place:
+higher = more dangerous. What an alarm is worth is in `hvs_lib.evaluation.outcomes`.
 
 - The level of a row is the k-th highest score of its module's last n samples. The alarm condition,
   "at or above the threshold in k of the last n samples", therefore is `level >= threshold`. A gap
@@ -11,12 +9,6 @@ The rules, in one place:
 - An alarm is raised at a module's first row with the alarm condition outside a refractory period,
   which lasts `AlarmRule.refractory_min` from the raise. If the condition still holds afterwards, a
   new alarm is raised.
-- An event is the rows with label 1 of one module that share one Event_ID (without it: one unbroken
-  stretch of label 1). It is caught if the condition holds at some sample of its label window; its
-  lead time is the PNR minus the first such sample. An alarm that began before the window and still
-  stands therefore counts, one that has ended does not.
-- An alarm is true if the condition holds at a sample of an event window of its module at the raise
-  or before the refractory period ends, otherwise false. Every caught event has a true alarm.
 """
 
 from __future__ import annotations
@@ -31,10 +23,12 @@ import pandas as pd
 from numba import njit
 
 from hvs_lib import columns as col
-from hvs_lib.evaluation.scores import Y_SCORE, ScoreRows, check_scores
+from hvs_lib.evaluation.outcomes import FAULT, NOTHING, Outcomes
+from hvs_lib.evaluation.scores import IS_FAULT, Y_SCORE, ScoreRows, check_scores
 
 MINUTE_US = 60_000_000
 N_CANDIDATES = 1000  # thresholds that are tried, besides one for each event
+LEADS_MIN = (5, 10)  # how early an alarm gives time to act, for event_recall_5min and so on [min]
 
 
 @dataclass(frozen=True)
@@ -111,18 +105,23 @@ def raise_alarms(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame, shape (n_alarms, 6 or 8)
+    DataFrame, shape (n_alarms, 6 or 9)
         Site_ID, Rack_ID, Module_ID, Timestamp of the raise, y_score and level there; with a label
-        also is_true and Event_ID, the (first) event that makes the alarm true, or None.
+        also outcome (one of `OUTCOMES`) and, for an alarm on an event, its Event_ID and
+        lead_time_min, from the alarm to the PNR [min].
     """
-    track = AlarmTrack(check_scores(scores, label=False), alarm.rule)
-    raised, event = track.alarms(alarm.threshold)
+    track = AlarmTrack(Outcomes(check_scores(scores, label=False)), alarm.rule)
+    raised = track.alarms(alarm.threshold)
     alarms = track.rows.frame[[*col.KEYS, Y_SCORE]].iloc[raised].reset_index(drop=True)
     alarms["level"] = track.level[raised]
     if col.LABEL in scores.columns:
-        alarms["is_true"] = event >= 0
-        names = [track.event_names[number] if number >= 0 else None for number in event]
+        outcomes, event = track.outcomes, track.outcomes.alarm_on[raised]
+        alarms["outcome"] = outcomes.names(raised)
+        names = [outcomes.event_names[number] if number >= 0 else None for number in event]
         alarms[col.EVENT_ID] = pd.Series(names, dtype=object)
+        pnr_us = np.append(outcomes.pnr_us, 0)[np.maximum(event, NOTHING)]
+        lead = (pnr_us - track.rows.time_us[raised]) / MINUTE_US
+        alarms["lead_time_min"] = np.where(event >= 0, lead, np.nan)
     return alarms
 
 
@@ -137,9 +136,10 @@ def event_table(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame, shape (n_events, 9)
-        Site_ID, Rack_ID, Module_ID, Event_ID, Event_Type (None where unknown), window_start, PNR,
-        caught and lead_time_min [min] (NaN where missed).
+    DataFrame, shape (n_events, 10)
+        Site_ID, Rack_ID, Module_ID, Event_ID, Event_Type (None where unknown), onset, window_start,
+        PNR, caught and lead_time_min, from the first alarm since the onset [min] (NaN where
+        missed).
 
     Examples
     --------
@@ -150,39 +150,71 @@ def event_table(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
     >>> events = event_table(scores, Alarm(AlarmRule(k=1, n=1), threshold=0.5))
     >>> events[["Event_ID", "caught", "lead_time_min"]]
       Event_ID  caught  lead_time_min
-    0  event 0    True            1.5
+    0  event 0    True            3.5
     """
-    track = AlarmTrack(check_scores(scores), alarm.rule)
-    first = np.array([rows[0] for rows in track.event_rows], dtype=np.int64)
-    at_start = track.rows.frame.iloc[first].reset_index(drop=True)
+    outcomes = Outcomes(check_scores(scores))
+    first = np.array([rows[0] for rows in outcomes.event_rows], dtype=np.int64)
+    at_start = outcomes.rows.frame.iloc[first].reset_index(drop=True)
     table = at_start[[col.SITE, col.RACK, col.MODULE]].copy()
-    table[col.EVENT_ID] = pd.Series(track.event_names, dtype=object)
+    table[col.EVENT_ID] = pd.Series(outcomes.event_names, dtype=object)
     table[col.EVENT_TYPE] = at_start.get(col.EVENT_TYPE)
+    numbers = np.arange(len(first))
+    sorter = np.argsort(outcomes.alarm_on, kind="stable")
+    onset = sorter[np.searchsorted(outcomes.alarm_on, numbers, sorter=sorter)]
+    table["onset"] = outcomes.rows.frame[col.TIMESTAMP].to_numpy()[onset]
     table["window_start"] = at_start[col.TIMESTAMP]
-    pnr_us = [track.pnr_us(rows) for rows in track.event_rows]
-    table["PNR"] = np.array(pnr_us, dtype="datetime64[us]")
-    lead = track.lead_times(np.array([alarm.threshold]))[0]
+    table["PNR"] = outcomes.pnr_us.astype("datetime64[us]")
+    lead = AlarmTrack(outcomes, alarm.rule).sweep(np.array([alarm.threshold])).lead_min[0]
     table["caught"] = ~np.isnan(lead)
     table["lead_time_min"] = lead
     return table
 
 
-def alarm_curve(scores: pd.DataFrame, rule: AlarmRule) -> pd.DataFrame:
-    """Trace event recall, false alarms and lead time over the thresholds.
+def other_table(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
+    """List what is no event, faults and look-alikes, and the alarms that each raises.
+
+    Parameters
+    ----------
+    scores : DataFrame, shape (n_rows, n_columns)
+        A scores frame.
+    alarm : Alarm
+
+    Returns
+    -------
+    DataFrame, shape (n_others, 5)
+        Site_ID, Event_ID, Event_Type, is_fault and alarms, the number of them over all modules; no
+        rows without Event_ID and Event_Type.
+    """
+    track = AlarmTrack(Outcomes(check_scores(scores)), alarm.rule)
+    frame, names = track.rows.frame, [col.SITE, col.EVENT_ID, col.EVENT_TYPE, IS_FAULT]
+    if not set(names) <= set(frame.columns):
+        return pd.DataFrame(columns=[*names, "alarms"])
+    raised = np.bincount(track.alarms(alarm.threshold), minlength=len(frame))
+    frame = frame[names].assign(alarms=raised, labelled=track.rows.event >= 0)
+    others = frame[track.rows.event_id >= 0].groupby(names, observed=True).agg("sum").reset_index()
+    return others[others["labelled"] == 0].drop(columns="labelled").reset_index(drop=True)
+
+
+def alarm_curve(
+    scores: pd.DataFrame, rule: AlarmRule, *, modules_per_site: float | None = None
+) -> pd.DataFrame:
+    """Trace event recall, lead time and alarm rates over the thresholds.
 
     Parameters
     ----------
     scores : DataFrame, shape (n_rows, n_columns)
         A scores frame with at least one event.
     rule : AlarmRule
+    modules_per_site : float, optional
+        By default the average of the scores' sites.
 
     Returns
     -------
-    DataFrame, shape (n_thresholds, 4)
-        threshold (descending, the first above every score), event_recall,
-        false_alarms_per_module_day and lead_time_median_min (NaN where no event is caught). All
-        distinct levels up to 1000 of them; beyond that about 1000, dense at the top, and every
-        step of event_recall.
+    DataFrame, shape (n_thresholds, 7)
+        threshold (descending, the first above every score), event_recall, event_recall_5min,
+        event_recall_10min, lead_time_median_min (NaN where no event is caught),
+        nuisance_alarms_per_site_day and fault_alarms_per_site_day. All distinct levels up to 1000
+        of them; beyond that about 1000, dense at the top, and the highest level of each event.
 
     Examples
     --------
@@ -190,23 +222,25 @@ def alarm_curve(scores: pd.DataFrame, rule: AlarmRule) -> pd.DataFrame:
     >>> scores["Timestamp"] = pd.date_range("2025-01-01", periods=6, freq="1min")
     >>> scores["Hazard_Label"] = [0, 0, 1, 1, 1, 0]
     >>> scores["y_score"] = [0.1, 0.6, 0.2, 0.9, 0.8, 0.1]
-    >>> alarm_curve(scores, AlarmRule(k=1, n=1))[["threshold", "event_recall"]].tail(3)
+    >>> alarm_curve(scores, AlarmRule(k=1, n=1))[["threshold", "event_recall"]].head(3)
        threshold  event_recall
-    3        0.6           1.0
-    4        0.2           1.0
-    5        0.1           1.0
+    0        0.9           0.0
+    1        0.9           1.0
+    2        0.8           1.0
     """
-    track = AlarmTrack(check_scores(scores), rule)
+    track = AlarmTrack(Outcomes(check_scores(scores)), rule, modules_per_site)
     thresholds = track.candidates()
-    n_caught = track.n_caught(thresholds)
+    found = track.sweep(thresholds)
     lead = np.full(len(thresholds), np.nan)
-    lead[n_caught > 0] = np.nanmedian(track.lead_times(thresholds[n_caught > 0]), axis=1)
+    lead[found.n_caught > 0] = np.nanmedian(found.lead_min[found.n_caught > 0], axis=1)
     return pd.DataFrame(
         {
             "threshold": thresholds,
-            "event_recall": n_caught / len(track.event_rows),
-            "false_alarms_per_module_day": track.rate(track.n_false(thresholds)),
+            "event_recall": found.n_caught / len(track.outcomes.event_rows),
+            **{f"event_recall_{m}min": found.recall_with(m) for m in LEADS_MIN},
             "lead_time_median_min": lead,
+            "nuisance_alarms_per_site_day": track.rate(found.n_nuisance),
+            "fault_alarms_per_site_day": track.rate(found.n_fault),
         }
     )
 
@@ -214,29 +248,31 @@ def alarm_curve(scores: pd.DataFrame, rule: AlarmRule) -> pd.DataFrame:
 def best_alarm(
     scores: pd.DataFrame,
     *,
-    max_false_alarms_per_module_day: float,
+    max_nuisance_alarms_per_site_day: float,
     missed_event_costs: float = 0.0,
     rules: Sequence[AlarmRule] = RULES,
+    modules_per_site: float | None = None,
 ) -> Alarm:
     """Choose the alarm that catches most events within the alarm budget, or costs least.
 
-    For each rule, among the thresholds of `alarm_curve` within the budget: the highest event
-    recall, then the fewest false alarms, then the middle one by rank, which is the least sensitive
-    to small changes of the scores. Every threshold is counted by itself: a lower one can turn a
-    false alarm into a true one. Among the rules: the highest event recall (or the least costs),
-    then the earliest warning on average, a missed event counting as no warning time.
+    Among the thresholds of `alarm_curve` of each rule: the highest event recall within the budget
+    (or the least costs), then the earliest warning on average, a missed event counting as no
+    warning time, then the fewest nuisance alarms. Every threshold is counted by itself: a lower one
+    can turn a nuisance alarm into an early one.
 
     Parameters
     ----------
     scores : DataFrame, shape (n_rows, n_columns)
         A scores frame with at least one event: out-of-fold scores, never those of test racks.
-    max_false_alarms_per_module_day : float
-        The alarm budget [1 / module-day].
+    max_nuisance_alarms_per_site_day : float
+        The alarm budget [1/d].
     missed_event_costs : float
-        Cost of a missed event, in false alarms. Above 0 it takes the budget's place: the alarm that
-        costs least in all is chosen.
+        Cost of a missed event, in nuisance alarms. Above 0 it takes the budget's place: the alarm
+        that costs least in all is chosen.
     rules : sequence of AlarmRule
         To choose from; ties go to the first.
+    modules_per_site : float, optional
+        By default the average of the scores' sites.
 
     Returns
     -------
@@ -248,38 +284,68 @@ def best_alarm(
     ValueError
         If the scores cover no event.
     """
-    budget, costs = max_false_alarms_per_module_day, missed_event_costs
+    outcomes, found = Outcomes(check_scores(scores)), []
+    budget, costs = max_nuisance_alarms_per_site_day, missed_event_costs
 
-    def worth(track: AlarmTrack, thresholds: np.ndarray, n_false: np.ndarray) -> np.ndarray:
-        n_caught = track.n_caught(thresholds)
+    def worth(track: AlarmTrack, n_caught: np.ndarray, n_nuisance: np.ndarray) -> np.ndarray:
         if costs:
-            return -(n_false + costs * (len(track.event_rows) - n_caught))
-        return np.where(track.rate(n_false) <= budget, n_caught, -1)
+            return -(n_nuisance + costs * (len(outcomes.event_rows) - n_caught))
+        return np.where(track.rate(n_nuisance) <= budget, n_caught, -1)
 
-    rows, found = check_scores(scores), []
     for rule in rules:
-        track = AlarmTrack(rows, rule)
+        track = AlarmTrack(outcomes, rule, modules_per_site)
         thresholds = track.candidates()
-        # Most thresholds cannot beat the first, which never alarms, even with the fewest false
-        # alarms they may have: those need not be counted.
-        hoped = worth(track, thresholds, track.least_false(thresholds))
+        # Most thresholds cannot beat the first, which never alarms, however well they do: those
+        # need not be counted.
+        hoped = worth(track, track.most_caught(thresholds), track.least_nuisance(thresholds))
         thresholds = thresholds[hoped >= hoped[0]]
-        n_false = track.n_false(thresholds)
-        worths = worth(track, thresholds, n_false)
-        best = np.flatnonzero(worths == worths.max())
-        best = best[n_false[best] == n_false[best].min()]
-        threshold = thresholds[best[(len(best) - 1) // 2]]
-        lead = np.nan_to_num(track.lead_times(np.array([threshold])))
-        found.append((worths.max(), lead.mean(), Alarm(rule, float(threshold))))
+        swept = track.sweep(thresholds)
+        worths = worth(track, swept.n_caught, swept.n_nuisance)
+        warning = np.nan_to_num(swept.lead_min).mean(axis=1)
+        best = np.lexsort([swept.n_nuisance, -warning, -worths])[0]
+        alarm = Alarm(rule, float(thresholds[best]))
+        found.append((worths[best], warning[best], alarm))
     return max(found, key=lambda one: one[:2])[2]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What each of some thresholds raises.
+
+    Attributes
+    ----------
+    n_nuisance, n_fault : array of int, shape (n_thresholds,)
+        Alarms of these outcomes.
+    lead_min : array, shape (n_thresholds, n_events)
+        Lead time of each event [min], NaN where it is missed.
+    """
+
+    n_nuisance: np.ndarray
+    n_fault: np.ndarray
+    lead_min: np.ndarray
+
+    @property
+    def n_caught(self) -> np.ndarray:
+        """Events caught, shape (n_thresholds,)."""
+        return np.sum(~np.isnan(self.lead_min), axis=1)
+
+    def recall_with(self, lead_min: float) -> np.ndarray:
+        """Share of the events caught with so much lead at least, shape (n_thresholds,)."""
+        return np.mean(np.nan_to_num(self.lead_min, nan=-np.inf) >= lead_min, axis=1)
 
 
 @dataclass(frozen=True)
 class AlarmTrack:
     """The scores under a rule: what all thresholds share, and what each of them raises."""
 
-    rows: ScoreRows
+    outcomes: Outcomes
     rule: AlarmRule
+    modules_per_site: float | None = None
+
+    @property
+    def rows(self) -> ScoreRows:
+        """The scores."""
+        return self.outcomes.rows
 
     @cached_property
     def level(self) -> np.ndarray:
@@ -300,33 +366,20 @@ class AlarmTrack:
         return time_us + self.rows.module * (time_us.max() + self.refractory_us)
 
     @cached_property
-    def event_rows(self) -> list[np.ndarray]:
-        """The rows of each event's label window, in order of time."""
-        event = self.rows.event
-        rows = np.flatnonzero(event >= 0)
-        rows = rows[np.argsort(event[rows], kind="stable")]
-        return np.split(rows, np.flatnonzero(np.diff(event[rows])) + 1) if len(rows) else []
-
-    @cached_property
-    def event_names(self) -> list[str]:
-        """Event_ID of each event, `event 0`, `event 1`... where it has none."""
-        names = self.rows.frame.get(col.EVENT_ID)
-        first = [names.iloc[rows[0]] if names is not None else np.nan for rows in self.event_rows]
-        return [f"event {i}" if pd.isna(name) else str(name) for i, name in enumerate(first)]
-
-    @cached_property
     def event_level(self) -> np.ndarray:
-        """The highest threshold at which each event is caught, shape (n_events,)."""
-        return np.array([self.level[rows].max() for rows in self.event_rows])
+        """The highest level of each event since its onset, shape (n_events,)."""
+        highest = np.full(len(self.outcomes.event_rows), -np.inf)
+        on_event = self.outcomes.alarm_on >= 0
+        np.maximum.at(highest, self.outcomes.alarm_on[on_event], self.level[on_event])
+        return highest
 
     def candidates(self) -> np.ndarray:
         """Choose the thresholds to try, descending, the first above every level.
 
         All distinct levels while they are few. Otherwise the highest ones, from there on those at
-        geometrically spaced ranks, and those at which the events are caught: event recall changes
-        nowhere else.
+        geometrically spaced ranks, and the highest level of each event.
         """
-        if not self.event_rows:
+        if not self.outcomes.event_rows:
             raise ValueError(
                 f"The scores must cover at least one event, got no row with {col.LABEL} = 1. "
                 "Use the out-of-fold scores of racks that have events."
@@ -340,52 +393,47 @@ class AlarmTrack:
             levels = np.unique(np.concatenate([levels[:half], levels[spaced], caught]))[::-1]
         return np.concatenate([[np.nextafter(self.rows.score.max(), np.inf)], levels])
 
-    def alarms(self, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows at which alarms are raised and the event of each, -1 if it is false."""
-        rows = np.flatnonzero(self.level >= threshold)
-        return _raise(rows, self.clock, self.rows.event, self.refractory_us)
+    def alarms(self, threshold: float) -> np.ndarray:
+        """Return the rows at which alarms are raised."""
+        return _raise(np.flatnonzero(self.level >= threshold), self.clock, self.refractory_us)
 
-    def n_false(self, thresholds: np.ndarray) -> np.ndarray:
-        """Count false alarms at each of some descending thresholds, shape (n_thresholds,)."""
-        rows, level, n_false = np.arange(len(self.level)), self.level, []
-        for threshold in thresholds[::-1]:  # from the lowest on, the rows become ever fewer
-            holds = level >= threshold
+    def sweep(self, thresholds: np.ndarray) -> Sweep:
+        """Count the outcomes at each of some descending thresholds."""
+        alarm_on, pnr_us = self.outcomes.alarm_on, self.outcomes.pnr_us
+        n_nuisance, n_fault = (np.zeros(len(thresholds), dtype=np.int64) for _ in range(2))
+        lead_min = np.full((len(thresholds), len(pnr_us)), np.nan)
+        rows, level = np.arange(len(self.level)), self.level
+        for k in reversed(range(len(thresholds))):  # from the lowest on, the rows become ever fewer
+            holds = level >= thresholds[k]
             rows, level = rows[holds], level[holds]
-            raised = _raise(rows, self.clock, self.rows.event, self.refractory_us)
-            n_false.append(np.sum(raised[1] < 0))
-        return np.array(n_false[::-1])
+            raised = _raise(rows, self.clock, self.refractory_us)
+            n_nuisance[k], n_fault[k] = (np.sum(alarm_on[raised] == x) for x in (NOTHING, FAULT))
+            first = raised[alarm_on[raised] >= 0][::-1]  # the last one that is written counts
+            lead_min[k, alarm_on[first]] = self.rows.time_us[first]
+        return Sweep(n_nuisance, n_fault, (pnr_us - lead_min) / MINUTE_US)
 
-    def least_false(self, thresholds: np.ndarray) -> np.ndarray:
-        """Count the modules without an event that raise alarms: at least so many are false."""
+    def least_nuisance(self, thresholds: np.ndarray) -> np.ndarray:
+        """Count the modules without event or fault that raise alarms: all theirs are nuisance."""
         first = self.rows.module_start[:-1]
-        quiet = np.maximum.reduceat(self.rows.event, first) < 0
+        quiet = np.logical_and.reduceat(self.outcomes.alarm_on == NOTHING, first)
         highest = np.sort(np.maximum.reduceat(self.level, first)[quiet])
         return len(highest) - np.searchsorted(highest, thresholds)
 
-    def n_caught(self, thresholds: np.ndarray) -> np.ndarray:
-        """Count the events caught at each threshold, shape (n_thresholds,)."""
+    def most_caught(self, thresholds: np.ndarray) -> np.ndarray:
+        """Count the events whose level reaches a threshold: no more can be caught."""
         level = np.sort(self.event_level)
         return len(level) - np.searchsorted(level, thresholds)
 
-    def lead_times(self, thresholds: np.ndarray) -> np.ndarray:
-        """Lead times [min], NaN where an event is missed, shape (n_thresholds, n_events)."""
-        lead = np.full((len(thresholds), len(self.event_rows)), np.nan)
-        for i, rows in enumerate(self.event_rows):
-            # The first sample at or above a threshold is the first of the running maximum.
-            first = np.searchsorted(np.maximum.accumulate(self.level[rows]), thresholds)
-            caught = first < len(rows)
-            since = self.rows.time_us[rows[first[caught]]]
-            lead[caught, i] = (self.pnr_us(rows) - since) / MINUTE_US
-        return lead
+    @cached_property
+    def site_days(self) -> float:
+        """Observed time of all modules, in days of an average site."""
+        sites = self.rows.frame[col.SITE].nunique()
+        modules = self.modules_per_site or (len(self.rows.module_start) - 1) / sites
+        return self.rows.module_days / modules
 
-    def pnr_us(self, rows: np.ndarray) -> int:
-        """Point of no return of the event with these rows [us]."""
-        return int(self.rows.time_us[rows[-1]]) + round(col.LABEL_UNTIL_S * 1e6)
-
-    def rate(self, n_false: np.ndarray) -> np.ndarray:
-        """False alarms per module-day; infinite where no time was observed, shape as given."""
-        days = self.rows.module_days
-        return n_false / days if days else np.where(n_false > 0, np.inf, 0.0)
+    def rate(self, count: np.ndarray) -> np.ndarray:
+        """Alarms per site-day; infinite where no time was observed, shape as given."""
+        return count / self.site_days if self.site_days else np.where(count > 0, np.inf, 0.0)
 
 
 @njit(cache=True, nogil=True)
@@ -408,13 +456,10 @@ def _levels(score, time_us, module_start, gap_us, k, n):
 
 
 @njit(cache=True, nogil=True)
-def _raise(rows, clock, event, refractory_us):
-    raised, caught = np.empty(len(rows), np.int64), np.empty(len(rows), np.int32)
-    count, until = 0, clock[0]
+def _raise(rows, clock, refractory_us):
+    raised, count, until = np.empty(len(rows), np.int64), 0, clock[0]
     for row in rows:
         if clock[row] >= until:
-            raised[count], caught[count] = row, event[row]
+            raised[count] = row
             count, until = count + 1, clock[row] + refractory_us
-        elif event[row] >= 0 and caught[count - 1] < 0:
-            caught[count - 1] = event[row]
-    return raised[:count], caught[:count]
+    return raised[:count]

@@ -15,7 +15,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from hvs_lib.evaluation.alarms import Alarm, AlarmTrack
+from hvs_lib.evaluation.alarms import LEADS_MIN, Alarm, AlarmTrack
+from hvs_lib.evaluation.outcomes import Outcomes
 from hvs_lib.evaluation.scores import check_scores
 from hvs_lib.evaluation.uncertainty import (
     TAILS,
@@ -43,21 +44,36 @@ ROW_METRICS = (
 )
 EVENT_METRICS = (
     "event_recall",
-    "alarm_precision",
+    "event_recall_5min",
+    "event_recall_10min",
     "lead_time_median_min",
     "lead_time_p10_min",
-    "false_alarms_per_module_day",
+    "nuisance_alarms_per_site_day",
+    "fault_alarms_per_site_day",
+    "alarm_precision",
     "n_events",
     "n_events_caught",
-    "n_false_alarms",
-    "module_days",
+    "n_nuisance_alarms",
+    "n_fault_alarms",
+    "site_days",
 )
 METRICS = ROW_METRICS + EVENT_METRICS
-INTERVALS = ("event_recall", "false_alarms_per_module_day", "pr_auc")  # also with _low and _high
+# also with _low and _high
+INTERVALS = (
+    *EVENT_METRICS[:3],
+    "nuisance_alarms_per_site_day",
+    "fault_alarms_per_site_day",
+    "pr_auc",
+)
 
 
 def evaluate(
-    scores: pd.DataFrame, alarm: Alarm, *, seed: int = 42, prefix: str = ""
+    scores: pd.DataFrame,
+    alarm: Alarm,
+    *,
+    modules_per_site: float | None = None,
+    seed: int = 42,
+    prefix: str = "",
 ) -> dict[str, float]:
     """Measure scores under an alarm: rows, alarms and events, with 95 % intervals.
 
@@ -67,6 +83,8 @@ def evaluate(
         A scores frame.
     alarm : Alarm
         Chosen on other racks.
+    modules_per_site : float, optional
+        By default the average of the scores' sites.
     seed : int
         Of the resamples of the racks for the interval of pr_auc.
     prefix : str
@@ -79,7 +97,7 @@ def evaluate(
         these rows is left out (see `undefined_metrics`), no value is NaN or infinite. pr_auc is the
         average precision. brier needs scores within [0, 1], the interval of pr_auc two racks.
     """
-    track = AlarmTrack(check_scores(scores), alarm.rule)
+    track = AlarmTrack(Outcomes(check_scores(scores)), alarm.rule, modules_per_site)
     rows = track.rows
     result = {"threshold": float(alarm.threshold)}
     result |= _row_metrics(rows.label, rows.score, alarm.threshold)
@@ -125,28 +143,26 @@ def _row_metrics(y_true: np.ndarray, y_score: np.ndarray, threshold: float) -> d
 
 
 def _event_metrics(track: AlarmTrack, threshold: float) -> dict[str, float]:
-    lead = track.lead_times(np.array([threshold]))[0]
-    lead = lead[~np.isnan(lead)]
-    raised, event = track.alarms(threshold)
-    n_events, n_caught, days = len(track.event_rows), len(lead), track.rows.module_days
-    n_false = int(np.sum(event < 0))
-    result = {
-        "n_events": n_events,
-        "n_events_caught": n_caught,
-        "n_false_alarms": n_false,
-        "module_days": days,
-    }
+    n_alarms = len(track.alarms(threshold))
+    swept = track.sweep(np.array([threshold]))
+    lead = swept.lead_min[0][~np.isnan(swept.lead_min[0])]
+    n_events, days = len(track.outcomes.event_rows), track.site_days
+    counts = {"nuisance": int(swept.n_nuisance[0]), "fault": int(swept.n_fault[0])}
+    result = {"n_events": n_events, "n_events_caught": len(lead), "site_days": days}
     if n_events:
-        low, high = clopper_pearson(n_caught, n_events)
-        recall = {"event_recall": n_caught / n_events}
-        result |= recall | {"event_recall_low": low, "event_recall_high": high}
-    if len(raised):
-        result["alarm_precision"] = 1 - n_false / len(raised)
-    if n_caught:
+        caught = {"event_recall": len(lead)}
+        caught |= {f"event_recall_{m}min": int(np.sum(lead >= m)) for m in LEADS_MIN}
+        for name, count in caught.items():
+            low, high = clopper_pearson(count, n_events)
+            result |= {name: count / n_events, f"{name}_low": low, f"{name}_high": high}
+    if n_alarms:
+        result["alarm_precision"] = 1 - counts["nuisance"] / n_alarms
+    if len(lead):
         result["lead_time_median_min"] = np.median(lead)
         result["lead_time_p10_min"] = np.quantile(lead, 0.1)
-    if days:
-        low, high = poisson_interval(n_false, days)
-        rate = "false_alarms_per_module_day"
-        result |= {rate: n_false / days, f"{rate}_low": low, f"{rate}_high": high}
+    for outcome, count in counts.items():
+        result[f"n_{outcome}_alarms"] = count
+        if days:
+            rate, (low, high) = f"{outcome}_alarms_per_site_day", poisson_interval(count, days)
+            result |= {rate: count / days, f"{rate}_low": low, f"{rate}_high": high}
     return result

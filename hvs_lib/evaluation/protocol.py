@@ -29,6 +29,7 @@ from hvs_lib.evaluation.calibration import (
 from hvs_lib.evaluation.metrics import EVENT_METRICS, evaluate
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.evaluation.splits import Split, thin_normal_rows
+from hvs_lib.telemetry.codes import hazard_types
 from hvs_lib.telemetry.quality import sampling_interval_s
 
 
@@ -93,11 +94,13 @@ class Protocol:
         From `split_by_rack`.
     normal_stride : int
         Fit on every `normal_stride`-th normal row of a module; all rows are evaluated.
-    max_false_alarms_per_site_day : float
+    max_nuisance_alarms_per_site_day : float
         The alarm budget out of fold [1/d]; a site has as many modules as the telemetry's sites
         have on average.
     missed_event_costs : float
-        Cost of a missed event, in false alarms; above 0 it takes the budget's place.
+        Cost of a missed event, in nuisance alarms; above 0 it takes the budget's place.
+    fault_types : tuple of str
+        Causes (Event_Type) of real faults, besides those that occur with label 1.
     seed : int
         Of the bootstrap.
     rules : tuple of AlarmRule
@@ -112,8 +115,9 @@ class Protocol:
     X: pd.DataFrame
     split: Split
     normal_stride: int = 6
-    max_false_alarms_per_site_day: float = 1.0
+    max_nuisance_alarms_per_site_day: float = 1.0
     missed_event_costs: float = 0.0
+    fault_types: tuple[str, ...] = ()
     seed: int = 42
     rules: tuple[AlarmRule, ...] = RULES
     n_jobs: int = -1
@@ -121,7 +125,7 @@ class Protocol:
 
     def __post_init__(self):
         check_protocol(
-            self.normal_stride, self.max_false_alarms_per_site_day, self.missed_event_costs,
+            self.normal_stride, self.max_nuisance_alarms_per_site_day, self.missed_event_costs,
             self.n_jobs,
         )  # fmt: skip
 
@@ -134,8 +138,8 @@ class Protocol:
 
         fold = self._out_of_fold(range(len(folds)))
         calibration = choose_calibration(self.y[train], raw_cv, fold)
-        cv_scores = scores_frame(self.telemetry, train, calibration.apply(raw_cv))
-        test_scores = scores_frame(self.telemetry, test, calibration.apply(raw_test))
+        cv_scores = self._scores(train, calibration.apply(raw_cv))
+        test_scores = self._scores(test, calibration.apply(raw_test))
 
         alarm = self.choose_alarm(cv_scores)
 
@@ -162,8 +166,8 @@ class Protocol:
         start = perf_counter()
         raw_cv, raw_test = score(self.split.train), score(self.split.test)
         seconds = perf_counter() - start
-        cv_scores = scores_frame(self.telemetry, self.split.train, raw_cv)
-        test_scores = scores_frame(self.telemetry, self.split.test, raw_test)
+        cv_scores = self._scores(self.split.train, raw_cv)
+        test_scores = self._scores(self.split.test, raw_test)
         own = None if threshold is None else Alarm(AlarmRule(), threshold)
         alarm = own or self.choose_alarm(cv_scores)
         metrics = self._judge(cv_scores, test_scores, alarm)
@@ -205,35 +209,39 @@ class Protocol:
 
     def choose_alarm(self, cv_scores: pd.DataFrame) -> Alarm:
         """Choose the alarm's rule and threshold on a frame of out-of-fold scores."""
-        budget = self.max_false_alarms_per_site_day / self.modules_per_site
         return best_alarm(
             cv_scores,
-            max_false_alarms_per_module_day=budget,
+            max_nuisance_alarms_per_site_day=self.max_nuisance_alarms_per_site_day,
             missed_event_costs=self.missed_event_costs,
             rules=self.rules,
+            modules_per_site=self.modules_per_site,
         )
+
+    def _scores(self, rows: np.ndarray, y_score: np.ndarray) -> pd.DataFrame:
+        return scores_frame(self.telemetry, rows, y_score, fault_types=self.faults)
 
     def _judge(
         self, cv_scores: pd.DataFrame, test_scores: pd.DataFrame, alarm: Alarm
     ) -> dict[str, float]:
         """Measure the test racks and, with the prefix ``cv_``, the training racks out of fold."""
-        metrics = evaluate(test_scores, alarm, seed=self.seed)
-        metrics |= evaluate(cv_scores, alarm, seed=self.seed, prefix="cv_")
+        same = {"modules_per_site": self.modules_per_site, "seed": self.seed}
+        metrics = evaluate(test_scores, alarm, **same)
+        metrics |= evaluate(cv_scores, alarm, **same, prefix="cv_")
         if self.split.kind == "row":
             # An alarm needs consecutive samples, which random rows are not.
             names = [n for n in metrics if not any(event in n for event in EVENT_METRICS)]
             metrics = {name: metrics[name] for name in names}
-        per_site = {
-            name.replace("module_day", "site_day"): value * self.modules_per_site
-            for name, value in metrics.items()
-            if "false_alarms_per_module_day" in name
-        }
-        return metrics | per_site
+        return metrics
 
     @property
     def y(self) -> np.ndarray:
         """Labels, shape (n_samples,)."""
         return self.telemetry[col.LABEL].to_numpy()
+
+    @cached_property
+    def faults(self) -> list[str]:
+        """Causes of real faults."""
+        return sorted({*hazard_types(self.telemetry), *self.fault_types})
 
     @cached_property
     def modules_per_site(self) -> float:
@@ -262,15 +270,17 @@ class Protocol:
 
 
 def check_protocol(
-    normal_stride: int, max_false_alarms_per_site_day: float, missed_event_costs: float, n_jobs: int
+    normal_stride: int,
+    max_nuisance_alarms_per_site_day: float,
+    missed_event_costs: float,
+    n_jobs: int,
 ) -> None:
     """Refuse settings of a `Protocol` that are out of range, with a ValueError."""
     if normal_stride < 1:
         raise ValueError(f"normal_stride must be at least 1, got {normal_stride}.")
-    if not max_false_alarms_per_site_day > 0:
-        raise ValueError(
-            f"max_false_alarms_per_site_day must be above 0, got {max_false_alarms_per_site_day}."
-        )
+    budget = max_nuisance_alarms_per_site_day
+    if not budget > 0:
+        raise ValueError(f"max_nuisance_alarms_per_site_day must be above 0, got {budget}.")
     if not missed_event_costs >= 0:
         raise ValueError(
             f"missed_event_costs must be 0 or more, got {missed_event_costs}: 0 keeps to the alarm "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,13 +10,20 @@ import numpy as np
 import pandas as pd
 
 from hvs_lib import columns as col
-from hvs_lib.telemetry.codes import event_codes, module_codes, order_of, rack_codes
+from hvs_lib.telemetry.codes import event_codes, hazard_types, module_codes, order_of, rack_codes
 
 Y_SCORE = "y_score"
+IS_FAULT = "is_fault"  # whether the cause is that of a real fault; a look-alike's is not
 DAY_US = 86_400_000_000
 
 
-def scores_frame(telemetry: pd.DataFrame, rows: np.ndarray, y_score: np.ndarray) -> pd.DataFrame:
+def scores_frame(
+    telemetry: pd.DataFrame,
+    rows: np.ndarray,
+    y_score: np.ndarray,
+    *,
+    fault_types: Collection[str] | None = None,
+) -> pd.DataFrame:
     """Put scores beside the identifiers and labels of their rows.
 
     Parameters
@@ -26,11 +34,14 @@ def scores_frame(telemetry: pd.DataFrame, rows: np.ndarray, y_score: np.ndarray)
         Positions in `telemetry`, in any order, none twice.
     y_score : array of float, shape (n_rows,)
         The score of each of these rows, higher = more dangerous.
+    fault_types : collection of str, optional
+        Causes (Event_Type) of real faults, by default those that occur with label 1.
 
     Returns
     -------
-    DataFrame, shape (n_rows, 5 to 8)
-        Sorted by site, rack, module and time, with a fresh index and no unused categories.
+    DataFrame, shape (n_rows, 5 to 9)
+        With the column is_fault where the telemetry has an Event_Type. Sorted by site, rack, module
+        and time, with a fresh index and no unused categories.
 
     Examples
     --------
@@ -56,6 +67,9 @@ def scores_frame(telemetry: pd.DataFrame, rows: np.ndarray, y_score: np.ndarray)
     wanted = [col.TIMESTAMP, *col.KEYS[:3], col.LABEL, col.EVENT_ID, col.EVENT_TYPE]
     frame = telemetry[[name for name in wanted if name in telemetry.columns]].iloc[rows]
     frame = frame.reset_index(drop=True).assign(**{Y_SCORE: y_score})
+    if col.EVENT_TYPE in frame:
+        faults = hazard_types(telemetry) if fault_types is None else fault_types
+        frame[IS_FAULT] = frame[col.EVENT_TYPE].isin(faults)
     for name in frame.columns[frame.dtypes == "category"]:
         frame[name] = frame[name].cat.remove_unused_categories()
     return check_scores(frame, label=False).frame
@@ -89,6 +103,13 @@ class ScoreRows:
         if col.LABEL not in self.frame.columns:
             return np.full(len(self.frame), -1, dtype=np.int32)
         return event_codes(self.frame)
+
+    @cached_property
+    def event_id(self) -> np.ndarray:
+        """Number of the row's Event_ID, -1 where it has none, shape (n_rows,)."""
+        if col.EVENT_ID not in self.frame.columns:
+            return np.full(len(self.frame), -1, dtype=np.int32)
+        return self.frame[col.EVENT_ID].astype("category").cat.codes.to_numpy()
 
     @cached_property
     def module_start(self) -> np.ndarray:

@@ -73,6 +73,24 @@ def event_codes(telemetry: pd.DataFrame) -> np.ndarray:
     return codes
 
 
+def hazard_types(telemetry: pd.DataFrame) -> list[str]:
+    """Name the causes that reach a point of no return somewhere in the telemetry.
+
+    Parameters
+    ----------
+    telemetry : DataFrame of shape (n_samples, n_columns)
+
+    Returns
+    -------
+    list of str
+        The values of Event_Type that occur with label 1, sorted; none without these columns.
+    """
+    if not {col.LABEL, col.EVENT_TYPE} <= set(telemetry.columns):
+        return []
+    labelled = telemetry.loc[telemetry[col.LABEL] == 1, col.EVENT_TYPE]
+    return sorted(map(str, labelled.dropna().unique()))
+
+
 def order_of(modules: np.ndarray, times: np.ndarray) -> np.ndarray | None:
     """Return the rows in the order of module and time, None if they are so already."""
     step, later = np.diff(modules), times[1:] >= times[:-1]

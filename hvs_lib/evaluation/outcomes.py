@@ -1,0 +1,96 @@
+"""Outcomes: what an alarm is worth to an operator, by what becomes of its module.
+
+The rules, in one place:
+
+- **early** or **timely**: the module has an event that reaches its point of no return (PNR), and
+  the alarm is raised after the onset of the event and before the end of its label window: early
+  before that window, timely in it. The event is caught; its lead time is the PNR minus the first
+  such alarm.
+- **fault**: the module has a real fault that does not reach the PNR: an Event_ID without a label,
+  whose cause also occurs with one or is named as a fault. It is worth a visit, so it neither counts
+  as a catch nor against the alarm budget.
+- **nuisance**: everything else. The alarm budget limits these.
+
+An event is the rows with label 1 of one module that share one Event_ID (without it: one unbroken
+stretch of label 1). Its onset is the module's first row with that Event_ID; without an Event_ID,
+`EARLY_MIN` before the PNR. Rows of the Event_ID after the last label count as a fault.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from hvs_lib import columns as col
+from hvs_lib.evaluation.scores import IS_FAULT, ScoreRows
+
+OUTCOMES = ("early", "timely", "fault", "nuisance")
+EARLY_MIN = 60.0  # how long before the PNR an alarm is early, where there is no Event_ID [min]
+NOTHING, FAULT = -1, -2  # in `Outcomes.alarm_on`
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """The events among the rows, and what an alarm at each row would be.
+
+    Parameters
+    ----------
+    rows : ScoreRows
+        From `check_scores`.
+    """
+
+    rows: ScoreRows
+
+    @cached_property
+    def event_rows(self) -> list[np.ndarray]:
+        """The rows of each event's label window, in order of time."""
+        event = self.rows.event
+        rows = np.flatnonzero(event >= 0)
+        rows = rows[np.argsort(event[rows], kind="stable")]
+        return np.split(rows, np.flatnonzero(np.diff(event[rows])) + 1) if len(rows) else []
+
+    @cached_property
+    def event_names(self) -> list[str]:
+        """Event_ID of each event, `event 0`, `event 1`... where it has none."""
+        names = self.rows.frame.get(col.EVENT_ID)
+        first = [names.iloc[rows[0]] if names is not None else np.nan for rows in self.event_rows]
+        return [f"event {i}" if pd.isna(name) else str(name) for i, name in enumerate(first)]
+
+    @cached_property
+    def pnr_us(self) -> np.ndarray:
+        """Point of no return of each event [us], shape (n_events,)."""
+        last = np.array([rows[-1] for rows in self.event_rows], dtype=np.int64)
+        return self.rows.time_us[last] + round(col.LABEL_UNTIL_S * 1e6)
+
+    @cached_property
+    def alarm_on(self) -> np.ndarray:
+        """What an alarm is on that is raised at a row, shape (n_rows,).
+
+        The number of an event, `FAULT` or `NOTHING`.
+        """
+        rows, event_id = self.rows, self.rows.event_id
+        is_fault = rows.frame.get(IS_FAULT, np.zeros(len(event_id), dtype=bool))
+        alarm_on = np.where(is_fault & (event_id >= 0), FAULT, NOTHING).astype(np.int32)
+        # From the last event to the first: where two overlap, an alarm is on the one that is next.
+        for number, labelled in reversed(list(enumerate(self.event_rows))):
+            last = labelled[-1]
+            first, end = rows.module_start[rows.module[last] + np.array([0, 1])]
+            if event_id[last] >= 0:
+                own = first + np.flatnonzero(event_id[first:end] == event_id[last])
+                alarm_on[own] = np.where(own <= last, number, FAULT)
+            else:
+                onset_us = self.pnr_us[number] - EARLY_MIN * 60e6
+                onset = first + np.searchsorted(rows.time_us[first : last + 1], onset_us)
+                alarm_on[onset : last + 1] = number
+        return alarm_on
+
+    def names(self, raised: np.ndarray) -> np.ndarray:
+        """Name the outcome of alarms raised at some rows, one of `OUTCOMES` for each."""
+        alarm_on = self.alarm_on[raised]
+        on_event = np.where(self.rows.event[raised] >= 0, "timely", "early")
+        return np.select(
+            [alarm_on >= 0, alarm_on == FAULT], [on_event, "fault"], default="nuisance"
+        ).astype(object)
