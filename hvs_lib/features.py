@@ -18,6 +18,7 @@ from numba import njit
 from hvs_lib import columns as col
 from hvs_lib.progress import steps
 from hvs_lib.telemetry.files import DataError
+from hvs_lib.telemetry.fleet import Fleet
 from hvs_lib.telemetry.quality import sampling_interval_s
 
 WINDOWS_MIN = (1, 5, 10)
@@ -91,6 +92,34 @@ def build_features(telemetry: pd.DataFrame, *, progress: bool = False) -> pd.Dat
         modules = bounds[first : first + _MODULES_AT_ONCE + 1]
         fill(modules, features[modules[0] : modules[-1]])
     return pd.DataFrame(features, index=telemetry.index, columns=feature_names(), copy=False)
+
+
+def features_of(fleet: Fleet, rows: np.ndarray, *, n_jobs: int = -1) -> pd.DataFrame:
+    """Compute the features of some rows of a fleet, partition by partition.
+
+    Parameters
+    ----------
+    fleet : Fleet
+    rows : array of int, shape (n_rows,)
+        Numbers of rows, ascending.
+    n_jobs : int
+        Partitions at once, in threads; -1: as many as cores.
+
+    Returns
+    -------
+    DataFrame of shape (n_rows, n_features)
+        As from `build_features`, with the numbers of the rows as index.
+    """
+    bounds = np.searchsorted(rows, fleet.starts)
+
+    def part(partition: int) -> pd.DataFrame:
+        own = rows[bounds[partition] : bounds[partition + 1]] - fleet.starts[partition]
+        if not len(own):
+            return pd.DataFrame()
+        return build_features(fleet.telemetry(partition)).iloc[own]
+
+    found = fleet.map(part, n_jobs=n_jobs)
+    return pd.concat([features for features in found if len(features)])
 
 
 def features_in_parts(telemetry: pd.DataFrame, *, rows: int) -> Iterator[pd.DataFrame]:

@@ -104,7 +104,7 @@ def negatives_per_positive(y: np.ndarray) -> float:
     return (len(y) - positives) / positives
 
 
-def balancing_weight(y: np.ndarray, *, power: float = 1.0, normal_stride: int = 1) -> float:
+def balancing_weight(y: np.ndarray, *, power: float = 1.0, thinning: float = 1.0) -> float:
     """Return the ``scale_pos_weight`` that answers the imbalance in full or in part.
 
     Parameters
@@ -114,54 +114,32 @@ def balancing_weight(y: np.ndarray, *, power: float = 1.0, normal_stride: int = 
     power : float
         Of the ratio of normal to hazardous rows before thinning: 1 balances the classes, 0.5 is the
         square root, 0 leaves the ratio as it was.
-    normal_stride : int
-        Every `normal_stride`-th normal row is in `y`.
+    thinning : float
+        How many times more normal than hazardous rows were left out: `normal_stride` over
+        `hazard_stride`.
 
     Examples
     --------
-    >>> balancing_weight(np.array([0, 0, 0, 1]), power=0.5, normal_stride=12)
+    >>> balancing_weight(np.array([0, 0, 0, 1]), power=0.5, thinning=12)
     0.5
     """
-    return (negatives_per_positive(y) * normal_stride) ** power / normal_stride
+    return (negatives_per_positive(y) * thinning) ** power / thinning
 
 
-def row_weights(pipeline: Pipeline, y: np.ndarray, *, normal_stride: int) -> np.ndarray | None:
-    """Weigh the normal rows that were kept for those that thinning left out.
+def sets_ratio(pipeline: Pipeline) -> bool:
+    """Tell whether a pipeline sets the ratio of the classes itself, by a sampler or a class weight.
 
-    Parameters
-    ----------
-    pipeline : Pipeline
-        From `make_pipeline`.
-    y : array, shape (n_samples,)
-        Labels of the rows the pipeline is fitted on.
-    normal_stride : int
-        Every `normal_stride`-th normal row was kept.
-
-    Returns
-    -------
-    array, shape (n_samples,), or None
-        None where the pipeline sets the ratio of the classes itself (a sampler, a class weight):
-        there the ratio is what it sets, however many rows are kept.
-
-    Examples
-    --------
-    >>> from sklearn.linear_model import LogisticRegression
-    >>> row_weights(make_pipeline(LogisticRegression()), np.array([0, 1, 0]), normal_stride=6)
-    array([6., 1., 6.])
+    Rows that thinning left out are then not made up for: the ratio is what the pipeline sets.
     """
     classifier = pipeline.named_steps["classify"].get_params()
-    sets_ratio = (
-        "sample" in pipeline.named_steps
-        or classifier.get("class_weight") is not None
-        or classifier.get("scale_pos_weight") is not None
-    )
-    return None if sets_ratio else np.where(np.asarray(y) == 1, 1.0, float(normal_stride))
+    weights = (classifier.get("class_weight"), classifier.get("scale_pos_weight"))
+    return "sample" in pipeline.named_steps or any(weight is not None for weight in weights)
 
 
 def fit(
-    pipeline: Pipeline, X: pd.DataFrame, y: np.ndarray, rows: np.ndarray, *, normal_stride: int
-) -> Pipeline:
-    """Fit a clone of the pipeline on the given rows.
+    pipeline: Pipeline, X: pd.DataFrame, y: np.ndarray, weight: np.ndarray, *, key: str = ""
+) -> tuple[Pipeline, float]:
+    """Fit a clone of the pipeline, so that it can be cached.
 
     Parameters
     ----------
@@ -171,44 +149,22 @@ def fit(
         The features.
     y : array, shape (n_samples,)
         Labels 0 and 1.
-    rows : array of int, shape (n_rows,)
-        Positions in `X`, already thinned.
-    normal_stride : int
-        Every `normal_stride`-th normal row is in `rows`, see `row_weights`.
-    """
-    weights = row_weights(pipeline, y[rows], normal_stride=normal_stride)
-    arguments = {} if weights is None else {"classify__sample_weight": weights}
-    return clone(pipeline).fit(X.iloc[rows], y[rows], **arguments)
-
-
-def fit_and_score(
-    pipeline: Pipeline, X: pd.DataFrame, y: np.ndarray, rows: np.ndarray, scored_rows: np.ndarray,
-    *, normal_stride: int, key: str,
-) -> tuple[Pipeline, np.ndarray, float]:  # fmt: skip
-    """Fit a clone of the pipeline on some rows and score others, so that both can be cached.
-
-    Parameters
-    ----------
-    pipeline, X, y, rows, normal_stride
-        As for `fit`.
-    scored_rows : array of int, shape (n_scored,)
-        Positions in `X`.
+    weight : array, shape (n_samples,)
+        How many rows each stands for; not used where the pipeline `sets_ratio`.
     key : str
-        From `hvs_lib.cache.key`, of `X`, `y` and the code; it stands for them in a cache.
+        From `hvs_lib.cache.key`, of the other arguments and the code; it stands for them in a
+        cache.
 
     Returns
     -------
     model : Pipeline
         Fitted.
-    scores : array, shape (n_scored,)
-        Of `scored_rows`.
     seconds : float
-        The time both took [s].
+        The time it took [s].
     """
     start = perf_counter()
-    model = fit(pipeline, X, y, rows, normal_stride=normal_stride)
-    scores = hazard_score(model, X.iloc[scored_rows])
-    return model, scores, perf_counter() - start
+    arguments = {} if sets_ratio(pipeline) else {"classify__sample_weight": weight}
+    return clone(pipeline).fit(X, y, **arguments), perf_counter() - start
 
 
 def hazard_score(model: Pipeline, X: pd.DataFrame) -> np.ndarray:

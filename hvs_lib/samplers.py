@@ -21,7 +21,7 @@ def make_samplers(
     *,
     k_neighbors: int,
     sampling_strategy: float,
-    normal_stride: int,
+    thinning: float,
     seed: int,
 ) -> dict[str, BaseSampler]:
     """Make samplers with fewer neighbours where a fold has few hazardous rows.
@@ -34,8 +34,8 @@ def make_samplers(
         Neighbours to draw between; the samplers' own may be fewer.
     sampling_strategy : float
         Minority/majority after resampling, the same for all.
-    normal_stride : int
-        Every `normal_stride`-th normal row is in the folds.
+    thinning : float
+        `normal_stride` over `hazard_stride` of the rows in the folds.
     seed : int
         Of the draws.
 
@@ -58,12 +58,12 @@ def make_samplers(
     Examples
     --------
     >>> labels = [np.repeat([0, 1], [90, 4])]  # of one fold, with 4 hazardous rows
-    >>> settings = {"k_neighbors": 5, "sampling_strategy": 0.5, "normal_stride": 1, "seed": 42}
+    >>> settings = {"k_neighbors": 5, "sampling_strategy": 0.5, "thinning": 1, "seed": 42}
     >>> make_samplers(labels, **settings)["SMOTE"].k_neighbors
     3
     """
     check_sampling(k_neighbors, sampling_strategy)
-    check_folds(y_by_fold, sampling_strategy, normal_stride)
+    check_folds(y_by_fold, sampling_strategy, thinning)
     k = min(k_neighbors, min(int(np.sum(y)) for y in y_by_fold) - 1)
     ratio = {"sampling_strategy": sampling_strategy, "random_state": seed}
     return {
@@ -118,12 +118,12 @@ def check_sampling(smote_k_neighbors: int, sampling_strategy: float) -> None:
         )
 
 
-def check_folds(y_by_fold: list[np.ndarray], sampling_strategy: float, normal_stride: int) -> None:
+def check_folds(y_by_fold: list[np.ndarray], sampling_strategy: float, thinning: float) -> None:
     """Refuse folds that cannot be resampled, with a ValueError.
 
     Parameters
     ----------
-    y_by_fold, sampling_strategy, normal_stride
+    y_by_fold, sampling_strategy, thinning
         As for `make_samplers`.
     """
     fewest = min(int(np.sum(y)) for y in y_by_fold)
@@ -136,8 +136,8 @@ def check_folds(y_by_fold: list[np.ndarray], sampling_strategy: float, normal_st
     if present < sampling_strategy:
         return
     cures = [f"raise it above {present:.3f}"] if present < 1 else []
-    stride = math.ceil(normal_stride * sampling_strategy / present) - 1
-    cures += [f"lower normal_stride to {stride}"] if stride >= 1 else []
+    most = math.ceil(thinning * sampling_strategy / present) - 1
+    cures += [f"lower normal_stride to {most:g} times hazard_stride"] if most >= 1 else []
     cures += [
         "run `hvs run 00_data 01_baseline 02_tuning 04_comparison`, which leaves 03_smote out"
     ]

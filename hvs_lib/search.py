@@ -18,7 +18,7 @@ from xgboost import QuantileDMatrix, train
 
 from hvs_lib import cache
 from hvs_lib.evaluation.protocol import Protocol
-from hvs_lib.models import row_weights
+from hvs_lib.models import sets_ratio
 
 SCORINGS = ("f1_class1", "pr_auc")
 
@@ -30,6 +30,7 @@ class PreparedFold:
     fitting: QuantileDMatrix
     held_out: QuantileDMatrix
     y_true: np.ndarray
+    weight: np.ndarray
     key: str  # of all that the fold was made from
     lock: Lock
 
@@ -61,7 +62,7 @@ def random_search(
         Of each candidate, as soon as it and those drawn before it are scored: of each of `SCORINGS`
         the mean, the standard deviation and the score of each fold.
     """
-    folds = [_prepare(pipeline, protocol, *rows) for rows in protocol.split.folds]
+    folds = [_prepare(pipeline, protocol, number) for number in range(protocol.split.n_folds)]
     score = check_memory(protocol.memory).cache(_score, ignore=["fold"])
 
     def candidate(params: dict) -> tuple[dict, dict[str, float]]:
@@ -90,19 +91,17 @@ def check_search(scoring: str, n_iter: int) -> None:
         raise ValueError(f"n_iter must be at least 1, got {n_iter}.")
 
 
-def _prepare(
-    pipeline: Pipeline, protocol: Protocol, rows: np.ndarray, held: np.ndarray
-) -> PreparedFold:
-    X, y, fit_rows = protocol.X, protocol.y, protocol.fitting_rows(rows)
-    prepare = clone(pipeline[:-1]).fit(X.iloc[fit_rows])
+def _prepare(pipeline: Pipeline, protocol: Protocol, number: int) -> PreparedFold:
+    rows = protocol.training
+    held = rows.fold == number
+    X, y, weight = rows.X[~held], rows.y[~held], rows.weight[~held]
+    prepare = clone(pipeline[:-1]).fit(X)
     bins = {"max_bin": pipeline[-1].max_bin} if pipeline[-1].max_bin else {}
-    weight = row_weights(pipeline, y[fit_rows], normal_stride=protocol.normal_stride)
-    fitting = QuantileDMatrix(
-        prepare.transform(X.iloc[fit_rows]), label=y[fit_rows], weight=weight, **bins
-    )
-    held_out = QuantileDMatrix(prepare.transform(X.iloc[held]), ref=fitting)
-    key = cache.key(protocol.key, pipeline, fit_rows, held)
-    return PreparedFold(fitting, held_out, y[held], key, Lock())
+    weights = {} if sets_ratio(pipeline) else {"weight": weight}
+    fitting = QuantileDMatrix(prepare.transform(X), label=y, **weights, **bins)
+    held_out = QuantileDMatrix(prepare.transform(rows.X[held]), ref=fitting)
+    key = cache.key(protocol.key, pipeline, number)
+    return PreparedFold(fitting, held_out, rows.y[held], rows.weight[held], key, Lock())
 
 
 def _score(
@@ -112,7 +111,11 @@ def _score(
     with fold.lock:
         trees = train(params, fold.fitting, num_boost_round=n_estimators)
         hazard = trees.predict(fold.held_out)
-    return f1_score(fold.y_true, hazard >= 0.5), average_precision_score(fold.y_true, hazard)
+    weight = {"sample_weight": fold.weight}
+    return (
+        f1_score(fold.y_true, hazard >= 0.5, **weight),
+        average_precision_score(fold.y_true, hazard, **weight),
+    )
 
 
 def _metrics(scores: list[tuple[float, float]]) -> dict[str, float]:

@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 
 from hvs_lib import columns as col
+from hvs_lib.evaluation.protocol import TrainingRows
 from hvs_lib.features import build_features
+from hvs_lib.telemetry.fleet import Fleet
 
 GIVEAWAY = 0.8  # average precision of one column from which on nothing is left to learn
 GAP = 0.2  # average precision that a random row split may add before it counts as a leak
@@ -16,9 +18,8 @@ CUTS = (0.25, 0.5, 0.75)  # shares of the time at which the future is cut off
 
 
 def audit(
-    telemetry: pd.DataFrame,
-    X: pd.DataFrame,
-    rows: np.ndarray,
+    fleet: Fleet,
+    training: TrainingRows,
     *,
     cv_pr_auc: Mapping[str, float],
     build: Callable[[pd.DataFrame], pd.DataFrame] = build_features,
@@ -27,17 +28,15 @@ def audit(
 
     Parameters
     ----------
-    telemetry : DataFrame, shape (n_samples, n_columns)
-        With the label.
-    X : DataFrame, shape (n_samples, n_features)
-        From `build`.
-    rows : array of int, shape (n_rows,)
-        Of the training racks.
+    fleet : Fleet
+        The future is cut off in its first partition.
+    training : TrainingRows
+        A column that gives the label away is looked for here.
     cv_pr_auc : mapping of str to float
-        Average precision out of fold of one model on the splits ``rack`` and ``row``; the check is
-        left out where one of them is missing.
+        Average precision out of fold of one model on the honest split and on the split ``row``; the
+        check is left out where one of them is missing.
     build : callable
-        What makes `X` from telemetry.
+        What makes features from telemetry.
 
     Returns
     -------
@@ -45,37 +44,36 @@ def audit(
         check, found, limit, result ("ok", or what leaks) and meaning.
     """
     checks = []
-    if {"rack", "row"} <= set(cv_pr_auc):
-        checks.append(_row_split(cv_pr_auc["rack"], cv_pr_auc["row"]))
-    checks.append(_giveaway(X, telemetry[col.LABEL].to_numpy(), rows))
-    checks.append(_future(telemetry, X, build))
+    if {"honest", "row"} <= set(cv_pr_auc):
+        checks.append(_row_split(cv_pr_auc["honest"], cv_pr_auc["row"]))
+    checks.append(_giveaway(training))
+    checks.append(_future(fleet.telemetry(0), build))
     table = pd.DataFrame(checks, columns=["check", "found", "limit", "leak", "meaning"])
     table.insert(3, "result", table.pop("leak").where(table["found"] > table["limit"], "ok"))
     return table.assign(found=table["found"].astype(float).round(3))
 
 
-def _row_split(by_rack: float, by_row: float) -> tuple:
-    """Compare one model on a random row split and on a split by rack."""
+def _row_split(honest: float, by_row: float) -> tuple:
+    """Compare one model on a random row split and on a split that keeps racks whole."""
     meaning = (
-        f"a row split reports {by_row:.2f}, whole racks {by_rack:.2f}: "
-        "neighbouring rows are near copies, so judge by rack only"
+        f"a row split reports {by_row:.2f}, an honest one {honest:.2f}: "
+        "neighbouring rows are near copies, so keep racks whole"
     )
-    check = "row split minus rack split, average precision"
-    return check, by_row - by_rack, GAP, "row split leaks", meaning
+    check = "row split minus honest split, average precision"
+    return check, by_row - honest, GAP, "row split leaks", meaning
 
 
-def _giveaway(X: pd.DataFrame, y: np.ndarray, rows: np.ndarray) -> tuple:
+def _giveaway(training: TrainingRows) -> tuple:
     """Look for a column that gives the label away by itself."""
-    single = single_feature_average_precision(X, y, rows=rows)
+    single = single_feature_average_precision(training.X, training.y, weight=training.weight)
     check = "best single feature, average precision"
     return check, single.max(), GIVEAWAY, "label given away", f"strongest: {single.idxmax()}"
 
 
-def _future(
-    telemetry: pd.DataFrame, X: pd.DataFrame, build: Callable[[pd.DataFrame], pd.DataFrame]
-) -> tuple:
+def _future(telemetry: pd.DataFrame, build: Callable[[pd.DataFrame], pd.DataFrame]) -> tuple:
     """Cut the future off and count the features that change before the cut."""
     changed: set[str] = set()
+    X = build(telemetry)
     time = telemetry[col.TIMESTAMP]
     for share in CUTS:
         past = (time <= time.min() + share * (time.max() - time.min())).to_numpy()
@@ -91,7 +89,7 @@ def _future(
 
 
 def single_feature_average_precision(
-    X: pd.DataFrame, y: np.ndarray, *, rows: np.ndarray | None = None
+    X: pd.DataFrame, y: np.ndarray, *, weight: np.ndarray | None = None
 ) -> pd.Series:
     """Compute how well each feature alone, rising or falling, ranks the hazard rows.
 
@@ -103,8 +101,8 @@ def single_feature_average_precision(
         Numbers; NaN ranks lowest in either direction.
     y : array, shape (n_samples,)
         Labels 0 and 1.
-    rows : array of int, shape (n_rows,), optional
-        Positions to use, all by default.
+    weight : array, shape (n_samples,), optional
+        How many rows each stands for, the same for all of a class.
 
     Returns
     -------
@@ -123,29 +121,34 @@ def single_feature_average_precision(
         raise ValueError(
             f"X and y must have one length, got {len(X)} and {len(y)}. Index both alike."
         )
-    rows = np.arange(len(y)) if rows is None else np.asarray(rows)
-    positive, negative = rows[y[rows] == 1], rows[y[rows] == 0]
-    if not len(positive) or len(positive) + len(negative) != len(rows):
+    positive, negative = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
+    if not len(positive) or len(positive) + len(negative) != len(y):
         raise ValueError(
-            f"y must be 0 or 1 with at least one 1, got {pd.unique(y[rows])[:5].tolist()}. "
+            f"y must be 0 or 1 with at least one 1, got {pd.unique(y)[:5].tolist()}. "
             "Use rows of racks that have events."
         )
+    each = 1.0
+    if weight is not None and len(negative):
+        each = float(weight[negative[0]] / weight[positive[0]])
     columns = {name: values.to_numpy() for name, values in X.items()}
-    found = {name: _better_direction(x[positive], x[negative]) for name, x in columns.items()}
+    found = {name: _better_direction(x[positive], x[negative], each) for name, x in columns.items()}
     return pd.Series(found, name="average_precision", dtype=np.float64)
 
 
-def _better_direction(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Sum precision over the steps of recall; the positives that are NaN are one last step."""
+def _better_direction(positive: np.ndarray, negative: np.ndarray, each: float) -> float:
+    """Sum precision over the steps of recall; the positives that are NaN are one last step.
+
+    A negative row stands for `each` rows.
+    """
     cuts, count = np.unique(positive[~np.isnan(positive)], return_counts=True)
     known = np.sort(negative[~np.isnan(negative)])
     falling = np.searchsorted(known, cuts, side="right")
     rising = len(known) - np.searchsorted(known, cuts, side="left")
     n_positive = len(positive)
-    last = (n_positive - count.sum()) * n_positive / (n_positive + len(negative))
+    last = (n_positive - count.sum()) * n_positive / (n_positive + each * len(negative))
 
     def area(n_pos: np.ndarray, fp: np.ndarray) -> float:
         tp = np.cumsum(n_pos)
-        return np.sum(n_pos * (tp / (tp + fp))) + last
+        return np.sum(n_pos * (tp / (tp + each * fp))) + last
 
     return float(max(area(count[::-1], rising[::-1]), area(count, falling)) / n_positive)

@@ -39,7 +39,9 @@ class Calibration:
 NO_CALIBRATION = Calibration("none", None, {})
 
 
-def choose_calibration(y_true: np.ndarray, y_score: np.ndarray, fold: np.ndarray) -> Calibration:
+def choose_calibration(
+    y_true: np.ndarray, y_score: np.ndarray, fold: np.ndarray, weight: np.ndarray | None = None
+) -> Calibration:
     """Choose none or Platt by the Brier score on folds that a calibrator has not seen.
 
     Parameters
@@ -50,6 +52,8 @@ def choose_calibration(y_true: np.ndarray, y_score: np.ndarray, fold: np.ndarray
         Out-of-fold probabilities.
     fold : array, shape (n_samples,)
         Number of the fold that each row was held out in.
+    weight : array, shape (n_samples,), optional
+        How many rows each stands for.
 
     Returns
     -------
@@ -69,19 +73,24 @@ def choose_calibration(y_true: np.ndarray, y_score: np.ndarray, fold: np.ndarray
     >>> choose_calibration(y_true, share**3, fold).method
     'platt'
     """
+    weight = np.ones(len(y_true)) if weight is None else weight
     mapped = np.empty_like(y_score)
     for number in np.unique(fold):
         held_out = fold == number
-        calibrator = fit_platt(y_true[~held_out], y_score[~held_out])
+        calibrator = fit_platt(y_true[~held_out], y_score[~held_out], weight[~held_out])
         mapped[held_out] = calibrate(calibrator, y_score[held_out])
     scores = {"none": y_score, "platt": mapped}
-    brier = {method: brier_score_loss(y_true, scores[method]) for method in METHODS}
+    brier = {
+        method: brier_score_loss(y_true, scores[method], sample_weight=weight) for method in METHODS
+    }
     if brier["platt"] < brier["none"]:
-        return Calibration("platt", fit_platt(y_true, y_score), brier)
+        return Calibration("platt", fit_platt(y_true, y_score, weight), brier)
     return Calibration("none", None, brier)
 
 
-def fit_platt(y_true: np.ndarray, y_score: np.ndarray) -> LogisticRegression | None:
+def fit_platt(
+    y_true: np.ndarray, y_score: np.ndarray, weight: np.ndarray | None = None
+) -> LogisticRegression | None:
     """Fit Platt's map from scores to probabilities.
 
     Parameters
@@ -90,6 +99,8 @@ def fit_platt(y_true: np.ndarray, y_score: np.ndarray) -> LogisticRegression | N
         Labels 0 and 1.
     y_score : array, shape (n_samples,)
         Probabilities of a model, on rows that it was not fitted on.
+    weight : array, shape (n_samples,), optional
+        How many rows each stands for.
 
     Returns
     -------
@@ -98,7 +109,7 @@ def fit_platt(y_true: np.ndarray, y_score: np.ndarray) -> LogisticRegression | N
     """
     if y_true.min() == y_true.max():
         return None
-    platt = LogisticRegression(C=np.inf).fit(_log_odds(y_score), y_true)
+    platt = LogisticRegression(C=np.inf).fit(_log_odds(y_score), y_true, sample_weight=weight)
     return platt if platt.coef_[0, 0] > 0 else None
 
 

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from time import perf_counter
 
 import joblib
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from imblearn.pipeline import Pipeline
 from joblib import Parallel, delayed
+from sklearn import config_context
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import FixedThresholdClassifier
 from sklearn.utils.validation import check_memory
@@ -28,9 +29,35 @@ from hvs_lib.evaluation.calibration import (
 )
 from hvs_lib.evaluation.metrics import EVENT_METRICS, evaluate
 from hvs_lib.evaluation.scores import scores_frame
-from hvs_lib.evaluation.splits import Split, thin_normal_rows
-from hvs_lib.telemetry.codes import hazard_types
+from hvs_lib.evaluation.splits import Split, thin_rows
+from hvs_lib.features import build_features, features_of
+from hvs_lib.telemetry.codes import hazard_types, rack_codes, site_codes
+from hvs_lib.telemetry.fleet import Fleet
 from hvs_lib.telemetry.quality import sampling_interval_s
+
+Score = Callable[[pd.DataFrame], np.ndarray]
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """The rows that models are fitted on: one small frame.
+
+    Attributes
+    ----------
+    X : DataFrame, shape (n_samples, n_features)
+        Of `build_features`; its index are the numbers of the rows in the fleet.
+    y : array of int8, shape (n_samples,)
+        Labels 0 and 1.
+    weight : array, shape (n_samples,)
+        How many rows each stands for.
+    fold : array of int8, shape (n_samples,)
+        The fold that each is held out in.
+    """
+
+    X: pd.DataFrame
+    y: np.ndarray
+    weight: np.ndarray
+    fold: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -40,17 +67,17 @@ class Assessment:
     Attributes
     ----------
     model : Pipeline or None
-        Fitted on all training racks; None for a reference that is not fitted.
+        Fitted on all training rows; None for a reference that is not fitted.
     calibration : Calibration
-        Of its scores, chosen on the out-of-fold scores.
+        Of its scores, chosen on the out-of-fold scores of the training rows.
     alarm : Alarm
-        Chosen on them as well.
+        Chosen on all out-of-fold scores.
     metrics : dict of str to float
-        On the test racks; with the prefix ``cv_`` out of fold on the training racks.
+        Of the test rows; with the prefix ``cv_`` out of fold.
     cv_scores, test_scores : DataFrame
         Scores frames, calibrated.
-    raw_cv_scores : array, shape (len(split.train),)
-        `cv_scores` before calibration.
+    raw_cv_scores : array, shape (n_samples,)
+        Out-of-fold scores of the training rows before calibration.
     seconds : float
         That fitting and scoring took, of all fits together [s].
     """
@@ -80,44 +107,45 @@ class Assessment:
 class Protocol:
     """Judge every model in the same way.
 
-    Fit on the thinned rows of each fold and score every row of the fold left out. Choose there
-    the calibration, the alarm's rule and its threshold, fit once more on all training racks, and
-    score the test racks once.
+    Fit on the thinned rows of all folds but one and score every row of the fold left out. Choose
+    there the calibration, the alarm's rule and its threshold, fit once more on the thinned rows of
+    all folds, and score the test rows once.
 
     Parameters
     ----------
-    telemetry : DataFrame, shape (n_samples, n_columns)
+    fleet : Fleet
         With the label.
-    X : DataFrame, shape (n_samples, n_features)
-        From `build_features`.
     split : Split
-        From `split_by_rack`.
-    normal_stride : int
-        Fit on every `normal_stride`-th normal row of a module; all rows are evaluated.
+        Of ``fleet.rows``, from `split_fleet`.
+    normal_stride, hazard_stride : int
+        Fit on every so many-th normal or labelled row of a module; all rows are evaluated.
     max_nuisance_alarms_per_site_day : float
-        The alarm budget out of fold [1/d]; a site has as many modules as the telemetry's sites
-        have on average.
+        The alarm budget out of fold [1/d]; a site has as many modules as the fleet's sites have on
+        average.
     missed_event_costs : float
         Cost of a missed event, in nuisance alarms; above 0 it takes the budget's place.
     fault_types : tuple of str
         Causes (Event_Type) of real faults, besides those that occur with label 1.
+    share : float
+        Of each fold's sites or racks that is fitted on, for a learning curve.
     seed : int
-        Of the bootstrap.
+        Of the bootstrap, and of the draw of that share.
     rules : tuple of AlarmRule
         To choose from.
     n_jobs : int
-        Fits at once, in threads; -1: as many as cores. What they find does not depend on it.
+        Fits, or partitions, at once, in threads; -1: as many as cores. The results are the same.
     memory : joblib.Memory, optional
         Keeps what was fitted, from `hvs_lib.cache.memory`; by default nothing is kept.
     """
 
-    telemetry: pd.DataFrame
-    X: pd.DataFrame
+    fleet: Fleet
     split: Split
-    normal_stride: int = 6
+    normal_stride: int = 36
+    hazard_stride: int = 3
     max_nuisance_alarms_per_site_day: float = 1.0
     missed_event_costs: float = 0.0
     fault_types: tuple[str, ...] = ()
+    share: float = 1.0
     seed: int = 42
     rules: tuple[AlarmRule, ...] = RULES
     n_jobs: int = -1
@@ -125,87 +153,114 @@ class Protocol:
 
     def __post_init__(self):
         check_protocol(
-            self.normal_stride, self.max_nuisance_alarms_per_site_day, self.missed_event_costs,
-            self.n_jobs,
+            self.normal_stride, self.hazard_stride, self.max_nuisance_alarms_per_site_day,
+            self.missed_event_costs, self.n_jobs,
         )  # fmt: skip
 
     def assess(self, pipeline: Pipeline) -> Assessment:
         """Fit a pipeline, score, calibrate, choose the alarm, and judge."""
-        train, test = self.split.train, self.split.test
-        fits = self._fit_and_score(pipeline, [(train, test), *self.split.folds])
-        (model, raw_test, _), *folds = fits
-        raw_cv = self._out_of_fold([scores for _, scores, _ in folds])
+        (model, *fold_models), fit_seconds = self._fit(pipeline)
+        raw, score_seconds = self._score(
+            [partial(models.hazard_score, each) for each in (*fold_models, model)]
+        )
 
-        fold = self._out_of_fold(range(len(folds)))
-        calibration = choose_calibration(self.y[train], raw_cv, fold)
-        cv_scores = self._scores(train, calibration.apply(raw_cv))
-        test_scores = self._scores(test, calibration.apply(raw_test))
+        rows = self.training
+        raw_cv = raw[rows.X.index]
+        calibration = choose_calibration(rows.y, raw_cv, rows.fold, rows.weight)
+        cv_scores = self._frame(self.split.train, calibration.apply(raw[self.split.train]))
+        test_scores = self._frame(self.split.test, calibration.apply(raw[self.split.test]))
 
         alarm = self.choose_alarm(cv_scores)
 
         metrics = self._judge(cv_scores, test_scores, alarm)
         # The Brier score of the calibrated scores would be in-sample.
         metrics["cv_brier"] = calibration.brier[calibration.method]
-        seconds = sum(taken for _, _, taken in fits)
+        seconds = fit_seconds + score_seconds
         return Assessment(
             model, calibration, alarm, metrics, cv_scores, test_scores, raw_cv, seconds
         )
 
-    def assess_reference(
-        self, score: Callable[[np.ndarray], np.ndarray], *, threshold: float | None = None
-    ) -> Assessment:
+    def assess_reference(self, score: Score, *, threshold: float | None = None) -> Assessment:
         """Assess a rule that is not fitted.
 
         Parameters
         ----------
         score : callable
-            Gives the scores, shape (n_rows,), of the rows at the given positions.
+            Gives the scores, shape (n_rows,), of features, whose index are the rows' numbers.
         threshold : float, optional
             The rule's own, for 3 of 5 samples; None chooses the alarm as for a model.
         """
-        start = perf_counter()
-        raw_cv, raw_test = score(self.split.train), score(self.split.test)
-        seconds = perf_counter() - start
-        cv_scores = self._scores(self.split.train, raw_cv)
-        test_scores = self._scores(self.split.test, raw_test)
+        raw, seconds = self._score([score] * (self.split.n_folds + 1))
+        cv_scores = self._frame(self.split.train, raw[self.split.train])
+        test_scores = self._frame(self.split.test, raw[self.split.test])
         own = None if threshold is None else Alarm(AlarmRule(), threshold)
         alarm = own or self.choose_alarm(cv_scores)
         metrics = self._judge(cv_scores, test_scores, alarm)
+        raw_cv = raw[self.training.X.index]
         return Assessment(
             None, NO_CALIBRATION, alarm, metrics, cv_scores, test_scores, raw_cv, seconds
         )
 
-    def out_of_fold_scores(self, pipeline: Pipeline) -> np.ndarray:
-        """Score each training row by a model that has not seen its rack.
+    @cached_property
+    def training(self) -> TrainingRows:
+        """The thinned training rows with their features."""
+        table, train = self.fleet.rows, self.split.train
+        if self.share < 1:
+            train = train[self._drawn_groups()[train]]
+        strides = {"normal_stride": self.normal_stride, "hazard_stride": self.hazard_stride}
+        rows = thin_rows(table, train, **strides)
+        y = table[col.LABEL].to_numpy()[rows]
+        weight = np.where(y == 1, float(self.hazard_stride), float(self.normal_stride))
+        X = features_of(self.fleet, rows, n_jobs=self.n_jobs)
+        return TrainingRows(X, y, weight, self.split.fold[rows])
 
-        Returns
-        -------
-        array, shape (len(split.train),), in the order of ``split.train``.
-        """
-        fits = self._fit_and_score(pipeline, self.split.folds)
-        return self._out_of_fold([scores for _, scores, _ in fits])
+    def _drawn_groups(self) -> np.ndarray:
+        """Tell which rows are of the drawn sites or racks; some with an event of each fold are."""
+        table, rng = self.fleet.rows, np.random.default_rng(self.seed)
+        groups = site_codes(table) if self.split.kind == "site" else rack_codes(table)
+        with_event = np.unique(groups[table[col.LABEL].to_numpy() == 1])
+        drawn = []
+        for number in range(self.split.n_folds):
+            own = np.unique(groups[self.split.fold == number])
+            for kind in (np.intersect1d(own, with_event), np.setdiff1d(own, with_event)):
+                drawn.append(rng.permutation(kind)[: int(np.ceil(self.share * len(kind)))])
+        return np.isin(groups, np.concatenate(drawn))
 
-    def fitting_rows(self, rows: np.ndarray) -> np.ndarray:
-        """Thin the rows of a fold to those that models are fitted on, as positions in `X`."""
-        return thin_normal_rows(self.telemetry, rows, self.normal_stride)
-
-    def _fit_and_score(self, pipeline: Pipeline, parts: Sequence) -> list[tuple]:
-        """Fit on the first rows of each part and score the second, parts side by side."""
+    def _fit(self, pipeline: Pipeline) -> tuple[list[Pipeline], float]:
+        """Fit on all training rows, then without each fold, side by side."""
         own = any(type(step).__module__ == "__main__" for _, step in pipeline.steps)
         memory = None if own else self.memory  # the key holds no code of a notebook
-        cached = check_memory(memory).cache(models.fit_and_score, ignore=["X", "y"])
-        same = {"normal_stride": self.normal_stride, "key": self.key}
-        return Parallel(n_jobs=self.n_jobs, prefer="threads")(
-            delayed(cached)(pipeline, self.X, self.y, self.fitting_rows(rows), scored_rows, **same)
-            for rows, scored_rows in parts
-        )
+        cached = check_memory(memory).cache(models.fit, ignore=["X", "y", "weight"])
+        rows = self.training
 
-    def _out_of_fold(self, values: Sequence) -> np.ndarray:
-        """Put what each fold found for its held-out rows in the order of ``split.train``."""
-        placed = np.full(len(self.X), np.nan)
-        for (_, held_out), value in zip(self.split.folds, values, strict=True):
-            placed[held_out] = value
-        return placed[self.split.train]
+        def fit(left_out: int | None) -> tuple[Pipeline, float]:
+            kept = rows.fold != left_out if left_out is not None else slice(None)
+            key = f"{self.key} without fold {left_out}"
+            return cached(pipeline, rows.X[kept], rows.y[kept], rows.weight[kept], key=key)
+
+        fits = Parallel(n_jobs=self.n_jobs, prefer="threads")(
+            delayed(fit)(left_out) for left_out in (None, *range(self.split.n_folds))
+        )
+        return [model for model, _ in fits], sum(seconds for _, seconds in fits)
+
+    def _score(self, scorers: Sequence[Score]) -> tuple[np.ndarray, float]:
+        """Score each fold's rows by its scorer and the test rows by the last, shape (n_samples,).
+
+        One partition after the other; the second value is the time it took [s].
+        """
+        start, scores = perf_counter(), np.empty(len(self.fleet.rows))
+
+        def score(partition: int) -> None:
+            X = build_features(self.fleet.telemetry(partition))
+            fold = self.split.fold[X.index]
+            with config_context(assume_finite=True):  # NaN is imputed
+                for number in np.unique(fold):  # the test rows have the number -1, of the last
+                    own = fold == number
+                    scores[X.index[own]] = scorers[number](X if own.all() else X[own])
+
+        for _ in self.fleet.map(score, n_jobs=self.n_jobs):
+            pass
+        return scores, perf_counter() - start
 
     def choose_alarm(self, cv_scores: pd.DataFrame) -> Alarm:
         """Choose the alarm's rule and threshold on a frame of out-of-fold scores."""
@@ -217,13 +272,13 @@ class Protocol:
             modules_per_site=self.modules_per_site,
         )
 
-    def _scores(self, rows: np.ndarray, y_score: np.ndarray) -> pd.DataFrame:
-        return scores_frame(self.telemetry, rows, y_score, fault_types=self.faults)
+    def _frame(self, rows: np.ndarray, y_score: np.ndarray) -> pd.DataFrame:
+        return scores_frame(self.fleet.rows, rows, y_score, fault_types=self.faults)
 
     def _judge(
         self, cv_scores: pd.DataFrame, test_scores: pd.DataFrame, alarm: Alarm
     ) -> dict[str, float]:
-        """Measure the test racks and, with the prefix ``cv_``, the training racks out of fold."""
+        """Measure the test rows and, with the prefix ``cv_``, the others out of fold."""
         same = {"modules_per_site": self.modules_per_site, "seed": self.seed}
         metrics = evaluate(test_scores, alarm, **same)
         metrics |= evaluate(cv_scores, alarm, **same, prefix="cv_")
@@ -235,49 +290,58 @@ class Protocol:
 
     @property
     def y(self) -> np.ndarray:
-        """Labels, shape (n_samples,)."""
-        return self.telemetry[col.LABEL].to_numpy()
+        """Labels of all rows, shape (n_samples,)."""
+        return self.fleet.rows[col.LABEL].to_numpy()
+
+    @property
+    def thinning(self) -> float:
+        """How many times more normal than labelled rows are left out."""
+        return self.normal_stride / self.hazard_stride
 
     @cached_property
     def faults(self) -> list[str]:
         """Causes of real faults."""
-        return sorted({*hazard_types(self.telemetry), *self.fault_types})
+        return sorted({*hazard_types(self.fleet.rows), *self.fault_types})
 
     @cached_property
     def modules_per_site(self) -> float:
         """Modules that a site has on average."""
-        modules = self.telemetry.groupby(col.KEYS[:3], observed=True).ngroups
-        return modules / self.telemetry[col.SITE].nunique()
+        rows = self.fleet.rows
+        modules = rows.groupby(col.KEYS[:3], observed=True).ngroups
+        return modules / rows[col.SITE].nunique()
 
     @cached_property
     def interval_s(self) -> float:
         """Usual time between two rows of a module [s]."""
-        return sampling_interval_s(self.telemetry)
+        return sampling_interval_s(self.fleet.rows)
 
     @cached_property
     def digests(self) -> dict[str, str]:
         """Digests of what models are fitted on, to find where two machines begin to differ."""
+        rows = self.training
         return {
-            "digest_telemetry": joblib.hash(self.telemetry),
-            "digest_features": joblib.hash(self.X.to_numpy()),
-            "digest_training_rows": joblib.hash(self.fitting_rows(self.split.train)),
+            "digest_telemetry": joblib.hash(self.fleet.rows),
+            "digest_features": joblib.hash(rows.X.to_numpy()),
+            "digest_training_rows": joblib.hash([rows.y, rows.weight, rows.fold]),
         }
 
     @cached_property
     def key(self) -> str:
-        """What features, labels, code and packages are, for what is cached."""
-        return cache.key(self.digests["digest_features"], list(self.X.columns), self.y)
+        """What the training rows, code and packages are, for what is cached."""
+        return cache.key(self.digests, list(self.training.X.columns))
 
 
 def check_protocol(
     normal_stride: int,
+    hazard_stride: int,
     max_nuisance_alarms_per_site_day: float,
     missed_event_costs: float,
     n_jobs: int,
 ) -> None:
     """Refuse settings of a `Protocol` that are out of range, with a ValueError."""
-    if normal_stride < 1:
-        raise ValueError(f"normal_stride must be at least 1, got {normal_stride}.")
+    for name, stride in {"normal_stride": normal_stride, "hazard_stride": hazard_stride}.items():
+        if stride < 1:
+            raise ValueError(f"{name} must be at least 1, got {stride}.")
     budget = max_nuisance_alarms_per_site_day
     if not budget > 0:
         raise ValueError(f"max_nuisance_alarms_per_site_day must be above 0, got {budget}.")

@@ -1,23 +1,27 @@
-"""Split telemetry by rack into training folds and a test set.
+"""Split telemetry by site or by rack into training folds and a test set.
 
-Rows of one rack share its air, its gas and the cause of its event, so a rack is never split. The
-random row split is kept to show how much it flatters a model.
+Rows of one rack share its air, its gas and the cause of its event, so a rack is never split. Where
+there are enough sites they stay whole too, so that the test tells how a model does at a new site.
+The random row split is kept to show how much it flatters a model.
 """
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from hvs_lib import columns as col
-from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes
+from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes, site_codes
 from hvs_lib.telemetry.files import DataError
 
-SPLITS = ("rack", "row")
+SPLITS = ("auto", "site", "rack", "row")
+ENOUGH_SITES = 12  # with an event, for a split by site
+TEST = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,63 +30,74 @@ class Split:
 
     Attributes
     ----------
-    train, test : array of int, shape (n_train,) and (n_test,)
-        Positions of the rows in the telemetry, ascending.
-    folds : list of (array, array)
-        Per fold the rows to fit on and the rows to validate on, as positions in the telemetry. The
-        validation rows of all folds are the training rows, each once.
-    kind : {"rack", "row"}
+    fold : array of int8, shape (n_samples,)
+        The fold that each row is held out in, from 0; `TEST` for the rows of the test set.
+    kind : {"site", "rack", "row"}
         What was kept whole.
     seed : int
         Of the shuffle.
     parts : dict of dict
-        Racks and sizes of each fold (its validation rows), of train and of test.
+        Racks and sizes of each fold (its held-out rows), of train and of test.
     """
 
-    train: np.ndarray
-    test: np.ndarray
-    folds: list[tuple[np.ndarray, np.ndarray]]
+    fold: np.ndarray
     kind: str
     seed: int
     parts: dict[str, dict]
 
+    @cached_property
+    def train(self) -> np.ndarray:
+        """Numbers of the training rows, ascending."""
+        return np.flatnonzero(self.fold != TEST)
+
+    @cached_property
+    def test(self) -> np.ndarray:
+        """Numbers of the test rows, ascending."""
+        return np.flatnonzero(self.fold == TEST)
+
+    @property
+    def n_folds(self) -> int:
+        """Number of folds."""
+        return int(self.fold.max()) + 1
+
     def table(self) -> pd.DataFrame:
-        """Return a row for each part: racks, modules, rows, events and prevalence."""
+        """Return a row for each part: sites, racks, modules, rows, events and prevalence."""
         table = pd.DataFrame.from_dict(self.parts, orient="index").rename_axis("part")
         return table.assign(racks=table["racks"].map(len))
 
     def to_dict(self) -> dict:
         """Return kind, seed, and the racks and sizes of each part, ready for JSON."""
         return {
-            "kind": self.kind, "seed": self.seed, "n_folds": len(self.folds), "parts": self.parts,
+            "kind": self.kind, "seed": self.seed, "n_folds": self.n_folds, "parts": self.parts,
         }  # fmt: skip
 
 
-def split_by_rack(
-    telemetry: pd.DataFrame,
+def split_fleet(
+    rows: pd.DataFrame,
     *,
     test_size: float = 0.25,
     n_folds: int = 3,
     seed: int = 42,
-    split: str = "rack",
+    split: str = "auto",
 ) -> Split:
-    """Split telemetry into training folds and a test set that share no rack.
+    """Split rows into training folds and a test set that share no site, or no rack.
 
-    Racks with an event and racks without one are dealt out separately, so that each part gets its
-    share of both.
+    Sites, or racks, with an event and those without one are dealt out separately, so that each part
+    gets its share of both.
 
     Parameters
     ----------
-    telemetry : DataFrame, shape (n_samples, n_columns)
-        With the label.
+    rows : DataFrame, shape (n_samples, n_columns)
+        With the label: ``fleet.rows``, or telemetry.
     test_size : float
-        Share of the racks with an event, and of those without, that go to the test set.
+        Share of the sites or racks with an event, and of those without, for the test set.
     n_folds : int
-        Number of folds of the training racks.
+        Number of folds of the others.
     seed : int
         Of the shuffle.
-    split : {"rack", "row"}
-        "row" deals out single rows instead. It leaks: neighbouring rows are near copies.
+    split : {"auto", "site", "rack", "row"}
+        What to keep whole; "auto" keeps sites whole where at least 12 have an event, else racks.
+        "row" deals out single rows. It leaks: neighbouring rows are near copies.
 
     Returns
     -------
@@ -97,7 +112,7 @@ def split_by_rack(
 
     Examples
     --------
-    >>> telemetry = pd.DataFrame(
+    >>> rows = pd.DataFrame(
     ...     {
     ...         "Site_ID": "S1",
     ...         "Rack_ID": np.repeat(["R1", "R2", "R3", "R4"], 4),
@@ -105,22 +120,24 @@ def split_by_rack(
     ...         "Hazard_Label": [0, 0, 1, 1] * 4,
     ...     }
     ... )
-    >>> split_by_rack(telemetry, n_folds=2, test_size=0.5).table()
-            racks  modules  rows  events  prevalence
+    >>> split_fleet(rows, n_folds=2, test_size=0.5).table()
+            sites  racks  modules  rows  events  prevalence
     part
-    fold 1      1        1     4       1         0.5
-    fold 2      1        1     4       1         0.5
-    train       2        2     8       2         0.5
-    test        2        2     8       2         0.5
+    fold 1      1      1        1     4       1         0.5
+    fold 2      1      1        1     4       1         0.5
+    train       1      2        2     8       2         0.5
+    test        1      2        2     8       2         0.5
     """
     check_split(test_size, n_folds, split)
-    check_labels(telemetry)
-    if split == "rack":
-        train, test, folds = _deal_racks(telemetry, test_size, n_folds, seed)
+    check_labels(rows)
+    kind = split if split != "auto" else _widest(rows)
+    if kind == "row":
+        fold = _deal_rows(rows, test_size, n_folds, seed)
     else:
-        train, test, folds = _deal_rows(telemetry, test_size, n_folds, seed)
-    named = {f"fold {i}": valid for i, (_, valid) in enumerate(folds, start=1)}
-    parts = _describe(telemetry, {**named, "train": train, "test": test})
+        groups = site_codes(rows) if kind == "site" else rack_codes(rows)
+        fold = _deal_groups(rows, groups, kind, test_size, n_folds, seed)
+    named = {f"fold {number + 1}": fold == number for number in range(n_folds)}
+    parts = _describe(rows, {**named, "train": fold != TEST, "test": fold == TEST})
     empty = [name for name, part in parts.items() if part["events"] == 0]
     if empty:
         counts = ", ".join(f"{name} {part['events']}" for name, part in parts.items())
@@ -128,11 +145,17 @@ def split_by_rack(
             f"Every part must hold an event, got none in {', '.join(empty)} ({counts})",
             "use fewer folds, a larger test_size, or telemetry with more events.",
         )
-    return Split(train, test, folds, split, seed, parts)
+    return Split(fold, kind, seed, parts)
+
+
+def _widest(rows: pd.DataFrame) -> str:
+    """Return "site" where enough sites have an event, else "rack"."""
+    with_event = site_codes(rows)[rows[col.LABEL].to_numpy() == 1]
+    return "site" if len(np.unique(with_event)) >= ENOUGH_SITES else "rack"
 
 
 def check_split(test_size: float, n_folds: int, split: str) -> None:
-    """Refuse settings of `split_by_rack` that are out of range, with a ValueError."""
+    """Refuse settings of `split_fleet` that are out of range, with a ValueError."""
     if not 0 < test_size < 1:
         raise ValueError(f"test_size must be between 0 and 1, got {test_size}.")
     if int(n_folds) != n_folds or n_folds < 2:
@@ -171,96 +194,97 @@ def check_labels(telemetry: pd.DataFrame) -> None:
         raise _error(f"Events must be several rows long, {found}", cure)
 
 
-def thin_normal_rows(telemetry: pd.DataFrame, rows: np.ndarray, stride: int) -> np.ndarray:
-    """Keep every labelled row and every `stride`-th normal row of each module.
+def thin_rows(
+    rows: pd.DataFrame, chosen: np.ndarray, *, normal_stride: int, hazard_stride: int
+) -> np.ndarray:
+    """Keep every `normal_stride`-th normal and every `hazard_stride`-th labelled row of a module.
 
     Modules start at different rows, so that the kept rows are not all of the same instants.
 
     Parameters
     ----------
-    telemetry : DataFrame, shape (n_samples, n_columns)
-        With the label.
-    rows : array of int, shape (n_rows,)
-        Positions to choose from.
-    stride : int
-        1 keeps everything. Weigh the kept normal rows by `stride` to make up for the others.
+    rows : DataFrame, shape (n_samples, n_columns)
+        With the label: ``fleet.rows``, or telemetry.
+    chosen : array of int, shape (n_chosen,)
+        Numbers of the rows to choose from.
+    normal_stride, hazard_stride : int
+        1 keeps everything. Weigh the kept rows by their stride to make up for the others.
 
     Returns
     -------
     array of int, shape (n_kept,)
-        The kept positions, in the order of `rows`.
+        The kept numbers, in the order of `chosen`.
 
     Raises
     ------
     ValueError
-        If `stride` is below 1, or so large that no normal row is left.
+        If a stride is below 1, or so large that no such row is left.
     """
-    if stride < 1:
-        raise ValueError(f"stride must be at least 1, got {stride}.")
-    rows = np.asarray(rows)
-    keep = telemetry[col.LABEL].to_numpy()[rows] == 1
-    modules = module_codes(telemetry)[rows][~keep]
-    place = pd.Series(modules).groupby(modules).cumcount().to_numpy()
-    drawn = (place + modules) % stride == 0
-    if len(drawn) and not drawn.any():
-        raise ValueError(f"normal_stride must leave normal rows to fit on, got {stride}: lower it.")
-    keep[~keep] = drawn
-    return rows[keep]
+    label, modules = rows[col.LABEL].to_numpy()[chosen], module_codes(rows)[chosen]
+    keep = np.zeros(len(chosen), dtype=bool)
+    strides = {"normal_stride": normal_stride, "hazard_stride": hazard_stride}
+    for value, (name, stride) in enumerate(strides.items()):
+        if stride < 1:
+            raise ValueError(f"{name} must be at least 1, got {stride}.")
+        of_class = label == value
+        module = modules[of_class]
+        place = pd.Series(module).groupby(module).cumcount().to_numpy()
+        drawn = (place + module) % stride == 0
+        if len(drawn) and not drawn.any():
+            raise ValueError(f"{name} must leave rows to fit on, got {stride}: lower it.")
+        keep[of_class] = drawn
+    return chosen[keep]
 
 
-def _deal_racks(telemetry, test_size, n_folds, seed):
-    """Return train rows, test rows and folds that keep racks whole."""
-    racks, events = rack_codes(telemetry), event_codes(telemetry)
-    has_event = np.isin(np.arange(racks.max() + 1), racks[events >= 0])
-    _check_racks(has_event, int(events.max()) + 1, test_size, n_folds)
-    train_racks, test_racks = [], []
-    for group in (np.flatnonzero(has_event), np.flatnonzero(~has_event)):
+def _deal_groups(rows, groups, kind, test_size, n_folds, seed):
+    """Return the fold of each row, keeping groups whole."""
+    events = event_codes(rows)
+    has_event = np.isin(np.arange(groups.max() + 1), groups[events >= 0])
+    _check_groups(has_event, kind, int(events.max()) + 1, test_size, n_folds)
+    fold, train = np.full(len(has_event), TEST, dtype=np.int8), []
+    for of_kind in (np.flatnonzero(has_event), np.flatnonzero(~has_event)):
         # two plain draws give exact counts; one stratified draw rounds them as it likes
-        keep, take = _draw(group, round(test_size * len(group)), seed)
-        train_racks.append(keep)
-        test_racks.append(take)
-    train_racks = np.sort(np.concatenate(train_racks))
-    test = np.flatnonzero(np.isin(racks, np.concatenate(test_racks)))
-    train = np.flatnonzero(np.isin(racks, train_racks))
-    folds = []
-    for _, valid in _stratified_folds(has_event[train_racks], n_folds, seed):
-        inside = np.isin(racks[train], train_racks[valid])
-        folds.append((train[~inside], train[inside]))
-    return train, test, folds
+        train.append(_drawn(of_kind, round(test_size * len(of_kind)), seed))
+    train = np.sort(np.concatenate(train))
+    for number, held_out in enumerate(_stratified_folds(has_event[train], n_folds, seed)):
+        fold[train[held_out]] = number
+    return fold[groups]
 
 
-def _check_racks(has_event: np.ndarray, n_events: int, test_size: float, n_folds: int) -> None:
-    """Refuse too few racks with an event for the folds and the test set."""
-    n_racks, needed = int(has_event.sum()), n_folds + 1
-    if n_racks < needed:
-        fewer_folds = f"use n_folds={n_racks - 1}, " if n_racks > 2 else ""
+def _check_groups(has_event, kind, n_events, test_size, n_folds) -> None:
+    """Refuse too few sites or racks with an event for the folds and the test set."""
+    n_groups, needed = int(has_event.sum()), n_folds + 1
+    if n_groups < needed:
+        fewer_folds = f"use n_folds={n_groups - 1}, " if n_groups > 2 else ""
         raise _error(
-            f"{n_folds} folds and a test set need at least {needed} racks with an event, got"
-            f" {n_events} event{'s' if n_events > 1 else ''} in {n_racks}"
-            f" rack{'s' if n_racks > 1 else ''}: one event cannot both teach a model and test it",
-            f"bring telemetry of more racks with events, {fewer_folds}or use"
+            f"{n_folds} folds and a test set need at least {needed} {kind}s with an event, got"
+            f" {n_events} event{'s' if n_events > 1 else ''} in {n_groups}"
+            f" {kind}{'s' if n_groups > 1 else ''}: one event cannot both teach a model and test"
+            " it",
+            f"bring telemetry of more {kind}s with events, {fewer_folds}or use"
             ' split="row", whose random rows put near copies of the test rows in the training set:'
-            " good for a look at the data, not for a claim.",
+            " fine for exploration, not for reporting.",
         )
-    n_test = round(test_size * n_racks)
-    if n_test < 1 or n_racks - n_test < n_folds:
+    n_test = round(test_size * n_groups)
+    if n_test < 1 or n_groups - n_test < n_folds:
         raise _error(
-            f"The test set needs a rack with an event and {n_folds} folds as many each, got"
-            f" {n_test} of {n_racks} such racks for the test set with test_size={test_size}",
-            f"choose test_size between {1 / n_racks:.3g} and {(n_racks - n_folds) / n_racks:.3g}.",
+            f"The test set needs a {kind} with an event and {n_folds} folds as many each, got"
+            f" {n_test} of {n_groups} such {kind}s for the test set with test_size={test_size}",
+            f"choose test_size between {1 / n_groups:.3g} and {(n_groups - n_folds) / n_groups:.3g}"
+            ".",
         )
 
 
-def _draw(group: np.ndarray, n_test: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the racks to keep and the racks drawn."""
+def _drawn(group: np.ndarray, n_test: int, seed: int) -> np.ndarray:
+    """Draw the members to train on."""
     if n_test in (0, len(group)):
-        return group[n_test:], group[:n_test]
-    return train_test_split(group, test_size=n_test, random_state=seed)
+        return group[n_test:]
+    return train_test_split(group, test_size=n_test, random_state=seed)[0]
 
 
-def _deal_rows(telemetry, test_size, n_folds, seed):
-    """Return train rows, test rows and folds of single rows, stratified by label."""
-    label = telemetry[col.LABEL].to_numpy()
+def _deal_rows(rows, test_size, n_folds, seed):
+    """Return the fold of each row, dealing out single rows, stratified by label."""
+    label = rows[col.LABEL].to_numpy()
     n_positive = int((label == 1).sum())
     fewest = min(n_positive, len(label) - n_positive)
     n_train = fewest - round(test_size * fewest)
@@ -271,37 +295,41 @@ def _deal_rows(telemetry, test_size, n_folds, seed):
             f" test_size={test_size}",
             "bring more telemetry, or use fewer folds or another test_size.",
         )
-    rows = np.arange(len(label))
-    parts = train_test_split(rows, test_size=test_size, stratify=label, random_state=seed)
-    train, test = (np.sort(part) for part in parts)
-    folds = _stratified_folds(label[train], n_folds, seed)
-    return train, test, [(train[fit], train[valid]) for fit, valid in folds]
+    fold = np.full(len(label), TEST, dtype=np.int8)
+    numbers = np.arange(len(label))
+    train, _ = train_test_split(numbers, test_size=test_size, stratify=label, random_state=seed)
+    train.sort()
+    for number, held_out in enumerate(_stratified_folds(label[train], n_folds, seed)):
+        fold[train[held_out]] = number
+    return fold
 
 
-def _stratified_folds(y: np.ndarray, n_folds: int, seed: int) -> list[tuple]:
+def _stratified_folds(y: np.ndarray, n_folds: int, seed: int) -> list[np.ndarray]:
     folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # fewer quiet racks than folds is sound: a rack with an event has normal rows as well
         warnings.filterwarnings("ignore", message="The least populated class in y")
-        return list(folds.split(np.zeros(len(y)), y))
+        return [held_out for _, held_out in folds.split(np.zeros(len(y)), y)]
 
 
-def _describe(telemetry: pd.DataFrame, parts: dict[str, np.ndarray]) -> dict[str, dict]:
+def _describe(rows: pd.DataFrame, parts: dict[str, np.ndarray]) -> dict[str, dict]:
     """Name the racks of each part, as "site/rack", and count what is in it."""
-    racks, modules = rack_codes(telemetry), module_codes(telemetry)
-    events = event_codes(telemetry)
-    first = telemetry.iloc[np.unique(racks, return_index=True)[1]]
-    names = (first[col.SITE].astype("str") + "/" + first[col.RACK].astype("str")).to_list()
-    return {
-        name: {
-            "racks": [names[rack] for rack in np.unique(racks[rows])],
-            "modules": len(np.unique(modules[rows])),
-            "rows": len(rows),
-            "events": len(np.unique(events[rows][events[rows] >= 0])),
-            "prevalence": float((events[rows] >= 0).mean()),
+    racks, modules, events = rack_codes(rows), module_codes(rows), event_codes(rows)
+    first = rows.iloc[np.unique(racks, return_index=True)[1]]
+    names = (first[col.SITE].astype("str") + "/" + first[col.RACK].astype("str")).to_numpy()
+    sites = site_codes(first)
+    described = {}
+    for name, inside in parts.items():
+        own = np.unique(racks[inside])
+        described[name] = {
+            "sites": len(np.unique(sites[own])),
+            "racks": names[own].tolist(),
+            "modules": len(np.unique(modules[inside])),
+            "rows": int(inside.sum()),
+            "events": len(np.unique(events[inside & (events >= 0)])),
+            "prevalence": float((events[inside] >= 0).mean()),
         }
-        for name, rows in parts.items()
-    }
+    return described
 
 
 def _error(rule: str, cure: str) -> DataError:

@@ -6,6 +6,11 @@ import pandas as pd
 from hvs_lib import columns as col
 
 
+def site_codes(telemetry: pd.DataFrame) -> np.ndarray:
+    """Number the sites, as `rack_codes` does."""
+    return _numbered(telemetry, [col.SITE])
+
+
 def rack_codes(telemetry: pd.DataFrame) -> np.ndarray:
     """Number the racks, a rack being a Rack_ID of a site.
 

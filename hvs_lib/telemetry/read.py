@@ -64,7 +64,11 @@ def load_telemetry(
 
 
 def read_racks(
-    path: str | Path, *, rows_in_memory: int = 2_000_000, keep_fill_values: bool = False
+    path: str | Path,
+    *,
+    require_label: bool = False,
+    rows_in_memory: int = 2_000_000,
+    keep_fill_values: bool = False,
 ) -> Iterator[tuple[float, pd.DataFrame]]:
     """Yield the telemetry of whole racks, one or a few small ones at a time.
 
@@ -74,7 +78,9 @@ def read_racks(
     Parameters
     ----------
     path : str or Path
-        As for `load_telemetry`; the label may be absent.
+        As for `load_telemetry`.
+    require_label : bool, default=False
+        As for `load_telemetry`.
     rows_in_memory : int, default=2_000_000
         Rows that wait for the end of their rack before they go to the disk.
     keep_fill_values : bool
@@ -92,12 +98,13 @@ def read_racks(
         If the file or a rack of it breaks a rule of the table, or the folder has no room.
     """
     file = TelemetryFile(Path(path))
-    reader = _Reader(file, require_label=False, keep_fill_values=keep_fill_values)
+    options = {"require_label": require_label, "keep_fill_values": keep_fill_values}
+    reader = _Reader(file, **options)
     with TemporaryDirectory(prefix="hvs-racks-") as folder:
         racks = Racks(Path(folder), rows_in_memory)
         sample = reader.sort_into(racks)
         if sample is None:  # `load_telemetry` says what is wrong, if anything is
-            yield 1.0, load_telemetry(path, require_label=False, keep_fill_values=keep_fill_values)
+            yield 1.0, load_telemetry(path, **options)
             return
         if problems := untypical(sample):
             raise refusal(file.path, *problems)

@@ -32,11 +32,12 @@ from hvs_lib.evaluation.alarms import Alarm, AlarmRule
 from hvs_lib.evaluation.calibration import METHODS
 from hvs_lib.evaluation.metrics import undefined_metrics
 from hvs_lib.evaluation.protocol import Assessment, Protocol
+from hvs_lib.evaluation.splits import TEST
+from hvs_lib.features import build_features
 from hvs_lib.progress import STEP, log_line
 from hvs_lib.project import EXECUTION, MODEL_PACKAGES, code_version, package_versions
 from hvs_lib.report import plots
 from hvs_lib.telemetry.codes import event_codes
-from hvs_lib.telemetry.files import sha256_of_file
 from hvs_lib.tracking.model_files import types_to_trust
 from hvs_lib.tracking.store import connect, make_experiments, search_runs, store_failures_told
 
@@ -71,9 +72,8 @@ def prepare() -> None:
 def tags_of(
     notebook: str,
     *,
-    data_path: str | Path | None = None,
-    data_sha256: str | None = None,
-    split: str = "rack",
+    data_sha256: str = "none",
+    split: str = "",
 ) -> dict[str, str]:
     """Return the tags of a notebook's run, which say where its numbers come from.
 
@@ -81,19 +81,17 @@ def tags_of(
     ----------
     notebook : str
         Its name, ``01_baseline``.
-    data_path : str or Path
-        The telemetry file, hashed as a whole; or
     data_sha256 : str
-        The digest, where only the runs are read.
+        Of the telemetry.
     split : str
-        ``rack`` or ``row``.
+        ``site``, ``rack`` or ``row``, where there is one.
     """
     code = code_version()
     return {
         "role": "parent",
         "stage": notebook.split("_", 1)[1],
         "split": split,
-        "data_sha256": sha256_of_file(data_path) if data_path else data_sha256 or "none",
+        "data_sha256": data_sha256,
         "packages": json.dumps(package_versions()),
         "process": _this_process(),
         "execution_id": os.environ.get(EXECUTION, "interactive"),
@@ -275,7 +273,7 @@ def _child(name: str, tags: Mapping[str, str]) -> Iterator[str]:
 def _model_to_log(assessment: Assessment, protocol: Protocol) -> dict[str, object]:
     """Return what ``mlflow.sklearn.log_model`` needs to write the model without a pickle."""
     model = assessment.deployable()
-    example = protocol.X.iloc[protocol.split.test[:100]]
+    example = protocol.training.X.head(100)
     return {
         "sk_model": model,
         "signature": infer_signature(example, model.predict_proba(example)),
@@ -283,7 +281,8 @@ def _model_to_log(assessment: Assessment, protocol: Protocol) -> dict[str, objec
         "skops_trusted_types": types_to_trust(model),
         "pyfunc_predict_fn": "predict_proba",
         "pip_requirements": [f"{name}=={version(name)}" for name in MODEL_PACKAGES],
-        "metadata": alarm_params(assessment) | {"interval_s": protocol.interval_s},
+        "metadata": alarm_params(assessment)
+        | {"interval_s": protocol.interval_s, "fault_types": json.dumps(protocol.faults)},
     }
 
 
@@ -294,20 +293,22 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
 def protocol_params(protocol: Protocol) -> dict[str, object]:
     """Describe the rows that a model was fitted and judged on."""
     split, y = protocol.split, protocol.y
-    events = event_codes(protocol.telemetry)
+    events = event_codes(protocol.fleet.rows)
     goal = {
-        "max_false_alarms_per_site_day": protocol.max_false_alarms_per_site_day,
+        "max_nuisance_alarms_per_site_day": protocol.max_nuisance_alarms_per_site_day,
         "missed_event_costs": protocol.missed_event_costs,
+        "fault_types": json.dumps(protocol.faults),
     }
     judged_by = [split.to_dict(), goal, [asdict(rule) for rule in protocol.rules]]
     digest = hashlib.sha256(json.dumps(judged_by, sort_keys=True).encode()).hexdigest()
     described = {
-        "n_features": protocol.X.shape[1],
+        "n_features": protocol.training.X.shape[1],
         "normal_stride": protocol.normal_stride,
+        "hazard_stride": protocol.hazard_stride,
         "modules_per_site": protocol.modules_per_site,
         "interval_s": protocol.interval_s,
         **goal,
-        "rows_fitted": len(protocol.fitting_rows(split.train)),
+        "rows_fitted": len(protocol.training.y),
         "protocol_digest": digest[:16],
     }
     for name, rows in {"train": split.train, "test": split.test}.items():
@@ -377,10 +378,15 @@ def write_artifacts(
 
 
 def _check_rows(assessment: Assessment, protocol: Protocol, *, count: int = 200) -> pd.DataFrame:
-    """Keep test rows from quiet to hazardous, with their scores, to check a loaded model by."""
-    scores = assessment.test_scores["y_score"].to_numpy()
+    """Keep test rows of one partition, from quiet to hazardous, to check a loaded model by."""
+    first = protocol.split.test[0]
+    telemetry = protocol.fleet.telemetry(protocol.fleet.partition_of(first))
+    X = build_features(telemetry)
+    X = X[protocol.split.fold[X.index] == TEST]
+    place = np.searchsorted(protocol.split.test, X.index)
+    scores = assessment.test_scores["y_score"].to_numpy()[place]
     chosen = np.argsort(scores, kind="stable")[np.linspace(0, len(scores) - 1, count).astype(int)]
-    return protocol.X.iloc[protocol.split.test[chosen]].assign(y_score=scores[chosen])
+    return X.iloc[chosen].assign(y_score=scores[chosen])
 
 
 # ---- read back ---------------------------------------------------------------------------------

@@ -1,0 +1,252 @@
+"""A fleet: telemetry in partitions of whole racks, of which a few are in memory at a time.
+
+The partitions are Parquet files: one for each simulated site, or those that a file of the user's
+own is converted to once. Only what tells the rows apart is held for all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as arrow
+import pyarrow.parquet
+from filelock import FileLock
+from joblib import Parallel, delayed
+from pandas.api.types import union_categoricals
+
+from hvs_lib import __version__, cache
+from hvs_lib import columns as col
+from hvs_lib.progress import STEP, log_line, steps
+from hvs_lib.project import project_root, remove_unfinished, sources_sha256
+from hvs_lib.telemetry.files import READ_ERRORS, DataError, sha256_of_file, write
+from hvs_lib.telemetry.read import load_telemetry, read_racks
+
+SIMULATED_HOURS = 6.0
+_ABOUT = "about.json"  # findings of a converted file; written last
+_FINGERPRINT, _MISSING = b"hvs_simulator_sha256", b"hvs_missing"
+_IDENTITY = [name for name in col.TELEMETRY if name not in col.SENSORS]
+
+
+@dataclass(frozen=True, eq=False)
+class Fleet:
+    """Telemetry that need not fit into memory.
+
+    Attributes
+    ----------
+    rows : DataFrame, shape (n_samples, 4 to 7)
+        The telemetry without its sensors, all rows in the order site, rack, module, time; their
+        numbers are its index.
+    paths : list of Path
+        The partitions, each of whole racks, in the order of the rows.
+    starts : array of int, shape (n_partitions + 1,)
+        Partition k has the rows ``starts[k]`` to ``starts[k + 1]``.
+    missing : Series, shape (n_sensors,)
+        Share of the rows without a reading.
+    sha256 : str
+        Of all the telemetry.
+    """
+
+    rows: pd.DataFrame
+    paths: list[Path]
+    starts: np.ndarray
+    missing: pd.Series
+    sha256: str
+    _make_again: Callable[[Path], None]
+
+    def telemetry(self, partition: int) -> pd.DataFrame:
+        """Read a partition, shape (n_rows, n_columns); its index are the numbers of the rows."""
+        table = _read(self.paths[partition], None, self._make_again)
+        first, end = self.starts[partition : partition + 2]
+        return table.set_axis(pd.RangeIndex(first, end))
+
+    def partition_of(self, row: int) -> int:
+        """Return the partition that holds a row."""
+        return int(np.searchsorted(self.starts, row, side="right")) - 1
+
+    def map(self, function: Callable[[int], object], *, n_jobs: int = -1) -> Iterable:
+        """Yield what a function returns for each partition, in order, under a progress bar."""
+        done = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(
+            delayed(function)(partition) for partition in range(len(self.paths))
+        )
+        return steps(done, "partitions", total=len(self.paths))
+
+
+def load_fleet(
+    data_path: str | Path = "",
+    *,
+    sites: int = 48,
+    seed: int = 42,
+    keep_fill_values: bool = False,
+) -> Fleet:
+    """Open a telemetry file as a fleet, or the simulated fleet, which is made first if need be.
+
+    Parameters
+    ----------
+    data_path : str or Path
+        A labelled `.csv`, `.csv.gz` or `.parquet` file, see data/README.md. It is converted once,
+        into `data/cache`. Empty: the simulated fleet, in `data/raw`.
+    sites : int
+        Simulated sites of 64 modules, of 6 h each.
+    seed : int
+        Of the simulation, not negative.
+    keep_fill_values : bool
+        As for `load_telemetry`.
+
+    Returns
+    -------
+    Fleet
+        ``rows.attrs`` holds ``ignored_columns`` and ``findings``, for `summarize`.
+
+    Raises
+    ------
+    DataError
+        If the file breaks a rule of the table.
+    ValueError
+        If `sites` or `seed` is out of range.
+    """
+    if data_path:
+        return _converted(Path(data_path), keep_fill_values)
+    check_fleet(sites, seed)
+    return _simulated(sites, seed)
+
+
+def check_fleet(sites: int, seed: int) -> None:
+    """Refuse what cannot be simulated, with a ValueError; models take the same seeds."""
+    if sites < 1:
+        raise ValueError(f"sites must be at least 1, got {sites}.")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must lie between 0 and {2**32 - 1}, got {seed}.")
+
+
+# ---- the simulated fleet ---------------------------------------------------------------------
+
+
+def _simulated(sites: int, seed: int) -> Fleet:
+    """Simulate the sites whose files are absent, damaged, or of another simulator."""
+    folder = project_root() / "data" / "raw" / f"fleet_seed{seed}"
+    paths = [folder / f"Site{site:02d}.parquet" for site in range(1, sites + 1)]
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def make(path: Path) -> None:
+        # here, not at the top: it brings in numba, which reading a file does not need
+        from hvs_lib.simulator.fleet import simulate_site, to_frames
+
+        site = int(path.stem.removeprefix("Site")) - 1
+        telemetry, _ = to_frames([simulate_site(site, SIMULATED_HOURS, seed)])
+        stamps = {b"hvs_workbook_version": __version__.encode()}
+        _write(telemetry, path, stamps | {_FINGERPRINT: simulator_fingerprint().encode()})
+
+    with FileLock(folder / ".lock"):  # notebooks that start together simulate once
+        stamp = simulator_fingerprint()
+        missing = [path for path in paths if _stamp_of(path) != stamp]
+        if missing:
+            for path in missing:
+                remove_unfinished(path)
+            done = Parallel(n_jobs=-1, prefer="threads", return_as="generator")(
+                delayed(make)(path) for path in missing
+            )
+            list(steps(done, "sites", total=len(missing)))
+        return _open(sorted(paths), make)
+
+
+def simulator_fingerprint() -> str:
+    """Return the SHA-256 of the simulator's source and of `columns.py`, with the label window."""
+    return sources_sha256("simulator/**/*.py", "columns.py")
+
+
+def _stamp_of(path: Path) -> str | None:
+    try:
+        stamps = arrow.parquet.read_schema(path).metadata or {}
+    except READ_ERRORS:
+        return None  # absent or damaged
+    return stamps.get(_FINGERPRINT, b"").decode()
+
+
+# ---- a file of the user's own ----------------------------------------------------------------
+
+
+def _converted(path: Path, keep_fill_values: bool) -> Fleet:
+    """Convert a file to partitions, unless that is done; its digest is that of the file."""
+    if not path.is_file():
+        load_telemetry(path)  # says what is wrong
+    sha256 = sha256_of_file(path)
+    folders = project_root() / "data" / "cache" / "telemetry"
+    folders.mkdir(parents=True, exist_ok=True)
+    folder = folders / cache.key(sha256, keep_fill_values)
+
+    def make() -> None:
+        options = {"keep_fill_values": keep_fill_values}
+        about = {"findings": [], "ignored_columns": []}
+        with tempfile.TemporaryDirectory(dir=folders, ignore_cleanup_errors=True) as unfinished:
+            try:
+                with closing(read_racks(path, require_label=True, **options)) as parts:
+                    for number, (_, telemetry) in enumerate(parts):
+                        about["findings"] += telemetry.attrs["findings"]
+                        about["ignored_columns"] = telemetry.attrs["ignored_columns"]
+                        _write(telemetry, Path(unfinished) / f"{number:05d}.parquet", {})
+            except DataError:
+                load_telemetry(path, **options)  # names the problems of the whole file
+                raise
+            (Path(unfinished) / _ABOUT).write_text(json.dumps(about))
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(unfinished, folder)
+
+    with FileLock(f"{folder}.lock"):
+        if not (folder / _ABOUT).exists():
+            make()
+        fleet = _open(sorted(folder.glob("*.parquet")), lambda _: make(), sha256)
+    fleet.rows.attrs |= json.loads((folder / _ABOUT).read_text())
+    return fleet
+
+
+# ---- partitions ------------------------------------------------------------------------------
+
+
+def _open(paths: list[Path], make_again: Callable[[Path], None], sha256: str = "") -> Fleet:
+    parts = [_read(path, _IDENTITY, make_again) for path in paths]
+    stamps = [arrow.parquet.read_schema(path).metadata[_MISSING] for path in paths]
+    missing = pd.DataFrame([json.loads(stamp) for stamp in stamps]).sum()
+    starts = np.cumsum([0, *(len(part) for part in parts)])
+    columns = {}
+    for name in parts[0]:
+        values = [part.pop(name) for part in parts]
+        is_category = isinstance(values[0].dtype, pd.CategoricalDtype)
+        columns[name] = (
+            union_categoricals(values, sort_categories=True)
+            if is_category
+            else np.concatenate([each.to_numpy() for each in values])
+        )
+    rows = pd.DataFrame(columns, copy=False)
+    together = hashlib.sha256("".join(sha256_of_file(path) for path in paths).encode()).hexdigest()
+    return Fleet(rows, paths, starts, missing / len(rows), sha256 or together, make_again)
+
+
+def _read(
+    path: Path, columns: list[str] | None, make_again: Callable[[Path], None]
+) -> pd.DataFrame:
+    def read() -> pd.DataFrame:
+        with arrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            known = [name for name in columns or col.TELEMETRY if name in file.schema_arrow.names]
+            return file.read(columns=known).to_pandas()
+
+    try:
+        return read()
+    except READ_ERRORS as error:
+        log_line(f"{STEP}{path} is damaged or missing and is made again: {error}")
+        make_again(path)
+        return read()
+
+
+def _write(telemetry: pd.DataFrame, path: Path, stamps: dict[bytes, bytes]) -> None:
+    missing = json.dumps(telemetry[col.SENSORS].isna().sum().to_dict()).encode()
+    write(telemetry, path, stamps | {_MISSING: missing})
