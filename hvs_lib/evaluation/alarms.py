@@ -301,11 +301,12 @@ def best_alarm(
         thresholds = thresholds[hoped >= hoped[0]]
         swept = track.sweep(thresholds)
         worths = worth(track, swept.n_caught, swept.n_nuisance)
-        warning = np.nan_to_num(swept.lead_min).mean(axis=1)
+        # Rounded, so that equal warning times are equal in whichever order they were added.
+        warning = np.nan_to_num(swept.lead_min).mean(axis=1).round(6)
         best = np.lexsort([swept.n_nuisance, -warning, -worths])[0]
         alarm = Alarm(rule, float(thresholds[best]))
-        found.append((worths[best], warning[best], alarm))
-    return max(found, key=lambda one: one[:2])[2]
+        found.append((worths[best], warning[best], -swept.n_nuisance[best], alarm))
+    return max(found, key=lambda one: one[:3])[3]
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 The rules, in one place:
 
 - **early** or **timely**: the module has an event that reaches its point of no return (PNR), and
-  the alarm is raised after the onset of the event and before the end of its label window: early
-  before that window, timely in it. The event is caught; its lead time is the PNR minus the first
+  the alarm is raised from the onset of the event to the end of its label window: early before
+  that window, timely in it. The event is caught; its lead time is the PNR minus the first
   such alarm.
 - **fault**: the module has a real fault that does not reach the PNR: an Event_ID without a label,
   whose cause also occurs with one or is named as a fault. It is worth a visit, so it neither counts
@@ -13,7 +13,8 @@ The rules, in one place:
 
 An event is the rows with label 1 of one module that share one Event_ID (without it: one unbroken
 stretch of label 1). Its onset is the module's first row with that Event_ID; without an Event_ID,
-`EARLY_MIN` before the PNR. Rows of the Event_ID after the last label count as a fault.
+`EARLY_MIN` before the PNR. Rows of the Event_ID after the last label count as a fault. Where two
+events overlap, an alarm in a label window is on that event, any other on the one that is next.
 """
 
 from __future__ import annotations
@@ -80,12 +81,13 @@ class Outcomes:
             first, end = rows.module_start[rows.module[last] + np.array([0, 1])]
             if event_id[last] >= 0:
                 own = first + np.flatnonzero(event_id[first:end] == event_id[last])
-                alarm_on[own] = np.where(own <= last, number, FAULT)
+                onset, later = own[0], own[own > last]
+                alarm_on[later[alarm_on[later] < 0]] = FAULT
             else:
                 onset_us = self.pnr_us[number] - EARLY_MIN * 60e6
                 onset = first + np.searchsorted(rows.time_us[first : last + 1], onset_us)
-                alarm_on[onset : last + 1] = number
-        return alarm_on
+            alarm_on[onset : last + 1] = number
+        return np.where(rows.event >= 0, rows.event, alarm_on)  # in a window, its own event
 
     def names(self, raised: np.ndarray) -> np.ndarray:
         """Name the outcome of alarms raised at some rows, one of `OUTCOMES` for each."""

@@ -58,7 +58,7 @@ def test_scores_frame(benchmark, telemetry):
 
 
 def test_choose_alarm(benchmark, scores):
-    alarm = benchmark(best_alarm, scores, max_false_alarms_per_module_day=0.1)
+    alarm = benchmark(best_alarm, scores, max_nuisance_alarms_per_site_day=1)
     assert 0 < alarm.threshold < 1
     assert mean_s(benchmark) < 2
 
