@@ -9,7 +9,7 @@ def card():
     params = {
         "rows_train": "1000", "hazard_rows_train": "10", "events_train": "4", "rows_test": "500",
         "hazard_rows_test": "5", "events_test": "2", "n_features": "113", "rows_fitted": "300",
-        "normal_stride": "18", "missed_event_costs": "0.0", "max_false_alarms_per_site_day": "1.0",
+        "normal_stride": "18", "missed_event_costs": "0.0", "max_nuisance_alarms_per_site_day": "1.0",
         "modules_per_site": "64.0", "alarm_threshold": "0.25", "alarm_k": "5", "alarm_n": "8",
         "alarm_refractory_min": "30.0", "calibration": "platt",
     }  # fmt: skip
@@ -41,7 +41,7 @@ def card():
         "at or above 0.25 in 5 of the last 8 samples",
         "no other alarm of that module for 30 min",
         "calibration of the scores: platt",
-        "at most 1 false alarms per site-day",
+        "at most 1 nuisance alarms per site-day",
         "must never replace one",
         "hvs reproduce " + "f" * 32,
         "models:/hvs-fire-prediction@champion",
@@ -61,7 +61,7 @@ def test_a_card_without_weak_causes_says_so(card):
 
 def test_costs_take_the_budgets_place(card):
     text = card(missed_event_costs="20.0")
-    assert "a missed event counts as 20 false alarms" in text
+    assert "a missed event counts as 20 nuisance alarms" in text
     assert "at most" not in text
 
 

@@ -53,7 +53,7 @@ def registered(telemetry, tmp_path_factory):
         split = split_by_rack(telemetry, test_size=0.25, n_folds=2, seed=1)
         protocol = Protocol(
             telemetry, build_features(telemetry), split, normal_stride=3,
-            max_false_alarms_per_site_day=1000.0,
+            max_nuisance_alarms_per_site_day=1000.0,
         )  # fmt: skip
         prepare()
         mlflow.start_run(tags=tags_of("01_baseline"))
