@@ -160,7 +160,8 @@ def score_file(
             if col.LABEL in telemetry:
                 tally.events += int(event_codes(telemetry).max()) + 1
             on_progress(share)
-        alarms = pd.concat(tables, ignore_index=True)
+        # Empty tables have no types, which would make those of the others objects.
+        alarms = pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True)
         tally.alarms = len(alarms)
         if "outcome" in alarms:
             cause = alarms.pop(col.EVENT_TYPE)
