@@ -1,5 +1,6 @@
 """The command line, `hvs`."""
 
+import shutil
 import signal
 import sys
 import time
@@ -138,6 +139,8 @@ def score(file: Path, keep_fill_values: bool, output: Path, model: str | None) -
     click.echo(f"{tally.alarms} alarms in {output}")
     for warning in tally.warnings:
         click.echo(f"Warning: {warning}")
+    for line in tally.outcomes:
+        click.echo(line)
 
 
 @main.command()
@@ -167,8 +170,9 @@ def _show_verdict() -> None:
     from hvs_lib.tracking.runs import last_comparison
 
     leaderboard, champion = last_comparison()
-    click.echo("\nThe test racks, with 95 % intervals; AP is average precision:\n")
-    click.echo(leaderboard.to_string(index=False))
+    click.echo("\nThe test racks, with 95 % intervals; AP is average precision, cv out of fold:\n")
+    width = shutil.get_terminal_size().columns
+    click.echo(leaderboard.set_index("model").to_string(line_width=width))
     click.echo(
         f"\nChampion: {champion['name']}, Run ID {champion['run_id']}, registered as "
         f"{REGISTERED_MODEL} version {champion['version']}, alias {CHAMPION}"

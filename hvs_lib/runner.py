@@ -354,7 +354,7 @@ def _check_values(parameters: Mapping[str, object]) -> None:
     from hvs_lib.telemetry.simulated import check_fleet
     from hvs_lib.tracking.champion import check_policy
 
-    budget = ("max_false_alarms_per_site_day", "missed_event_costs")
+    budget = ("max_nuisance_alarms_per_site_day", "missed_event_costs")
     checks = {
         check_fleet: ("sites", "seed"),
         check_split: ("test_size", "n_folds", "split"),

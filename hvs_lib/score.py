@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from collections.abc import Callable
 from contextlib import closing
@@ -19,10 +20,11 @@ from xgboost import DMatrix, XGBClassifier
 from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, raise_alarms
 from hvs_lib.evaluation.calibration import METHODS, CalibratedClassifier
+from hvs_lib.evaluation.outcomes import OUTCOMES
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.features import check_interval, features_in_parts
 from hvs_lib.project import whole_file
-from hvs_lib.telemetry.codes import rack_codes
+from hvs_lib.telemetry.codes import event_codes, hazard_types, rack_codes
 from hvs_lib.telemetry.files import DataError
 from hvs_lib.telemetry.quality import describe, sampling_interval_s
 from hvs_lib.telemetry.read import read_racks
@@ -35,6 +37,7 @@ N_TOP = 3
 _SLICE = 100_000  # rows
 COLUMNS = [col.SITE, col.RACK, col.MODULE, "alarm_start", "score"]
 COLUMNS += [name for k in range(1, N_TOP + 1) for name in (f"feature_{k}", f"contribution_{k}")]
+OUTCOME_COLUMNS = ["outcome", col.EVENT_ID, "lead_time_min"]  # only of telemetry with a label
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,13 @@ class Champion:
     model : calibrated classifier, as it was logged.
     alarm : the rule and the threshold it was logged with.
     interval_s : between two rows of a module of the telemetry that it was trained on [s].
+    fault_types : causes of the faults in that telemetry.
     """
 
     model: CalibratedClassifier
     alarm: Alarm
     interval_s: float
+    fault_types: frozenset[str] = frozenset()
 
     @property
     def pipeline(self) -> Pipeline:
@@ -65,6 +70,9 @@ class Tally:
     racks: int = 0
     rows: int = 0
     alarms: int = 0
+    events: int = 0
+    hazard_types: set[str] = field(default_factory=set)  # causes that occur with label 1
+    outcomes: list[str] = field(default_factory=list)  # what became of the alarms, with a label
     findings: list = field(default_factory=list)
     intervals_s: list[float] = field(default_factory=list)  # of the tables it was read in
     warnings: list[str] = field(default_factory=list)
@@ -98,7 +106,8 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
             f"{metadata['calibration']}: run the notebooks again."
         )
     interval_s = float(metadata.get("interval_s", np.nan))  # NaN: logged before it was kept
-    return Champion(fixed.estimator.estimator, read_alarm(metadata), interval_s)
+    fault_types = frozenset(json.loads(metadata.get("fault_types", "[]")))
+    return Champion(fixed.estimator.estimator, read_alarm(metadata), interval_s, fault_types)
 
 
 def score_file(
@@ -111,7 +120,10 @@ def score_file(
 ) -> Tally:
     """Write the alarms that a file's telemetry raises to a CSV file.
 
-    The output appears when it is complete, in the order site, rack, module, time.
+    The output appears when it is complete, in the order site, rack, module, time. Where the
+    telemetry has a label, each alarm gets its outcome. Which causes are those of faults only the
+    whole file tells, and the model's training: until all racks are read, every alarm on an Event_ID
+    without label may be on a fault, so the alarms wait in memory.
 
     Parameters
     ----------
@@ -133,25 +145,44 @@ def score_file(
     """
     output = Path(output).resolve()
     _check_output(output, Path(path))
-    tally = Tally()
+    tally, tables = Tally(), []
     with (
         whole_file(output) as unfinished,
         closing(read_racks(path, keep_fill_values=keep_fill_values)) as parts,
     ):
-        pd.DataFrame(columns=COLUMNS).to_csv(unfinished, index=False)
         for share, telemetry in parts:
             tally.findings += telemetry.attrs["findings"]
             tally.intervals_s.append(sampling_interval_s(telemetry))
-            alarms = score_racks(telemetry, champion)
-            # Six digits: where a forest has threads, they add up in any order.
-            alarms.to_csv(unfinished, mode="a", header=False, index=False, float_format="%.6g")
+            tables.append(score_racks(telemetry, champion))
             tally.racks += int(rack_codes(telemetry).max()) + 1
             tally.rows += len(telemetry)
-            tally.alarms += len(alarms)
+            tally.hazard_types |= set(hazard_types(telemetry))
+            if col.LABEL in telemetry:
+                tally.events += int(event_codes(telemetry).max()) + 1
             on_progress(share)
+        # Empty tables have no types, which would make those of the others objects.
+        alarms = pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True)
+        tally.alarms = len(alarms)
+        if "outcome" in alarms:
+            cause = alarms.pop(col.EVENT_TYPE)
+            is_fault = cause.isin(tally.hazard_types | champion.fault_types)
+            alarms.loc[(alarms["outcome"] == "fault") & ~is_fault, "outcome"] = "nuisance"
+            tally.outcomes = _outcomes_told(alarms, tally.events)
+        # Six digits: where a forest has threads, they add up in any order.
+        alarms.to_csv(unfinished, index=False, float_format="%.6g")
         tally.warnings += _interval_notes(float(np.median(tally.intervals_s)), champion)
     tally.warnings += describe(tally.findings, tally.rows)
     return tally
+
+
+def _outcomes_told(alarms: pd.DataFrame, n_events: int) -> list[str]:
+    """Say how many alarms have each outcome, and how many events are caught how early."""
+    counts = alarms["outcome"].value_counts().reindex(OUTCOMES, fill_value=0)
+    events = [col.SITE, col.RACK, col.MODULE, col.EVENT_ID]
+    lead = alarms.dropna(subset="lead_time_min").groupby(events)["lead_time_min"].max()
+    caught = f"{len(lead)} of {n_events} events caught"
+    early = f", median lead time {lead.median():.1f} min" if len(lead) else ""
+    return ["alarms: " + ", ".join(f"{counts[name]} {name}" for name in OUTCOMES), caught + early]
 
 
 def _interval_notes(interval_s: float, champion: Champion) -> list[str]:
@@ -198,20 +229,25 @@ def score_racks(telemetry: pd.DataFrame, champion: Champion) -> pd.DataFrame:
     -------
     DataFrame, shape (n_alarms, 11): site, rack, module, start, score at the start, and the three
     features that raise it most, each with its contribution (log-odds for XGBoost and logistic
-    regression, probability for a random forest; before calibration). Ids that a spreadsheet would
-    take for a formula get an apostrophe before them.
+    regression, probability for a random forest; before calibration). With a label also outcome,
+    Event_ID and lead_time_min as from `raise_alarms`, where every Event_Type counts as a fault's,
+    and that Event_Type, shape (n_alarms, 15). Ids that a spreadsheet would take for a formula get
+    an apostrophe before them.
     """
+    columns = [*COLUMNS, *OUTCOME_COLUMNS, col.EVENT_TYPE] if col.LABEL in telemetry else COLUMNS
     tables = []
     for X in features_in_parts(telemetry, rows=_SLICE):
-        rows = telemetry.loc[X.index].drop(columns=col.LABEL, errors="ignore")
+        rows = telemetry.loc[X.index]
         with config_context(assume_finite=True):  # checked as telemetry; NaN is imputed
             # In slices: each step of the pipeline copies what it is given.
             slices = [X.iloc[first : first + _SLICE] for first in range(0, len(X), _SLICE)]
             score = np.concatenate([champion.model.predict_proba(part)[:, 1] for part in slices])
-        alarms = raise_alarms(scores_frame(rows, np.arange(len(X)), score), champion.alarm)
+        kinds = rows[col.EVENT_TYPE].dropna().unique() if col.EVENT_TYPE in rows else ()
+        scores = scores_frame(rows, np.arange(len(X)), score, fault_types=kinds)
+        alarms = raise_alarms(scores, champion.alarm)
         if len(alarms):
-            tables.append(_alarm_table(alarms, rows, X, champion))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
+            tables.append(_alarm_table(alarms, rows, X, champion).reindex(columns=columns))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
 def _alarm_table(alarms, rows, X, champion):
@@ -219,8 +255,14 @@ def _alarm_table(alarms, rows, X, champion):
     table = alarms[col.KEYS[:3]].astype("str").apply(_as_text)
     table["alarm_start"] = alarms[col.TIMESTAMP].dt.strftime("%Y-%m-%dT%H:%M:%S")
     table["score"] = alarms["y_score"]
-    starts = X.iloc[_rows_of(rows, alarms)]
-    return table.join(_top_features(contributions(champion.pipeline, starts)))
+    place = _rows_of(rows, alarms)
+    table = table.join(_top_features(contributions(champion.pipeline, X.iloc[place])))
+    if "outcome" in alarms:
+        table = table.join(alarms[OUTCOME_COLUMNS])
+        table[col.EVENT_ID] = _as_text(table[col.EVENT_ID].astype("str"))
+        if col.EVENT_TYPE in rows:
+            table[col.EVENT_TYPE] = rows[col.EVENT_TYPE].astype(object).to_numpy()[place]
+    return table
 
 
 def contributions(pipeline: Pipeline, X: pd.DataFrame) -> pd.DataFrame:

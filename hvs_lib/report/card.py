@@ -14,8 +14,11 @@ _METRICS = (
     # what, metric, digits
     ("average precision of rows", "pr_auc", 2),
     ("event recall", "event_recall", 2),
-    ("false alarms per site-day", "false_alarms_per_site_day", 1),
-    ("alarm precision", "alarm_precision", 2),
+    ("event recall at least 5 min ahead", "event_recall_5min", 2),
+    ("event recall at least 10 min ahead", "event_recall_10min", 2),
+    ("nuisance alarms per site-day", "nuisance_alarms_per_site_day", 2),
+    ("fault alarms per site-day", "fault_alarms_per_site_day", 2),
+    ("alarm precision (share that is no nuisance)", "alarm_precision", 2),
     ("median lead time [min]", "lead_time_median_min", 1),
     ("lead time exceeded by 9 of 10 caught events [min]", "lead_time_p10_min", 1),
     ("Brier score", "brier", 4),
@@ -55,10 +58,10 @@ def model_card(
         Markdown.
     """
     numbers = {name: _number(text) for name, text in params.items()}
-    budget = "at most {max_false_alarms_per_site_day:g} false alarms per site-day out of fold"
+    budget = "at most {max_nuisance_alarms_per_site_day:g} nuisance alarms per site-day out of fold"
     goal = budget + " (a site: {modules_per_site:g} modules)"
     if numbers["missed_event_costs"]:
-        goal = "a missed event counts as {missed_event_costs:g} false alarms"
+        goal = "a missed event counts as {missed_event_costs:g} nuisance alarms"
     weak = [f"- {_escape(cause)}: fewer than half of its events are caught" for cause in missed]
     none_weak = ["- no cause in the data has fewer than half of its events caught"]
     table = {

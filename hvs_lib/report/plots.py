@@ -17,6 +17,10 @@ from sklearn.metrics import (
 
 from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, event_table
+from hvs_lib.evaluation.outcomes import OUTCOMES
+
+# Nuisance alarms per site-day, named by how long a site waits for one.
+_BUDGETS = {1 / 30: "1/month", 1 / 7: "1/week", 1: "1/day", 24: "1/hour"}
 
 # The colour of each model, in the order of all figures; grey needs no fit.
 _MODELS = {
@@ -195,15 +199,17 @@ def alarm_timeline(
     event : Series
         A row of `event_table`.
     minutes : float
-        Drawn up to the PNR [min].
+        Drawn up to the PNR, or since the first alarm where that is earlier [min].
 
     Returns
     -------
     Figure
         Two panels: surface temperature [degC] and gas [ppm]; scores over their thresholds, with a
-        marker at the lead time.
+        marker at the lead time. The onset is dotted where it lies in view, the label window shaded.
     """
     module = event[[col.SITE, col.RACK, col.MODULE]]
+    leads = {name: _lead_time(*with_alarm, event) for name, with_alarm in alarms.items()}
+    minutes = np.nanmax([minutes, *(1.05 * lead for lead in leads.values())])
     own = _before(telemetry, event["PNR"], minutes, **module)
     fig, (above, below) = plt.subplots(2, 1, figsize=(8, 5.5), sharex=True)
     above.plot(own["minute"], own[col.TEMP_MAX], color="C5")
@@ -216,20 +222,94 @@ def alarm_timeline(
     for name, color in model_colors(alarms).items():
         scores, alarm = alarms[name]
         rows = _before(scores, event["PNR"], minutes, **module)
-        lead = _lead_time(scores, alarm, event)
+        lead = leads[name]
         said = "no alarm" if np.isnan(lead) else f"alarm {lead:.0f} min before"
         ratio = (rows["y_score"] / alarm.threshold).clip(lower=1e-2)
         below.plot(rows["minute"], ratio, color=color, label=f"{name}: {said}")
         below.plot(-lead, 1, "v", color=color, markersize=11)
     below.axhline(1, color="0.3", linestyle=":")
+    onset, window = _minutes_before(event, "onset"), _minutes_before(event, "window_start")
     for ax in (above, below):
         ax.axvline(0, color="0.2", linestyle="--")
+        ax.axvspan(-window, -col.LABEL_UNTIL_S / 60, color="C1", alpha=0.15, label="label 1")
+        if onset <= minutes:
+            ax.axvline(-onset, color="0.2", linestyle=":", label="onset")
     below.set(ylabel="score / alarm threshold", xlabel="minutes to the point of no return")
     below.set_yscale("log")
     fig.legend(
         *below.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small"
     )
     return fig
+
+
+def outcome_timelines(
+    telemetry: pd.DataFrame, y_score: np.ndarray, alarms: pd.DataFrame,
+    *, threshold: float = 1.0, hours: float = 2.0,
+) -> Figure:  # fmt: skip
+    """Draw one alarm of each outcome, with what became of its module.
+
+    Parameters
+    ----------
+    telemetry : DataFrame, shape (n_samples, ...)
+        With the label.
+    y_score : array, shape (n_samples,)
+        Scores of its rows, such as those of `fixed_threshold_score`.
+    alarms : DataFrame, shape (n_alarms, ...)
+        What they raise, from `raise_alarms`; the first of each outcome is drawn.
+    threshold : float
+        Of the alarm.
+    hours : float
+        Drawn before and after the alarm [h].
+
+    Returns
+    -------
+    Figure
+        Four panels: early, timely, fault and nuisance. Surface temperature [degC] and score of the
+        module, the alarm, and, as far as there are, the onset of the event or fault, the label
+        window and the PNR.
+    """
+    fig, axes = plt.subplots(2, 2, figsize=(11, 6.5))
+    scored, entries = telemetry.assign(y_score=y_score), {}
+    for ax, outcome in zip(axes.flat, OUTCOMES, strict=True):
+        found = alarms[alarms["outcome"] == outcome]
+        if found.empty:
+            ax.set(title=f"{outcome}: no alarm", xticks=[], yticks=[])
+        else:
+            entries |= _draw_outcome(ax, scored, found.iloc[0], threshold, hours)
+    fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=7)
+    return fig
+
+
+def _draw_outcome(
+    ax: Axes, scored: pd.DataFrame, alarm: pd.Series, threshold: float, hours: float
+) -> dict:
+    """Draw one panel of `outcome_timelines`; return its legend's entries by label."""
+    own = _before(scored, scored[col.TIMESTAMP].max(), np.inf, **alarm[col.KEYS[:3]])
+    own["minute"] = (own[col.TIMESTAMP] - alarm[col.TIMESTAMP]) / pd.Timedelta(minutes=1)
+    event = own[own["minute"] == 0].iloc[0]
+    drawn = own[own["minute"].abs() <= hours * 60]
+    right = ax.twinx()
+    ax.plot(drawn["minute"], drawn[col.TEMP_MAX], color="C5", label="temperature")
+    right.plot(drawn["minute"], drawn["y_score"], color="C0", linewidth=1, label="score")
+    right.axhline(threshold, color="C0", linestyle=":", label="alarm threshold")
+    ax.set_xlim(drawn["minute"].min(), drawn["minute"].max() + 5)
+    ax.set_ylim(top=max(40, ax.get_ylim()[1]))  # or noise fills the panel
+    right.set_ylim(0, 2 * threshold)  # how far above it says nothing
+    ax.axvline(0, color="C3", label="alarm")
+    if pd.notna(event.get(col.EVENT_ID)):
+        own = own[own[col.EVENT_ID] == event[col.EVENT_ID]]
+        ax.axvline(own["minute"].min(), color="0.2", linestyle=":", label="onset")
+    window = own.loc[own[col.LABEL] == 1, "minute"]
+    if len(window):
+        pnr = window.max() + col.LABEL_UNTIL_S / 60
+        ax.axvspan(window.min(), window.max(), color="C1", alpha=0.15, label="label 1")
+        ax.axvline(pnr, color="0.2", linestyle="--", label="point of no return")
+    ax.set(title=f"{alarm['outcome']}: {_title(event)}", xlabel="minutes since the alarm")
+    ax.set_ylabel("max. surface [°C]", color="C5")
+    right.set_ylabel("score", color="C0")
+    right.grid(False)
+    handles = [entry for each in (ax, right) for entry in each.get_legend_handles_labels()[0]]
+    return {handle.get_label(): handle for handle in handles}
 
 
 def event_timelines(events: dict[str, pd.DataFrame], *, title: str) -> Figure:
@@ -244,55 +324,112 @@ def event_timelines(events: dict[str, pd.DataFrame], *, title: str) -> Figure:
     Returns
     -------
     Figure
-        A line for each event, sorted by cause: a marker for each alarm at its time before the PNR
-        [min], or in the column on the right where there was none.
+        A line for each event, sorted by cause, from its onset and thick from the start of its label
+        window; a marker for each model's first alarm at its time before the PNR [min], or in the
+        column on the right where there was none. Beyond 20 min the axis is logarithmic.
     """
     first = next(iter(events.values()))
-    order = first.sort_values([col.EVENT_TYPE, *col.KEYS[:3]]).index
-    fig, ax = plt.subplots(figsize=(10, 0.36 * len(order) + 1.2))
+    first = first.sort_values([col.EVENT_TYPE, *col.KEYS[:3]])
+    fig, ax = plt.subplots(figsize=(10, 0.36 * len(first) + 1.4))
+    rows = np.arange(len(first))
+    spans = ("onset", 1.5, "0.6", "since the onset"), ("window_start", 6, "#f2d9b3", "label 1")
+    for since, width, color, label in spans:
+        start = -_minutes_before(first, since)
+        ax.hlines(rows, start, 0, color=color, linewidth=width, label=label)
     offsets = np.linspace(0.27, -0.27, len(events))
     for number, (name, color) in enumerate(model_colors(events).items()):
-        lead = events[name].loc[order, "lead_time_min"].to_numpy()
+        lead = events[name].loc[first.index, "lead_time_min"].to_numpy()
         missed = np.isnan(lead)
-        y = np.arange(len(order)) + offsets[number]
-        style = {"color": color, "marker": "os^Dv<>P"[number % 8]}
+        y = rows + offsets[number]
+        style = {"color": color, "marker": "os^Dv<>P"[number % 8], "zorder": 3}
         ax.scatter(-lead[~missed], y[~missed], s=34, label=name, **style)
-        ax.scatter(np.full(missed.sum(), 2.5), y[missed], s=26, alpha=0.5, **style)
+        ax.scatter(np.full(missed.sum(), 4), y[missed], s=26, alpha=0.5, **style)
     ax.axvline(0, color="0.2", linestyle="--")
-    ax.set_yticks(np.arange(len(order)), [_title(first.loc[i]) for i in order], fontsize="small")
-    ax.set_xlim(-21.5, 4)
-    ax.set_xticks([-20, -15, -10, -5, 0, 2.5], ["-20", "-15", "-10", "-5", "PNR", "missed"])
+    ax.set_yticks(rows, [_title(event) for _, event in first.iterrows()], fontsize="small")
+    earliest = np.nanmax([20, *(table["lead_time_min"].max() for table in events.values())])
+    ax.set_xscale("symlog", linthresh=20, linscale=2)
+    ticks = [-480, -240, -120, -60, -20, -15, -10, -5]
+    ax.set_xticks([*ticks, 0, 4], [*map(str, ticks), "PNR", "missed"])
+    ax.set_xlim(-1.1 * earliest, 6)
     ax.invert_yaxis()
+    ax.grid(False, axis="y")
     ax.set(xlabel="minutes to the point of no return", title=title)
     legend_beside(ax)
     return fig
 
 
+def budget_curves(
+    curves: dict[str, pd.DataFrame], points: dict[str, tuple[float, float]], *, title: str
+) -> Figure:
+    """Draw the events that several models catch against the nuisance alarms they raise.
+
+    Parameters
+    ----------
+    curves : dict of str to DataFrame
+        Model to its `alarm_curve`.
+    points : dict of str to (float, float)
+        Model to the nuisance alarms per site-day and the event recall of its chosen alarm.
+    title : str
+
+    Returns
+    -------
+    Figure
+        Solid the events caught, dashed those caught at least 5 min ahead, each at the best
+        threshold within the budget; a dot at the chosen alarm. The axis is logarithmic: no nuisance
+        alarm is drawn at its left edge.
+    """
+    fig, ax = plt.subplots(figsize=(10, 4.8))
+    for name, color in model_colors(curves).items():
+        best = curves[name].sort_values("nuisance_alarms_per_site_day").cummax()
+        rate = _on_budget_axis(ax, best["nuisance_alarms_per_site_day"])
+        ax.step(rate, best["event_recall"], where="post", color=color, label=name)
+        ax.step(rate, best["event_recall_5min"], where="post", color=color, linestyle="--")
+        if name in points:
+            rate, recall = points[name]
+            ax.plot(*_on_budget_axis(ax, np.array([rate])), recall, "o", color=color, markersize=9)
+    for style, label in (("-", "caught"), ("--", "caught at least 5 min ahead")):
+        ax.plot([], [], color="0.3", linestyle=style, label=label)
+    ax.plot([], [], "o", color="0.3", label="the chosen alarm")
+    ax.set(ylabel="event recall", ylim=(0, 1.03), title=title)
+    legend_beside(ax)
+    return fig
+
+
+def _on_budget_axis(ax: Axes, rate: np.ndarray) -> np.ndarray:
+    """Give the axes the log axis of nuisance alarms; return where rates are drawn on it."""
+    ax.set_xscale("log")
+    ax.set_xticks(list(_BUDGETS), _BUDGETS.values())
+    ax.set_xticks([], minor=True)
+    ax.set_xlim(min(_BUDGETS) * 0.9, max(_BUDGETS) * 1.1)
+    ax.set_xlabel("nuisance alarms per site (left edge: none)")
+    return np.maximum(rate, min(_BUDGETS))
+
+
 def operating_point(curve: pd.DataFrame, threshold: float) -> Figure:
-    """Draw what a threshold buys: events caught, lead time and false alarms.
+    """Draw what a threshold buys: events caught, lead time and nuisance alarms.
 
     Parameters
     ----------
     curve : DataFrame, shape (n_thresholds, ...)
-        From `alarm_curve`, with ``false_alarms_per_site_day`` beside.
+        From `alarm_curve`.
     threshold : float
         The nearest of the curve is marked.
     """
-    at = curve.iloc[(curve["threshold"] - threshold).abs().argmin()]
-    rate = curve["false_alarms_per_site_day"]
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), sharex=True)
-    for ax, name in ((left, "event_recall"), (right, "lead_time_median_min")):
+    at = curve.iloc[[(curve["threshold"] - threshold).abs().argmin()]]
+    fig, axes = plt.subplots(1, 2, figsize=(10, 3.6))
+    for ax, name in zip(axes, ("event_recall", "lead_time_median_min"), strict=True):
+        rate, marked = (
+            _on_budget_axis(ax, rows["nuisance_alarms_per_site_day"]) for rows in (curve, at)
+        )
         ax.step(rate, curve[name], where="post", color="C0")
-        ax.plot(at["false_alarms_per_site_day"], at[name], "o", color="C3", markersize=10)
-        ax.set_xlabel("false alarms per site-day")
-        ax.set_xscale("symlog", linthresh=1)
-        ax.set_xlim(left=-0.1)
-    left.set(ylabel="event recall", ylim=(0, 1.03))
-    right.set_ylabel("median lead time [min]")
+        ax.plot(marked, at[name], "o", color="C3", markersize=10)
+    axes[0].set(ylabel="event recall", ylim=(0, 1.03))
+    axes[1].set_ylabel("median lead time [min]")
+    at = at.iloc[0]
     lead = at["lead_time_median_min"]
     fig.suptitle(
         f"threshold {at['threshold']:.3f}: recall {at['event_recall']:.2f}, "
-        f"{at['false_alarms_per_site_day']:.1f} false alarms per site-day, "
+        f"{at['nuisance_alarms_per_site_day']:.2g} nuisance alarms per site-day, "
         + ("no lead time" if np.isnan(lead) else f"median lead {lead:.1f} min")
     )
     return fig
@@ -315,6 +452,11 @@ def threshold_slider(curve: pd.DataFrame, *, threshold: float) -> interactive:
         plt.show()
 
     return interactive(draw, threshold=slider)
+
+
+def _minutes_before(events: pd.DataFrame | pd.Series, name: str) -> np.ndarray | float:
+    """Count the minutes from a column of `event_table` to the PNR."""
+    return (events["PNR"] - events[name]) / pd.Timedelta(minutes=1)
 
 
 def _lead_time(scores: pd.DataFrame, alarm: Alarm, event: pd.Series) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from hvs_lib import columns as col
+from hvs_lib.evaluation.scores import IS_FAULT
 
 # Heading, metric, digits. AP is average precision; "cv" is out of fold, which choices are made on.
 HEADLINES = (
@@ -12,7 +13,9 @@ HEADLINES = (
     ("cv event recall", "cv_event_recall", 2),
     ("AP", "pr_auc", 2),
     ("event recall", "event_recall", 2),
-    ("false alarms / site-day", "false_alarms_per_site_day", 1),
+    ("5 min ahead", "event_recall_5min", 2),  # of all events, as the event recall
+    ("nuisance/site-day", "nuisance_alarms_per_site_day", 2),
+    ("fault/site-day", "fault_alarms_per_site_day", 2),
     ("median lead [min]", "lead_time_median_min", 1),
 )
 
@@ -27,9 +30,10 @@ def results_table(metrics: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame of str, shape (n_models, 6)
+    DataFrame of str, shape (n_models, 8)
         ``value [low, high]`` with the 95 % interval where there is one, and a dash where the metric
-        is undefined. Columns without "cv" are of the test racks.
+        is undefined. Columns without "cv" are of the test racks; "5 min ahead" is the recall of
+        events with at least so much lead time, and the rates count alarms.
     """
     return pd.DataFrame(
         {
@@ -63,16 +67,42 @@ def caught_by_cause(events: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         ``caught of all``, a dash where there is no such event. An event without a cause is counted
         as "unknown".
     """
-    counted = {}
-    for name, table in events.items():
-        cause = table[col.EVENT_TYPE].astype(object).fillna("unknown")
-        by_cause = table["caught"].groupby(cause)
-        counted[name] = by_cause.sum().astype(str) + " of " + by_cause.size().astype(str)
+    counted = {name: _shares(table["caught"], _cause(table)) for name, table in events.items()}
     return pd.DataFrame(counted).fillna("–").rename_axis("cause")
+
+
+def alarmed_by_kind(others: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Count the look-alikes and faults of each kind that raise an alarm, for several models.
+
+    Parameters
+    ----------
+    others : mapping of str to DataFrame
+        Name to a table from `other_table`.
+
+    Returns
+    -------
+    DataFrame of str, shape (n_kinds, n_names)
+        ``alarmed of all``, a dash where there is none of the kind. The index says "fault" or
+        "look-alike", and the cause.
+    """
+    counted = {}
+    for name, table in others.items():
+        outcome = table[IS_FAULT].map({True: "fault", False: "look-alike"})
+        counted[name] = _shares(table["alarms"] > 0, [outcome, _cause(table)])
+    return pd.DataFrame(counted).fillna("–").rename_axis(["", "cause"])
 
 
 def weak_causes(events: pd.DataFrame, *, least: float = 0.5) -> list[str]:
     """Name the causes of which less than the share `least` of the events is caught."""
-    cause = events[col.EVENT_TYPE].astype(object).fillna("unknown")
-    share = events["caught"].groupby(cause).mean()
+    share = events["caught"].groupby(_cause(events)).mean()
     return sorted(share.index[share < least])
+
+
+def _cause(table: pd.DataFrame) -> pd.Series:
+    return table[col.EVENT_TYPE].astype(object).fillna("unknown")
+
+
+def _shares(counts: pd.Series, by: pd.Series | list[pd.Series]) -> pd.Series:
+    """Write for each group how many are true ``of all``."""
+    groups = counts.groupby(by)
+    return groups.sum().astype(str) + " of " + groups.size().astype(str)

@@ -1,7 +1,7 @@
 """What telemetry holds, in numbers and in words."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -10,14 +10,22 @@ from hvs_lib import columns as col
 from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes
 from hvs_lib.telemetry.quality import describe, sampling_interval_s
 
+NO_FAULTS = (
+    f"without {col.EVENT_ID} no faults can be told: every alarm that is neither early nor timely "
+    "counts as a nuisance"
+)
 
-def summarize(telemetry: pd.DataFrame) -> dict:
+
+def summarize(telemetry: pd.DataFrame, missing: Mapping[str, float] | None = None) -> dict:
     """Describe telemetry in numbers.
 
     Parameters
     ----------
     telemetry : DataFrame of shape (n_samples, n_columns)
         As `load_telemetry` returns it.
+    missing : mapping of str to float, optional
+        Share of missing readings of each sensor; by default counted in the table, which needs its
+        sensor columns for nothing else.
 
     Returns
     -------
@@ -30,7 +38,10 @@ def summarize(telemetry: pd.DataFrame) -> dict:
     times = telemetry[col.TIMESTAMP]
     interval_s = sampling_interval_s(telemetry)
     span_s = (times.max() - times.min()).total_seconds() + interval_s
-    missing = telemetry[col.SENSORS].isna().mean()
+    missing = telemetry[col.SENSORS].isna().mean() if missing is None else missing
+    warnings = describe(telemetry.attrs.get("findings", []), len(telemetry))
+    if col.LABEL in telemetry and not telemetry.get(col.EVENT_ID, pd.Series()).notna().any():
+        warnings.append(NO_FAULTS)
     return {
         "rows": len(telemetry),
         "sites": telemetry[col.SITE].nunique(),
@@ -44,7 +55,7 @@ def summarize(telemetry: pd.DataFrame) -> dict:
         "missing": {name: float(share) for name, share in missing.items()},
         "sensors_absent": [name for name, share in missing.items() if share == 1],
         "ignored_columns": list(telemetry.attrs.get("ignored_columns", [])),
-        "warnings": describe(telemetry.attrs.get("findings", []), len(telemetry)),
+        "warnings": warnings,
         **_event_summary(telemetry),
     }
 

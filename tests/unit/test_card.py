@@ -1,6 +1,7 @@
 import pandas as pd
 import pytest
 
+from hvs_lib.evaluation.outcomes import OUTCOMES
 from hvs_lib.report.card import model_card
 
 
@@ -9,8 +10,9 @@ def card():
     params = {
         "rows_train": "1000", "hazard_rows_train": "10", "events_train": "4", "rows_test": "500",
         "hazard_rows_test": "5", "events_test": "2", "n_features": "113", "rows_fitted": "300",
-        "normal_stride": "18", "missed_event_costs": "0.0", "max_false_alarms_per_site_day": "1.0",
-        "modules_per_site": "64.0", "alarm_threshold": "0.25", "alarm_k": "5", "alarm_n": "8",
+        "normal_stride": "18", "missed_event_costs": "0.0",
+        "max_nuisance_alarms_per_site_day": "1.0", "modules_per_site": "64.0",
+        "alarm_threshold": "0.25", "alarm_k": "5", "alarm_n": "8",
         "alarm_refractory_min": "30.0", "calibration": "platt",
     }  # fmt: skip
     tags = {
@@ -18,6 +20,8 @@ def card():
         "git_dirty": "false", "workbook_version": "0.1.0",
     }  # fmt: skip
     metrics = {"event_recall": 0.5, "event_recall_low": 0.1, "event_recall_high": 0.9}
+    metrics |= {"cv_event_recall_5min": 0.4, "event_recall_10min": 0.3}
+    metrics |= {"nuisance_alarms_per_site_day": 0.125, "cv_fault_alarms_per_site_day": 2.5}
     by_cause = pd.DataFrame({"test racks": ["0 of 2"]}, index=["<script>|x"])
 
     def write(missed=("hot_joint",), **changed):
@@ -37,11 +41,16 @@ def card():
         "test racks: 500 rows, 5 of them hazardous, 2 events",
         "commit `c0ffee`",
         "| event recall | – | 0.50 [0.10, 0.90] |",
+        "| event recall at least 5 min ahead | 0.40 | – |",
+        "| event recall at least 10 min ahead | – | 0.30 |",
+        "| nuisance alarms per site-day | – | 0.12 |",
+        "| fault alarms per site-day | 2.50 | – |",
+        *(f"\n- {outcome}: " for outcome in OUTCOMES),
         "hot_joint: fewer than half of its events are caught",
         "at or above 0.25 in 5 of the last 8 samples",
         "no other alarm of that module for 30 min",
         "calibration of the scores: platt",
-        "at most 1 false alarms per site-day",
+        "at most 1 nuisance alarms per site-day",
         "must never replace one",
         "hvs reproduce " + "f" * 32,
         "models:/hvs-fire-prediction@champion",
@@ -61,7 +70,7 @@ def test_a_card_without_weak_causes_says_so(card):
 
 def test_costs_take_the_budgets_place(card):
     text = card(missed_event_costs="20.0")
-    assert "a missed event counts as 20 false alarms" in text
+    assert "a missed event counts as 20 nuisance alarms" in text
     assert "at most" not in text
 
 

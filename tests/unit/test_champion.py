@@ -9,16 +9,16 @@ from hvs_lib.tracking.champion import decide, rank_models
 
 RUNS = pd.DataFrame(
     [
-        # name, role, leaky, cv_event_recall, cv_pr_auc, cv_recall_class1, cv_precision_class1
-        ("early", "model", "false", 0.9, 0.60, 0.5, 0.4),
-        ("sharp", "model", "false", 0.8, 0.70, 0.4, 0.8),
-        ("tied", "model", "false", 0.9, 0.50, 0.6, 0.3),
-        ("leaky", "model", "true", 1.0, 0.99, 0.9, 0.9),
-        ("reference", "reference", "false", 1.0, 0.99, 0.9, 0.9),
+        ("early", "model", "false", 0.9, 0.7, 0.55, 0.5, 0.4),
+        ("sharp", "model", "false", 0.8, 0.8, 0.70, 0.4, 0.8),
+        ("late", "model", "false", 0.9, 0.6, 0.60, 0.5, 0.4),
+        ("tied", "model", "false", 0.9, 0.7, 0.50, 0.6, 0.3),
+        ("leaky", "model", "true", 1.0, 1.0, 0.99, 0.9, 0.9),
+        ("reference", "reference", "false", 1.0, 1.0, 0.99, 0.9, 0.9),
     ],
     columns=[
-        "name", "role", "leaky", "cv_event_recall", "cv_pr_auc", "cv_recall_class1",
-        "cv_precision_class1",
+        "name", "role", "leaky", "cv_event_recall", "cv_event_recall_10min", "cv_pr_auc",
+        "cv_recall_class1", "cv_precision_class1",
     ],
 )  # fmt: skip
 
@@ -38,9 +38,11 @@ def test_each_policy_has_its_winner(policy, min_precision, winner):
     assert not {"leaky", "reference"} & set(ranked["name"])
 
 
-def test_the_order_of_the_runs_does_not_matter():
+def test_ties_go_to_earlier_warnings_then_to_average_precision_in_any_order_of_the_runs():
     forwards, backwards = rank_models(RUNS), rank_models(RUNS[::-1])
-    assert forwards["name"].tolist() == backwards["name"].tolist() == ["early", "tied", "sharp"]
+    assert forwards["name"].tolist() == backwards["name"].tolist() == [
+        "early", "tied", "late", "sharp",
+    ]  # fmt: skip
 
 
 def test_refusals():

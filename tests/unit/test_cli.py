@@ -5,10 +5,12 @@ import pytest
 from click.testing import CliRunner
 from projects import BIN
 
+from hvs_lib import cli, runner
 from hvs_lib import columns as col
-from hvs_lib import runner
 from hvs_lib.cli import main
+from hvs_lib.report.tables import HEADLINES, results_table
 from hvs_lib.telemetry.read import load_telemetry
+from hvs_lib.telemetry.summary import summarize
 
 
 @pytest.fixture
@@ -133,6 +135,40 @@ def test_check_accepts_telemetry_without_a_label(hvs, make_telemetry, tmp_path):
     path = tmp_path / "own.csv"
     make_telemetry(label=False, event_ids=False).to_csv(path, index=False)
     assert hvs("check", path).exit_code == 0
+
+
+def test_check_says_that_no_fault_can_be_told_without_event_ids(hvs, make_telemetry, tmp_path):
+    said = "neither early nor timely counts as a nuisance"
+    path = tmp_path / "own.csv"
+    for options, told in [({}, False), ({"event_ids": False}, True),
+                          ({"event_ids": False, "label": False}, False)]:  # fmt: skip
+        make_telemetry(**options).to_csv(path, index=False)
+        assert (said in hvs("check", path).output) == told
+    make_telemetry().assign(**{col.EVENT_ID: None}).to_csv(path, index=False)
+    assert said in hvs("check", path).output
+
+
+def test_a_table_without_its_sensors_is_summarised_by_what_is_missing_of_them(make_telemetry):
+    telemetry = make_telemetry()
+    telemetry.loc[:71, col.CO] = float("nan")
+    missing = telemetry[col.SENSORS].isna().mean()
+    bare = telemetry.drop(columns=col.SENSORS)
+    for given in (missing, missing.to_dict()):
+        assert summarize(bare, given) == summarize(telemetry)
+
+
+def test_the_leaderboard_fits_the_terminal_and_names_the_model_in_every_part(monkeypatch, capsys):
+    metrics = {metric: 0.5 for _, name, _ in HEADLINES for metric in (name, f"{name}_low")}
+    metrics |= {f"{name}_high": 0.75 for _, name, _ in HEADLINES}
+    leaderboard = results_table({"XGBoost, class weight": metrics}).reset_index(names="model")
+    champion = {"name": "a", "run_id": "b", "version": "1"}
+    monkeypatch.setattr("hvs_lib.tracking.runs.last_comparison", lambda: (leaderboard, champion))
+    monkeypatch.setenv("COLUMNS", "100")
+    cli._show_verdict()
+    said = capsys.readouterr().out
+    assert max(map(len, said.split("Champion")[0].splitlines())) <= 100
+    assert said.count("XGBoost, class weight") > 1
+    assert all(heading in said for heading, _, _ in HEADLINES)
 
 
 @pytest.mark.parametrize("name", ["fleet.csv", "fleet.parquet"])

@@ -1,9 +1,10 @@
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 
 from hvs_lib import columns as col
-from hvs_lib.evaluation.alarms import Alarm, AlarmRule, alarm_curve, event_table
+from hvs_lib.evaluation.alarms import Alarm, AlarmRule, alarm_curve, event_table, raise_alarms
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.report import plots
 from hvs_lib.samplers import make_samplers
@@ -63,21 +64,62 @@ def test_look_alike_has_no_label_and_counts_to_its_end(telemetry):
     assert "label 1" not in legend(fig.axes[0])
 
 
-def test_alarm_is_said_to_be_as_early_as_the_event_table_says(telemetry):
-    """An alarm before the label window that did not last is a false one, however early."""
-    label = telemetry[col.LABEL].to_numpy()
-    score = label.astype(float)
-    first = np.flatnonzero(label)[0]
-    score[first - 150 : first - 145] = 1.0
-    scores = scores_frame(telemetry, np.arange(len(telemetry)), score)
-    alarm = Alarm(AlarmRule(), 0.5)
-    event = event_table(scores, alarm).iloc[0]
+ALARM = Alarm(AlarmRule(), 0.5)
+
+
+@pytest.fixture
+def early(telemetry):
+    """Return telemetry whose event sets on 30 min before its label, and scores that rise then."""
+    first = np.flatnonzero(telemetry[col.LABEL])[0]
+    since_onset = np.arange(first - 180, first + 12)
+    names = telemetry[[col.EVENT_ID, col.EVENT_TYPE]].iloc[first]
+    for name in names.index:
+        telemetry.loc[since_onset, name] = names[name]
+    score = np.isin(np.arange(len(telemetry)), since_onset[30:]).astype(float)
+    return telemetry, scores_frame(telemetry, np.arange(len(telemetry)), score)
+
+
+def drawn_at(ax, label):
+    (line,) = (line for line in ax.get_lines() if line.get_label() == label)
+    return line.get_xdata()[0]
+
+
+@pytest.mark.parametrize("minutes", [10, 45])
+def test_alarm_is_in_view_as_early_as_the_event_table_says(early, minutes):
+    telemetry, scores = early
+    event = event_table(scores, ALARM).iloc[0]
     quiet = scores.assign(y_score=0.0)
-    fig = plots.alarm_timeline(telemetry, {"a": (scores, alarm), "b": (quiet, alarm)}, event)
+    alarms = {"a": (scores, ALARM), "b": (quiet, ALARM)}
+    fig = plots.alarm_timeline(telemetry, alarms, event, minutes=minutes)
     said = legend(fig.axes[1])
-    assert said[0] == f"a: alarm {event['lead_time_min']:.0f} min before"
-    assert event["lead_time_min"] < 3
-    assert said[1] == "b: no alarm"
+    assert event["lead_time_min"] == 27.0
+    assert said[:2] == ["a: alarm 27 min before", "b: no alarm"]
+    assert fig.axes[1].get_xlim()[0] < -event["lead_time_min"]
+    assert "label 1" in said
+    assert ("onset" in said) == (minutes == 45), "only where it lies in view"
+    if minutes == 45:
+        assert drawn_at(fig.axes[1], "onset") == pytest.approx(-32.33, abs=0.01)
+
+
+def test_each_outcome_shows_its_alarm_and_what_the_module_has(early):
+    telemetry, scores = early
+    scores = scores.assign(y_score=scores["y_score"] * 0.8)
+    alarms = raise_alarms(scores, ALARM)
+    assert alarms["outcome"].tolist() == ["early"]
+    nuisance = alarms.assign(outcome="nuisance", Rack_ID="RackA2", Module_ID="RackA2_Module01")
+    both = pd.concat([alarms, nuisance])
+    y_score = scores["y_score"].to_numpy()
+    fig = plots.outcome_timelines(telemetry, y_score, both, threshold=0.5)
+    first, timely, fault, last = fig.axes[:4]
+    assert first.get_title() == "early: short, RackA1_Module01"
+    assert drawn_at(first, "alarm") == 0
+    assert drawn_at(first, "onset") == pytest.approx(-5.33, abs=0.01)
+    assert drawn_at(first, "point of no return") == 27.0
+    assert [ax.get_title() for ax in (timely, fault)] == ["timely: no alarm", "fault: no alarm"]
+    assert last.get_title() == "nuisance: RackA2_Module01"
+    labels = [line.get_label() for line in last.get_lines()]
+    assert labels == ["temperature", "alarm"]
+    assert {"temperature", "score", "onset", "label 1"} <= set(legend(first))
 
 
 def test_precision_recall_names_each_curve_with_its_average_precision(telemetry):
@@ -107,17 +149,25 @@ def test_event_timelines_tell_silent_from_early(telemetry):
         "mute": event_table(loud.assign(y_score=0.0), Alarm(AlarmRule(), 0.5)),
     }
     ax = plots.event_timelines(events, title="x").axes[0]
-    places = [c.get_offsets()[:, 0].tolist() for c in ax.collections if len(c.get_offsets())]
+    places = [c.get_offsets()[:, 0].tolist() for c in ax.collections[2:] if len(c.get_offsets())]
     lead = events["loud"]["lead_time_min"].iloc[0]
-    assert places == [[pytest.approx(-lead)], [2.5]]
-    assert legend(ax) == ["loud", "mute"]
+    assert places == [[pytest.approx(-lead)], [4]]
+    assert legend(ax)[-2:] == ["loud", "mute"]
+
+
+def test_event_timelines_show_early_alarms_and_onsets(early):
+    events = event_table(early[1], ALARM)
+    ax = plots.event_timelines({"a": events}, title="x").axes[0]
+    assert ax.get_xlim()[0] < -events["lead_time_min"].iloc[0]
+    onset, label = ax.collections[:2]
+    assert onset.get_segments()[0][0, 0] == pytest.approx(-32.33, abs=0.01)
+    assert label.get_segments()[0][0, 0] == pytest.approx(-2.33, abs=0.01)
 
 
 @pytest.fixture
 def curve(telemetry):
     score = telemetry[col.TEMP_MAX].rank(pct=True).to_numpy()
-    found = alarm_curve(scores_frame(telemetry, np.arange(len(telemetry)), score), AlarmRule())
-    return found.assign(false_alarms_per_site_day=found["false_alarms_per_module_day"] * 8)
+    return alarm_curve(scores_frame(telemetry, np.arange(len(telemetry)), score), AlarmRule())
 
 
 def test_operating_point_marks_the_threshold(curve):
@@ -125,8 +175,24 @@ def test_operating_point_marks_the_threshold(curve):
     fig = plots.operating_point(curve, at["threshold"])
     mark = fig.axes[0].get_lines()[1]
     assert mark.get_ydata()[0] == at["event_recall"]
-    assert mark.get_xdata()[0] == at["false_alarms_per_site_day"]
+    assert mark.get_xdata()[0] == at["nuisance_alarms_per_site_day"] > 1
     assert f"threshold {at['threshold']:.3f}" in fig.get_suptitle()
+
+
+def test_budget_curves_show_the_best_within_each_budget():
+    rate, recall, ahead = [0.0, 2.0, 0.5, 100.0], [0.2, 0.6, 0.8, 0.7], [0.1, 0.5, 0.4, 0.3]
+    curve = pd.DataFrame({"nuisance_alarms_per_site_day": rate, "event_recall": recall,
+                          "event_recall_5min": ahead})  # fmt: skip
+    fig = plots.budget_curves({"a": curve, "b": curve}, {"a": (0.0, 0.2)}, title="x")
+    (ax,) = fig.axes
+    caught, early, dot = ax.get_lines()[:3]
+    assert caught.get_xdata().tolist() == [1 / 30, 0.5, 2.0, 100.0], "0 is at the left edge"
+    assert caught.get_ydata().tolist() == [0.2, 0.8, 0.8, 0.8]
+    assert early.get_ydata().tolist() == [0.1, 0.4, 0.5, 0.5]
+    assert (dot.get_xdata()[0], dot.get_ydata()) == (1 / 30, 0.2)
+    ticks = [tick.get_text() for tick in ax.get_xticklabels()]
+    assert ticks == ["1/month", "1/week", "1/day", "1/hour"]
+    assert legend(ax) == ["a", "b", "caught", "caught at least 5 min ahead", "the chosen alarm"]
 
 
 def test_slider_draws_the_threshold_that_it_stands_on(curve, monkeypatch):

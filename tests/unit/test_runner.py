@@ -68,6 +68,11 @@ def test_each_notebook_gets_the_parameters_that_it_has():
     [
         ({"names": ["02_tunning"]}, "no notebook '02_tunning'. Did you mean '02_tuning'?"),
         ({"parameters": {"n_itter": 5}}, "no parameter 'n_itter'. Did you mean 'n_iter'?"),
+        (
+            {"parameters": {"max_false_alarms_per_site_day": 1.0}},
+            "no parameter 'max_false_alarms_per_site_day'. Did you mean "
+            "'max_nuisance_alarms_per_site_day'?",
+        ),
         ({"profile": "smok"}, "no profile 'smok'. Did you mean 'smoke'?"),
         ({"parameters": {"n_iter": "many"}}, "'n_iter' must be int, as its default 20 is, got"),
         ({"parameters": {"n_iter": "2.5"}}, "'n_iter' must be int"),
@@ -91,8 +96,12 @@ def test_each_notebook_gets_the_parameters_that_it_has():
                 ("n_folds", 1, "n_folds must be a whole number of at least 2, got 1"),
                 ("split", "rows", "split must be one of rack, row, got 'rows'"),
                 ("normal_stride", 0, "normal_stride must be at least 1, got 0"),
-                ("max_false_alarms_per_site_day", 0.0, "max_false_alarms_per_site_day must be"),
-                ("max_false_alarms_per_site_day", "nan", "must be above 0, got nan"),
+                (
+                    "max_nuisance_alarms_per_site_day",
+                    0.0,
+                    "max_nuisance_alarms_per_site_day must be",
+                ),
+                ("max_nuisance_alarms_per_site_day", "nan", "must be above 0, got nan"),
                 ("missed_event_costs", -1.0, "missed_event_costs must be 0 or more, got -1.0"),
                 ("n_jobs", 0, "n_jobs must be 1 or more, or -1"),
                 ("n_iter", 0, "n_iter must be at least 1, got 0"),

@@ -6,7 +6,9 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -22,7 +24,8 @@ from xgboost import XGBClassifier
 from hvs_lib import columns as col
 from hvs_lib import models, score
 from hvs_lib.cli import main
-from hvs_lib.evaluation.alarms import raise_alarms
+from hvs_lib.evaluation.alarms import Alarm, AlarmRule, raise_alarms
+from hvs_lib.evaluation.outcomes import OUTCOMES
 from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.evaluation.splits import split_by_rack
@@ -53,7 +56,7 @@ def registered(telemetry, tmp_path_factory):
         split = split_by_rack(telemetry, test_size=0.25, n_folds=2, seed=1)
         protocol = Protocol(
             telemetry, build_features(telemetry), split, normal_stride=3,
-            max_false_alarms_per_site_day=1000.0,
+            max_nuisance_alarms_per_site_day=1000.0,
         )  # fmt: skip
         prepare()
         mlflow.start_run(tags=tags_of("01_baseline"))
@@ -108,13 +111,16 @@ def file(request, telemetry, tmp_path):
 def test_alarms_are_those_of_the_whole_file_in_memory(file, champion, expected, tmp_path):
     tally = score_file(file, tmp_path / "alarms.csv", champion)
     alarms = pd.read_csv(tmp_path / "alarms.csv")
-    assert list(alarms.columns) == score.COLUMNS
+    assert list(alarms.columns) == score.COLUMNS + score.OUTCOME_COLUMNS
     assert len(expected) > 2
     assert (tally.racks, tally.rows, tally.alarms) == (8, 1920, len(expected))
     for name in (col.SITE, col.RACK, col.MODULE):
         assert alarms[name].tolist() == expected[name].astype(str).tolist()
     assert pd.to_datetime(alarms["alarm_start"]).tolist() == expected[col.TIMESTAMP].tolist()
     np.testing.assert_allclose(alarms["score"], expected["y_score"], rtol=0, atol=1e-6)
+    assert alarms["outcome"].tolist() == expected["outcome"].tolist()
+    assert alarms[col.EVENT_ID].equals(expected[col.EVENT_ID].astype("str"))
+    np.testing.assert_allclose(alarms["lead_time_min"], expected["lead_time_min"], rtol=1e-5)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
@@ -153,6 +159,72 @@ def test_neither_label_nor_site_is_needed(telemetry, champion, expected, tmp_pat
     save_telemetry(bare, tmp_path / "bare.csv")
     tally = score_file(tmp_path / "bare.csv", tmp_path / "alarms.csv", champion)
     assert tally.alarms == len(expected)
+    assert tally.outcomes == []
+    assert list(pd.read_csv(tmp_path / "alarms.csv").columns) == score.COLUMNS
+
+
+@pytest.fixture
+def loud(champion):
+    """Raise an alarm at every row, so that every outcome shows."""
+    return replace(champion, alarm=Alarm(AlarmRule(1, 1, refractory_min=0), -1.0))
+
+
+@pytest.fixture
+def mixed(make_telemetry, tmp_path, monkeypatch):
+    """Write a file of four parts: events, a fault of the same cause, and a look-alike."""
+    monkeypatch.setattr("hvs_lib.telemetry.read.ROWS_TOGETHER", 100)
+    made = make_telemetry(racks=4, event_racks=(2, 3), look_alike_racks=(0, 1))
+    made = made.astype({col.EVENT_TYPE: object})
+    made.loc[made[col.EVENT_ID] == "LE000", col.EVENT_TYPE] = "short"  # as those in later parts
+    save_telemetry(made, tmp_path / "t.parquet")
+    return tmp_path / "t.parquet", made
+
+
+@pytest.mark.parametrize("known", [(), ("hot_day",)])
+def test_a_cause_is_a_faults_wherever_in_the_file_or_the_training_it_ended_in_an_event(
+    loud, mixed, tmp_path, known
+):
+    path, made = mixed
+    loud = replace(loud, fault_types=frozenset(known))
+    tally = score_file(path, tmp_path / "alarms.csv", loud)
+    alarms = pd.read_csv(tmp_path / "alarms.csv")
+    kinds = ["short", *known]
+    scores = scores_frame(made, np.arange(len(made)), np.zeros(len(made)), fault_types=kinds)
+    expected = raise_alarms(scores, loud.alarm)
+    assert alarms["outcome"].tolist() == expected["outcome"].tolist()
+    faults = 12 * len(kinds)
+    assert tally.outcomes == [
+        f"alarms: 0 early, 24 timely, {faults} fault, {480 - 24 - faults} nuisance",
+        "2 of 2 events caught, median lead time 2.3 min",
+    ]
+
+
+def test_events_that_no_alarm_catches_are_counted(champion, mixed, tmp_path):
+    mute = replace(champion, alarm=Alarm(AlarmRule(), 2.0))
+    tally = score_file(mixed[0], tmp_path / "alarms.csv", mute)
+    nothing = "alarms: 0 early, 0 timely, 0 fault, 0 nuisance"
+    assert tally.outcomes == [nothing, "0 of 2 events caught"]
+    columns = pd.read_csv(tmp_path / "alarms.csv").columns
+    assert list(columns) == score.COLUMNS + score.OUTCOME_COLUMNS
+
+
+def test_a_label_without_event_ids_is_enough_for_outcomes(loud, mixed, tmp_path):
+    made = mixed[1].drop(columns=[col.EVENT_ID, col.EVENT_TYPE])
+    save_telemetry(made, tmp_path / "bare.parquet")
+    tally = score_file(tmp_path / "bare.parquet", tmp_path / "alarms.csv", loud)
+    # An hour before its point of no return, each event has set on: from the module's first row.
+    assert tally.outcomes[0] == "alarms: 96 early, 24 timely, 0 fault, 360 nuisance"
+    assert tally.outcomes[1] == "2 of 2 events caught, median lead time 10.3 min"
+
+
+def test_the_causes_of_faults_come_with_the_model(monkeypatch):
+    metadata = {"alarm_threshold": 0.5, "alarm_k": 1, "alarm_n": 1, "alarm_refractory_min": 0,
+                "calibration": "none", "fault_types": '["hot, then cold", "short"]'}  # fmt: skip
+    fixed = SimpleNamespace(estimator=SimpleNamespace(estimator=None))
+    monkeypatch.setattr(score, "load_model", lambda uri: (fixed, metadata))
+    assert load_champion("models:/any/1").fault_types == {"hot, then cold", "short"}
+    del metadata["fault_types"]
+    assert load_champion("models:/any/1").fault_types == set()
 
 
 def test_top_features_are_the_largest_contributions(telemetry, champion, tmp_path):
@@ -186,10 +258,15 @@ def test_contributions_add_up_to_the_score(telemetry):
 
 def test_ids_that_look_like_formulas_are_written_as_text(telemetry, champion, tmp_path):
     names = telemetry[col.MODULE].astype(str)
-    odd = telemetry.assign(**{col.MODULE: "=HYPERLINK(" + names})
+    events = telemetry[col.EVENT_ID].astype("str")
+    odd = {col.MODULE: "=HYPERLINK(" + names, col.EVENT_ID: "=HYPERLINK(" + events}
+    odd = telemetry.assign(**odd)
     save_telemetry(odd, tmp_path / "t.csv")
     score_file(tmp_path / "t.csv", tmp_path / "alarms.csv", champion)
-    assert pd.read_csv(tmp_path / "alarms.csv")[col.MODULE].str.startswith("'=HYPERLINK(").all()
+    found = pd.read_csv(tmp_path / "alarms.csv")
+    for name in (col.MODULE, col.EVENT_ID):
+        assert found[name].dropna().str.startswith("'=HYPERLINK(").all()
+    assert found[col.EVENT_ID].notna().any()
 
 
 def test_bad_telemetry_is_refused_and_leaves_no_output(telemetry, champion, tmp_path):
@@ -247,6 +324,11 @@ def test_command_says_what_it_did(telemetry, uri, expected, project, tmp_path):
     assert result.exit_code == 0, result.output
     assert "8 racks, 1,920 rows" in result.output
     assert f"{len(expected)} alarms in" in result.output
+    counts = expected["outcome"].value_counts()
+    told = ", ".join(f"{counts.get(name, 0)} {name}" for name in OUTCOMES)
+    *_, outcomes, events = result.output.splitlines()
+    assert outcomes == f"alarms: {told}"
+    assert events.startswith(f"{expected[col.EVENT_ID].nunique()} of 5 events caught, median lead")
     assert "100 of 100 percent, 0 s left" in (project / "runs" / "hvs.log").read_text()
     result = CliRunner().invoke(main, ["score", str(tmp_path / "none.csv")])
     assert (result.exit_code, "must exist" in result.output) == (1, True)
