@@ -151,10 +151,10 @@ def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> list[str]:
         Where a treatment of the imbalance cannot work on it.
     """
     from hvs_lib import columns as col
-    from hvs_lib.evaluation.splits import check_labels, split_by_rack, thin_normal_rows
+    from hvs_lib.evaluation.splits import check_labels, split_fleet, thin_rows
     from hvs_lib.features import check_interval
     from hvs_lib.samplers import check_folds
-    from hvs_lib.telemetry.read import load_telemetry
+    from hvs_lib.telemetry.fleet import load_fleet
     from hvs_lib.telemetry.summary import summarize
 
     uses = {
@@ -165,21 +165,23 @@ def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> list[str]:
     if not uses:
         return []
     first = next(iter(uses.values()))
-    telemetry = load_telemetry(first["data_path"], keep_fill_values=first["keep_fill_values"])
-    check_labels(telemetry)
-    summary = summarize(telemetry)
+    fleet = load_fleet(first["data_path"], keep_fill_values=first["keep_fill_values"])
+    check_labels(fleet.rows)
+    summary = summarize(fleet.rows, missing=fleet.missing)
     warnings = summary["warnings"] + check_interval(summary["interval_s"])
     of_split = ("test_size", "n_folds", "seed", "split")
     for parameters in uses.values():
         if not set(of_split) <= set(parameters):
             continue
-        split = split_by_rack(telemetry, **{name: parameters[name] for name in of_split})
+        split = split_fleet(fleet.rows, **{name: parameters[name] for name in of_split})
+        strides = {name: parameters[name] for name in ("normal_stride", "hazard_stride")}
         try:
-            stride = parameters["normal_stride"]
-            kept = [thin_normal_rows(telemetry, rows, stride) for rows, _ in split.folds]
+            rows = thin_rows(fleet.rows, split.train, **strides)
             if "sampling_strategy" in parameters:
-                labels = [telemetry[col.LABEL].to_numpy()[rows] for rows in kept]
-                check_folds(labels, parameters["sampling_strategy"], stride)
+                y, fold = fleet.rows[col.LABEL].to_numpy()[rows], split.fold[rows]
+                labels = [y[fold != number] for number in range(split.n_folds)]
+                thinning = strides["normal_stride"] / strides["hazard_stride"]
+                check_folds(labels, parameters["sampling_strategy"], thinning)
         except ValueError as error:
             raise RunError(str(error)) from error
     return warnings
@@ -351,14 +353,14 @@ def _check_values(parameters: Mapping[str, object]) -> None:
     from hvs_lib.evaluation.splits import check_split
     from hvs_lib.samplers import check_sampling
     from hvs_lib.search import check_search
-    from hvs_lib.telemetry.simulated import check_fleet
+    from hvs_lib.telemetry.fleet import check_fleet
     from hvs_lib.tracking.champion import check_policy
 
     budget = ("max_nuisance_alarms_per_site_day", "missed_event_costs")
     checks = {
         check_fleet: ("sites", "seed"),
         check_split: ("test_size", "n_folds", "split"),
-        check_protocol: ("normal_stride", *budget, "n_jobs"),
+        check_protocol: ("normal_stride", "hazard_stride", *budget, "n_jobs"),
         check_search: ("scoring", "n_iter"),
         check_sampling: ("smote_k_neighbors", "sampling_strategy"),
         check_policy: ("policy", "min_precision"),
