@@ -190,7 +190,11 @@ def _converted(path: Path, keep_fill_values: bool) -> Fleet:
     def make() -> dict:
         options = {"keep_fill_values": keep_fill_values}
         about = {"findings": [], "ignored_columns": [], "partitions": 0}
-        with tempfile.TemporaryDirectory(dir=folders, ignore_cleanup_errors=True) as unfinished:
+        for left in folders.glob(f".{folder.name}.*"):  # by one that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{folder.name}.", dir=folders, ignore_cleanup_errors=True
+        ) as unfinished:
             try:
                 with closing(read_racks(path, require_label=True, **options)) as parts:
                     for number, (_, telemetry) in enumerate(parts):
