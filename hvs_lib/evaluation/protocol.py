@@ -322,7 +322,7 @@ class Protocol:
         """Digests of what models are fitted on, to find where two machines begin to differ."""
         rows = self.training
         return {
-            "digest_telemetry": joblib.hash(self.fleet.rows),
+            "digest_telemetry": joblib.hash([self.fleet.sha256, self.fleet.rows]),
             "digest_features": joblib.hash(rows.X.to_numpy()),
             "digest_training_rows": joblib.hash([rows.y, rows.weight, rows.fold]),
         }

@@ -699,6 +699,14 @@ def test_sample_has_one_rack_and_one_event():
     assert summary["events"] == 1
 
 
+def test_the_sample_is_what_the_code_beside_it_makes(project):
+    code = README.read_text(encoding="utf-8").split("```python")[1].split("```")[0]
+    again = project / "sample.csv"
+    assert "data/sample/rack_with_event.csv" in code
+    exec(code.replace("data/sample/rack_with_event.csv", again.as_posix()), {})
+    assert again.read_bytes() == SAMPLE.read_bytes()
+
+
 def test_data_dictionary_states_the_columns_and_limits_of_the_code():
     text = README.read_text(encoding="utf-8").split("## Columns")[1]
     rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines()]
