@@ -212,9 +212,16 @@ class Protocol:
         strides = {"normal_stride": self.normal_stride, "hazard_stride": self.hazard_stride}
         rows = thin_rows(table, train, **strides)
         y = table[col.LABEL].to_numpy()[rows]
+        fold = self.split.fold[rows]
+        empty = sorted(set(range(self.split.n_folds)) - set(fold[y == 1].tolist()))
+        if empty:
+            raise ValueError(
+                "hazard_stride must leave a labelled row in each fold, got "
+                f"{self.hazard_stride} and none in fold {empty[0] + 1}: lower it."
+            )
         weight = np.where(y == 1, float(self.hazard_stride), float(self.normal_stride))
         X = features_of(self.fleet, rows, n_jobs=self.n_jobs)
-        return TrainingRows(X, y, weight, self.split.fold[rows])
+        return TrainingRows(X, y, weight, fold)
 
     def _drawn_groups(self) -> np.ndarray:
         """Tell which rows are of the drawn sites or racks; some with an event of each fold are."""
