@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 BIN = Path(sys.executable).parent
+TORTURE = int(os.environ.get("HVS_TORTURE", "0"))  # tries that `make torture` asks for
 
 
 def environment_of(root: Path, **variables: str) -> dict[str, str]:
