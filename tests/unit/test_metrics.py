@@ -456,6 +456,13 @@ def test_among_equal_recall_and_warning_the_fewest_nuisance_alarms_win():
     assert best_alarm(scores, **options) == Alarm(rules[1], 3)
 
 
+def test_a_lower_threshold_may_raise_fewer_nuisance_alarms():
+    """At 3 the alarm on a fault keeps back the nuisance alarm that follows it."""
+    event = module_rows([4], 1, name="M1", event="E1")
+    scores = frame_of(event, module_rows([3, 4], name="M2", event=["E2", None]))
+    assert chosen_threshold(scores, 1e9, AlarmRule(1, 1)) == 3
+
+
 def test_a_missed_event_is_weighed_against_nuisance_alarms():
     """Two nuisance alarms stand before the quieter of two events."""
     quiet, loud = (
