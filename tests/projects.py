@@ -31,9 +31,7 @@ def start(command: str, *arguments: object, root: Path, **variables: str) -> sub
 
 def copy_telemetry(fleet: Path, root: Path) -> None:
     """Give the project its telemetry, which spares it the simulation."""
-    folder = root / "data" / "raw"
-    folder.mkdir(parents=True)
-    shutil.copy(fleet, folder)
+    shutil.copytree(fleet, root / "data" / "raw" / fleet.name)
 
 
 def free_port() -> int:

@@ -66,7 +66,7 @@ class SmallRun(NamedTuple):
     """A finished run, its telemetry, and what `hvs run` must be told to make it again."""
 
     root: Path
-    telemetry: Path
+    telemetry: Path | str  # "" is the simulated fleet
     options: list
 
 
@@ -79,8 +79,7 @@ def small_run(request, run_once, make_telemetry, tmp_path_factory):
     """
     if TORTURE:
         root, _ = request.getfixturevalue("finished_run")
-        (telemetry,) = (root / "data" / "raw").glob("*.parquet")
-        return SmallRun(root, telemetry, ["--profile", "smoke", "-p", "data_path", telemetry])
+        return SmallRun(root, "", ["--profile", "smoke"])
     telemetry = tmp_path_factory.mktemp("small") / "small.parquet"
     make_telemetry(racks=12, rows=200, event_racks=tuple(range(8))).to_parquet(telemetry)
     options = ["--profile", "smoke", "-p", "normal_stride", 4, "-p", "data_path", telemetry]
@@ -105,6 +104,6 @@ def smoke(finished_run, workplace):
 
 @pytest.fixture(scope="module")
 def fleet(workplace):
-    """Return the simulated telemetry of the run."""
-    (path,) = (workplace.root / "data" / "raw").glob("*.parquet")
-    return path
+    """Return the folder of the run's simulated sites."""
+    (folder,) = (workplace.root / "data" / "raw").iterdir()
+    return folder
