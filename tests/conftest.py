@@ -92,6 +92,29 @@ def make_telemetry():
     return build_telemetry
 
 
+@pytest.fixture(scope="session")
+def make_fleet(tmp_path_factory):
+    """Return a function that opens a telemetry table as a fleet of several partitions.
+
+    The table is given, or the options of the small one; `rows_together` is about the size of a
+    partition.
+    """
+    from hvs_lib.telemetry import read
+    from hvs_lib.telemetry.files import save_telemetry
+    from hvs_lib.telemetry.fleet import load_fleet
+
+    def make(telemetry=None, *, rows_together=400, **options):
+        root = tmp_path_factory.mktemp("fleet")
+        table = build_telemetry(**options) if telemetry is None else telemetry
+        save_telemetry(table, root / "own.parquet")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("HVS_PROJECT_ROOT", str(root))
+            patch.setattr(read, "ROWS_TOGETHER", rows_together)
+            return load_fleet(root / "own.parquet")
+
+    return make
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """Give the test a project root of its own to write to."""

@@ -156,6 +156,8 @@ class Protocol:
             self.normal_stride, self.hazard_stride, self.max_nuisance_alarms_per_site_day,
             self.missed_event_costs, self.n_jobs,
         )  # fmt: skip
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must be above 0 and 1 at most, got {self.share}.")
 
     def assess(self, pipeline: Pipeline) -> Assessment:
         """Fit a pipeline, score, calibrate, choose the alarm, and judge."""
@@ -320,7 +322,7 @@ class Protocol:
         """Digests of what models are fitted on, to find where two machines begin to differ."""
         rows = self.training
         return {
-            "digest_telemetry": joblib.hash(self.fleet.rows),
+            "digest_telemetry": joblib.hash([self.fleet.sha256, self.fleet.rows]),
             "digest_features": joblib.hash(rows.X.to_numpy()),
             "digest_training_rows": joblib.hash([rows.y, rows.weight, rows.fold]),
         }

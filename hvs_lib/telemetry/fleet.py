@@ -33,7 +33,7 @@ from hvs_lib.telemetry.read import load_telemetry, read_racks
 
 SIMULATED_HOURS = 6.0
 _ABOUT = "about.json"  # findings of a converted file; written last
-_FINGERPRINT, _MISSING = b"hvs_simulator_sha256", b"hvs_missing"
+_FINGERPRINT = b"hvs_simulator_sha256"
 _IDENTITY = [name for name in col.TELEMETRY if name not in col.SENSORS]
 
 
@@ -65,7 +65,7 @@ class Fleet:
 
     def telemetry(self, partition: int) -> pd.DataFrame:
         """Read a partition, shape (n_rows, n_columns); its index are the numbers of the rows."""
-        table = _read(self.paths[partition], None, self._make_again)
+        table = _read(self.paths[partition], self._make_again)
         first, end = self.starts[partition : partition + 2]
         return table.set_axis(pd.RangeIndex(first, end))
 
@@ -144,9 +144,9 @@ def _simulated(sites: int, seed: int) -> Fleet:
         site = int(path.stem.removeprefix("Site")) - 1
         telemetry, _ = to_frames([simulate_site(site, SIMULATED_HOURS, seed)])
         stamps = {b"hvs_workbook_version": __version__.encode()}
-        _write(telemetry, path, stamps | {_FINGERPRINT: simulator_fingerprint().encode()})
+        write(telemetry, path, stamps | {_FINGERPRINT: simulator_fingerprint().encode()})
 
-    with FileLock(folder / ".lock"):  # notebooks that start together simulate once
+    with _lock(folder):  # notebooks that start together simulate once
         stamp = simulator_fingerprint()
         missing = [path for path in paths if _stamp_of(path) != stamp]
         if missing:
@@ -167,8 +167,11 @@ def simulator_fingerprint() -> str:
 def _stamp_of(path: Path) -> str | None:
     try:
         stamps = arrow.parquet.read_schema(path).metadata or {}
-    except READ_ERRORS:
-        return None  # absent or damaged
+    except FileNotFoundError:
+        return None
+    except READ_ERRORS as error:
+        log_line(f"{STEP}{path} is damaged and is made again: {error}")
+        return None
     return stamps.get(_FINGERPRINT, b"").decode()
 
 
@@ -184,41 +187,68 @@ def _converted(path: Path, keep_fill_values: bool) -> Fleet:
     folders.mkdir(parents=True, exist_ok=True)
     folder = folders / cache.key(sha256, keep_fill_values)
 
-    def make() -> None:
+    def make() -> dict:
         options = {"keep_fill_values": keep_fill_values}
-        about = {"findings": [], "ignored_columns": []}
-        with tempfile.TemporaryDirectory(dir=folders, ignore_cleanup_errors=True) as unfinished:
+        about = {"findings": [], "ignored_columns": [], "partitions": 0}
+        for left in folders.glob(f".{folder.name}.*"):  # by one that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{folder.name}.", dir=folders, ignore_cleanup_errors=True
+        ) as unfinished:
             try:
                 with closing(read_racks(path, require_label=True, **options)) as parts:
                     for number, (_, telemetry) in enumerate(parts):
                         about["findings"] += telemetry.attrs["findings"]
                         about["ignored_columns"] = telemetry.attrs["ignored_columns"]
-                        _write(telemetry, Path(unfinished) / f"{number:05d}.parquet", {})
+                        write(telemetry, Path(unfinished) / _partition(number), {})
+                        about["partitions"] += 1
             except DataError:
                 load_telemetry(path, **options)  # names the problems of the whole file
                 raise
             (Path(unfinished) / _ABOUT).write_text(json.dumps(about))
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(unfinished, folder)
+        return about
 
-    with FileLock(f"{folder}.lock"):
-        if not (folder / _ABOUT).exists():
-            make()
-        fleet = _open(sorted(folder.glob("*.parquet")), lambda _: make(), sha256)
-    fleet.rows.attrs |= json.loads((folder / _ABOUT).read_text())
+    def make_again(_: Path) -> None:
+        if not path.is_file() or sha256_of_file(path) != sha256:
+            problem = "The file must stay as it is while it is used, it has changed; start again."
+            raise DataError(f"{path} cannot be used", [problem])
+        make()
+
+    with _lock(folder):
+        about = _about(folder) or make()
+        paths = [folder / _partition(number) for number in range(about["partitions"])]
+        fleet = _open(paths, make_again, sha256)
+    fleet.rows.attrs |= {name: about[name] for name in ("findings", "ignored_columns")}
     return fleet
+
+
+def _partition(number: int) -> str:
+    return f"{number:05d}.parquet"
+
+
+def _about(folder: Path) -> dict:
+    """Read what is known of a converted file; nothing where it is not, or the disk lost it."""
+    try:
+        return json.loads((folder / _ABOUT).read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 # ---- partitions ------------------------------------------------------------------------------
 
 
 def _open(paths: list[Path], make_again: Callable[[Path], None], sha256: str = "") -> Fleet:
-    parts = [_read(path, _IDENTITY, make_again) for path in paths]
-    stamps = [arrow.parquet.read_schema(path).metadata[_MISSING] for path in paths]
-    missing = pd.DataFrame([json.loads(stamp) for stamp in stamps]).sum()
-    starts = np.cumsum([0, *(len(part) for part in parts)])
+    """Read each partition whole once, which finds the damaged ones; keep what tells rows apart."""
+    parts, missing = [], []
+    for path in paths:
+        telemetry = _read(path, make_again)
+        missing.append(telemetry[col.SENSORS].isna().sum())
+        parts.append({name: telemetry[name] for name in _IDENTITY if name in telemetry})
+    starts = np.cumsum([0, *(len(part[col.LABEL]) for part in parts)])
     columns = {}
-    for name in parts[0]:
+    for name in list(parts[0]):
         values = [part.pop(name) for part in parts]
         is_category = isinstance(values[0].dtype, pd.CategoricalDtype)
         columns[name] = (
@@ -228,25 +258,35 @@ def _open(paths: list[Path], make_again: Callable[[Path], None], sha256: str = "
         )
     rows = pd.DataFrame(columns, copy=False)
     together = hashlib.sha256("".join(sha256_of_file(path) for path in paths).encode()).hexdigest()
-    return Fleet(rows, paths, starts, missing / len(rows), sha256 or together, make_again)
+    return Fleet(rows, paths, starts, sum(missing) / len(rows), sha256 or together, make_again)
 
 
-def _read(
-    path: Path, columns: list[str] | None, make_again: Callable[[Path], None]
-) -> pd.DataFrame:
+def _read(path: Path, make_again: Callable[[Path], None]) -> pd.DataFrame:
     def read() -> pd.DataFrame:
         with arrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            known = [name for name in columns or col.TELEMETRY if name in file.schema_arrow.names]
-            return file.read(columns=known).to_pandas()
+            return _with_text_ids(file.read().to_pandas())
 
     try:
         return read()
-    except READ_ERRORS as error:
-        log_line(f"{STEP}{path} is damaged or missing and is made again: {error}")
-        make_again(path)
-        return read()
+    except READ_ERRORS:
+        with _lock(path.parent):  # where several find the damage, one mends it
+            try:
+                return read()
+            except READ_ERRORS as error:
+                log_line(f"{STEP}{path} is damaged or missing and is made again: {error}")
+                make_again(path)
+                return read()
 
 
-def _write(telemetry: pd.DataFrame, path: Path, stamps: dict[bytes, bytes]) -> None:
-    missing = json.dumps(telemetry[col.SENSORS].isna().sum().to_dict()).encode()
-    write(telemetry, path, stamps | {_MISSING: missing})
+def _with_text_ids(table: pd.DataFrame) -> pd.DataFrame:
+    """Give columns without a value, whose categories Parquet forgets, the type of the others."""
+    none = pd.Index([], dtype="str")
+    for name in table.columns[table.dtypes == "category"]:
+        if not len(table[name].cat.categories):
+            table[name] = table[name].cat.set_categories(none)
+    return table
+
+
+def _lock(folder: Path) -> FileLock:
+    """Return the lock of a folder of partitions; who holds it may ask for it again."""
+    return FileLock(f"{folder}.lock", is_singleton=True)

@@ -128,5 +128,5 @@ def describe(findings: Iterable[Finding], n_rows: int) -> list[str]:
         rows[name, what] = rows.get((name, what), 0) + count
     return [
         f"{name} in {count:,} rows ({count / n_rows:.2%}): {what}"
-        for (name, what), count in rows.items()
+        for (name, what), count in sorted(rows.items())
     ]

@@ -1,10 +1,10 @@
 """FLAML and AutoGluon beside the search of 02_tuning: same features, folds and wall time.
 
 `make bench-peers` runs it in an environment of its own. Each contender searches on the thinned
-rows of the training racks, with the rack folds of the workbook as its cross-validation and average
-precision as its goal, until the time is up. What it found is then judged by the protocol: refitted
-on each fold, scored on every row of the fold left out. Only the search is timed. Test racks are
-not touched.
+training rows, with the folds of the workbook as its cross-validation and average precision as its
+goal, until the time is up. What it found is then judged by the protocol: refitted on each fold,
+scored on every row of the fold left out. Only the search is timed. The test sites are not looked
+at.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import logging
 import tempfile
 import time
 from importlib.metadata import version
-from pathlib import Path
 
 import click
 import numpy as np
@@ -26,15 +25,12 @@ from xgboost import XGBClassifier
 from hvs_lib import models
 from hvs_lib.evaluation.metrics import evaluate
 from hvs_lib.evaluation.protocol import Protocol
-from hvs_lib.evaluation.scores import scores_frame
-from hvs_lib.evaluation.splits import split_by_rack
+from hvs_lib.evaluation.splits import split_fleet
 from hvs_lib.evaluation.uncertainty import paired_difference
-from hvs_lib.features import build_features
-from hvs_lib.models import XGBOOST_BY_HAND, XGBOOST_SEARCH_SPACE, make_pipeline, row_weights
+from hvs_lib.models import XGBOOST_BY_HAND, XGBOOST_SEARCH_SPACE, make_pipeline
 from hvs_lib.report.tables import cell
 from hvs_lib.search import random_search
-from hvs_lib.telemetry.read import load_telemetry
-from hvs_lib.telemetry.simulated import simulated_fleet_path
+from hvs_lib.telemetry.fleet import load_fleet
 
 PACKAGES = ("flaml", "autogluon.tabular", "scikit-learn", "xgboost", "pandas")
 
@@ -42,7 +38,7 @@ PACKAGES = ("flaml", "autogluon.tabular", "scikit-learn", "xgboost", "pandas")
 FLAML_LEARNERS = ["lgbm", "rf", "extra_tree"]
 
 
-class RackFolds(BaseCrossValidator):
+class Folds(BaseCrossValidator):
     """The workbook's folds, within the thinned training rows."""
 
     def __init__(self, fold: np.ndarray):
@@ -103,33 +99,33 @@ def search_ours(protocol: Protocol, seconds: float) -> BaseEstimator:
 
 
 def search_flaml(protocol: Protocol, seconds: float) -> BaseEstimator:
-    """Let FLAML choose learner and settings by average precision on the rack folds."""
+    """Let FLAML choose learner and settings by average precision on the folds."""
     from flaml import AutoML
 
-    rows, fold, X, weights = _training_rows(protocol)
+    rows, X = protocol.training, _prepared(protocol)
     automl = AutoML()
     automl.fit(
-        X, protocol.y[rows], task="classification", metric="ap", time_budget=seconds, n_jobs=2,
-        eval_method="cv", split_type=RackFolds(fold), sample_weight=weights, seed=42, verbose=0,
-        retrain_full=False, estimator_list=FLAML_LEARNERS,
+        X, rows.y, task="classification", metric="ap", time_budget=seconds, n_jobs=2,
+        eval_method="cv", split_type=Folds(rows.fold), sample_weight=rows.weight, seed=42,
+        verbose=0, retrain_full=False, estimator_list=FLAML_LEARNERS,
     )  # fmt: skip
     print(f"  {automl.best_estimator}, {automl.best_config}")
     return make_pipeline(clone(automl.model.estimator))
 
 
 def search_autogluon(protocol: Protocol, seconds: float) -> BaseEstimator:
-    """Let AutoGluon bag its models over the rack folds and choose the best by average precision."""
+    """Let AutoGluon bag its models over the folds and choose the best by average precision."""
     from autogluon.tabular import TabularPredictor
 
-    rows, fold, X, weights = _training_rows(protocol)
-    table = _table(X, protocol.y[rows], weights).assign(rack_fold=fold)
+    rows = protocol.training
+    table = _table(_prepared(protocol), rows.y, rows.weight).assign(held_out_in=rows.fold)
     with tempfile.TemporaryDirectory() as folder:
         predictor = TabularPredictor(
-            "label", eval_metric="average_precision", groups="rack_fold", verbosity=0, path=folder,
-            sample_weight="weight",
+            "label", eval_metric="average_precision", groups="held_out_in", verbosity=0,
+            path=folder, sample_weight="weight",
         )  # fmt: skip
         predictor.fit(
-            table, time_limit=seconds, num_cpus=2, num_bag_folds=int(fold.max()) + 1,
+            table, time_limit=seconds, num_cpus=2, num_bag_folds=protocol.split.n_folds,
             fit_weighted_ensemble=False, num_stack_levels=0,
             ag_args_ensemble={"use_child_oof": False},
         )  # fmt: skip
@@ -144,23 +140,15 @@ def search_autogluon(protocol: Protocol, seconds: float) -> BaseEstimator:
     return make_pipeline(AutoGluon({key: settings}))
 
 
-def _training_rows(protocol: Protocol) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return the thinned rows, their folds, features (imputed, scaled) and weights."""
-    rows = protocol.fitting_rows(protocol.split.train)
-    fold = np.full(len(protocol.X), -1)
-    for number, (_, held) in enumerate(protocol.split.folds):
-        fold[held] = number
-    prepare = make_pipeline(XGBClassifier())
-    X = prepare[:-1].fit_transform(protocol.X.iloc[rows])
-    weights = row_weights(prepare, protocol.y[rows], normal_stride=protocol.normal_stride)
-    return rows, fold[rows], X, weights
+def _prepared(protocol: Protocol) -> np.ndarray:
+    """Return the features of the training rows, imputed and scaled."""
+    return make_pipeline(XGBClassifier())[:-1].fit_transform(protocol.training.X)
 
 
 def judge(protocol: Protocol, pipeline: BaseEstimator) -> tuple[dict[str, float], pd.DataFrame]:
     """Return the metrics out of fold at the alarm budget, and the scores frame."""
-    scores = protocol.out_of_fold_scores(pipeline)
-    frame = scores_frame(protocol.telemetry, protocol.split.train, scores)
-    return evaluate(frame, protocol.choose_alarm(frame)), frame
+    found = protocol.assess(pipeline)
+    return evaluate(found.cv_scores, found.alarm), found.cv_scores
 
 
 def table_of(found: dict[str, tuple[dict[str, float], pd.DataFrame, float]]) -> pd.DataFrame:
@@ -188,9 +176,8 @@ def table_of(found: dict[str, tuple[dict[str, float], pd.DataFrame, float]]) -> 
 def main(seconds: float, sites: int) -> None:
     """Search with each contender for the same time and print what they found."""
     logging.disable(logging.WARNING)
-    telemetry = load_telemetry(simulated_fleet_path(sites, 42))
-    split = split_by_rack(telemetry, test_size=0.25, n_folds=3, seed=42)
-    protocol = Protocol(telemetry, build_features(telemetry), split, normal_stride=18)
+    fleet = load_fleet(sites=sites, seed=42)
+    protocol = Protocol(fleet, split_fleet(fleet.rows))
     by_hand = make_pipeline(XGBClassifier(**models.XGBOOST_BY_HAND, random_state=42))
     searches = {
         "by hand": lambda *_: by_hand,
@@ -207,9 +194,7 @@ def main(seconds: float, sites: int) -> None:
         found[name] = (*judge(protocol, pipeline), spent)
     print(table_of(found).to_string())
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    print(
-        f"{datetime.date.today()}; {versions}; fleet {Path(simulated_fleet_path(sites, 42)).name}"
-    )
+    print(f"{datetime.date.today()}; {versions}; {sites} sites")
 
 
 if __name__ == "__main__":

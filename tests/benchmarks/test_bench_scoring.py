@@ -1,5 +1,6 @@
 """Raw telemetry in, alarms out, on one core."""
 
+import pandas as pd
 import pytest
 from xgboost import XGBClassifier
 
@@ -8,18 +9,27 @@ from hvs_lib.evaluation.calibration import CalibratedClassifier
 from hvs_lib.features import build_features
 from hvs_lib.models import XGBOOST_BY_HAND, make_pipeline
 from hvs_lib.score import Champion, score_file
-from hvs_lib.telemetry.read import load_telemetry
-from hvs_lib.telemetry.simulated import simulated_fleet_path
+from hvs_lib.telemetry.files import save_telemetry
+from hvs_lib.telemetry.fleet import load_fleet
 
 
 @pytest.fixture(scope="module")
-def path():
-    return simulated_fleet_path(8, 42)
+def fleet():
+    return load_fleet(sites=8, seed=42)
 
 
 @pytest.fixture(scope="module")
-def champion(path):
-    telemetry = load_telemetry(path).iloc[:100_000]
+def path(fleet, tmp_path_factory):
+    """Write all sites to one file."""
+    path = tmp_path_factory.mktemp("bench") / "eight_sites.parquet"
+    sites = [fleet.telemetry(site).astype(fleet.rows.dtypes) for site in range(8)]
+    save_telemetry(pd.concat(sites), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def champion(fleet):
+    telemetry = fleet.telemetry(0)
     classifier = XGBClassifier(**XGBOOST_BY_HAND, n_jobs=1)
     pipeline = make_pipeline(classifier).fit(build_features(telemetry), telemetry["Hazard_Label"])
     alarm = Alarm(AlarmRule(), 0.9)

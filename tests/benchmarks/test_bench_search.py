@@ -2,25 +2,22 @@
 
 import joblib
 import pytest
-from sklearn.model_selection import RandomizedSearchCV
+from sklearn.model_selection import PredefinedSplit, RandomizedSearchCV
 from xgboost import XGBClassifier
 
 from hvs_lib.evaluation.protocol import Protocol
-from hvs_lib.evaluation.splits import split_by_rack
-from hvs_lib.features import build_features
-from hvs_lib.models import XGBOOST_BY_HAND, XGBOOST_SEARCH_SPACE, make_pipeline, row_weights
+from hvs_lib.evaluation.splits import split_fleet
+from hvs_lib.models import XGBOOST_BY_HAND, XGBOOST_SEARCH_SPACE, make_pipeline
 from hvs_lib.search import random_search
-from hvs_lib.telemetry.read import load_telemetry
-from hvs_lib.telemetry.simulated import simulated_fleet_path
+from hvs_lib.telemetry.fleet import load_fleet
 
 COMMON = {"refit": False, "random_state": 42, "n_jobs": 2, "error_score": "raise"}
 
 
 @pytest.fixture(scope="module")
 def protocol():
-    telemetry = load_telemetry(simulated_fleet_path(12, 42))
-    split = split_by_rack(telemetry, test_size=0.25, n_folds=3, seed=42)
-    return Protocol(telemetry, build_features(telemetry), split, normal_stride=18)
+    fleet = load_fleet(sites=12, seed=42)
+    return Protocol(fleet, split_fleet(fleet.rows))
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +27,17 @@ def pipeline():
 
 def plain(protocol, pipeline, scoring, n_iter):
     """Fit the whole pipeline for each candidate and fold."""
-    cv = [(protocol.fitting_rows(rows), held) for rows, held in protocol.split.folds]
+    rows = protocol.training
     theirs = {"f1_class1": "f1", "pr_auc": "average_precision"}[scoring]
     search = RandomizedSearchCV(
-        pipeline, XGBOOST_SEARCH_SPACE, n_iter=n_iter, scoring=theirs, cv=cv, **COMMON
+        pipeline,
+        XGBOOST_SEARCH_SPACE,
+        n_iter=n_iter,
+        scoring=theirs,
+        cv=PredefinedSplit(rows.fold),
+        **COMMON,
     )
-    weights = row_weights(pipeline, protocol.y, normal_stride=protocol.normal_stride)
-    return search.fit(protocol.X, protocol.y, classify__sample_weight=weights).best_score_
+    return search.fit(rows.X, rows.y, classify__sample_weight=rows.weight).best_score_
 
 
 def shared(protocol, pipeline, scoring, n_iter):

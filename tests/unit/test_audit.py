@@ -7,9 +7,10 @@ from sklearn.metrics import average_precision_score
 
 from hvs_lib import columns as col
 from hvs_lib.evaluation.audit import audit, single_feature_average_precision
+from hvs_lib.evaluation.protocol import TrainingRows
 from hvs_lib.features import build_features
 
-HONEST = {"rack": 0.6, "row": 0.65}
+HONEST = {"honest": 0.6, "row": 0.65}
 
 
 @pytest.fixture
@@ -20,24 +21,32 @@ def telemetry(make_telemetry):
     return telemetry.assign(**{col.TEMP_MAX: telemetry[col.TEMP_MAX] + noise})
 
 
-def results(telemetry, X, *, cv_pr_auc=HONEST, build=build_features):
-    found = audit(telemetry, X, np.arange(len(X)), cv_pr_auc=cv_pr_auc, build=build)
-    return found.set_index("check")["result"].tolist(), found
+@pytest.fixture
+def results(make_fleet):
+    """Return a function that audits telemetry and its features."""
+
+    def found_in(telemetry, X, *, cv_pr_auc=HONEST, build=build_features):
+        n = len(X)
+        rows = TrainingRows(X, telemetry[col.LABEL].to_numpy(), np.ones(n), np.zeros(n, np.int8))
+        found = audit(make_fleet(telemetry), rows, cv_pr_auc=cv_pr_auc, build=build)
+        return found.set_index("check")["result"].tolist(), found
+
+    return found_in
 
 
-def test_sound_telemetry_passes(telemetry):
+def test_sound_telemetry_passes(telemetry, results):
     found, table = results(telemetry, build_features(telemetry))
     assert found == ["ok", "ok", "ok"]
     assert list(table.columns) == ["check", "found", "limit", "result", "meaning"]
 
 
-def test_a_row_split_that_looks_too_good_is_named(telemetry):
+def test_a_row_split_that_looks_too_good_is_named(telemetry, results):
     X = build_features(telemetry)
-    assert results(telemetry, X, cv_pr_auc={"rack": 0.6, "row": 0.98})[0][0] == "row split leaks"
-    assert len(results(telemetry, X, cv_pr_auc={"rack": 0.6})[0]) == 2, "nothing to compare"
+    assert results(telemetry, X, cv_pr_auc={"honest": 0.6, "row": 0.98})[0][0] == "row split leaks"
+    assert len(results(telemetry, X, cv_pr_auc={"honest": 0.6})[0]) == 2, "nothing to compare"
 
 
-def test_a_planted_copy_of_the_label_is_caught(telemetry):
+def test_a_planted_copy_of_the_label_is_caught(telemetry, results):
     X = build_features(telemetry)
     X["planted"] = telemetry[col.LABEL].to_numpy() * 0.01
     found, table = results(telemetry, X, build=lambda t: build_features(t).assign(planted=0.0))
@@ -45,7 +54,7 @@ def test_a_planted_copy_of_the_label_is_caught(telemetry):
     assert "planted" in table["meaning"][1]
 
 
-def test_a_planted_look_into_the_future_is_caught(telemetry):
+def test_a_planted_look_into_the_future_is_caught(telemetry, results):
     def build(rows):
         modules = rows.groupby(col.KEYS[:3], observed=True)[col.TEMP_AVG]
         centred = modules.transform(lambda t: t.rolling(5, center=True, min_periods=1).mean())
@@ -57,14 +66,14 @@ def test_a_planted_look_into_the_future_is_caught(telemetry):
     assert table["found"][2] == 1
 
 
-def test_statistics_of_the_whole_series_are_caught(telemetry):
+def test_statistics_of_the_whole_series_are_caught(telemetry, results):
     def build(rows):
         return build_features(rows).assign(z=(rows[col.VOC] - rows[col.VOC].mean()).to_numpy())
 
     assert results(telemetry, build(telemetry), build=build)[0][2] == "future used"
 
 
-def test_the_original_projects_data_would_be_flagged(make_telemetry):
+def test_the_original_projects_data_would_be_flagged(make_telemetry, results):
     """One anomaly painted on one module of 64: five sensor columns give it away, none subtly."""
     telemetry = make_telemetry(racks=8, modules=8, rows=60, event_racks=(0,))
     hazard = telemetry[col.LABEL] == 1
@@ -105,11 +114,31 @@ def test_single_features_agree_with_scikit_learn(rows):
     assert found == pytest.approx(expected, abs=1e-12)
 
 
-def test_single_features_of_some_rows():
-    X = pd.DataFrame({"x": [1.0, 2.0, 3.0, 0.0]})
-    y = np.array([0, 1, 0, 0])
-    assert single_feature_average_precision(X, y)["x"] == 0.5
-    assert single_feature_average_precision(X, y, rows=np.array([1, 0]))["x"] == 1
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.tuples(values, st.sampled_from([0, 1])), min_size=2, max_size=30),
+    st.tuples(st.integers(1, 4), st.integers(1, 4)),
+)
+def test_weighted_single_features_are_those_of_all_rows(rows, strides):
+    """A row of weight 3 counts as three rows do."""
+    x, y = (np.array(part) for part in zip(*rows, strict=True))
+    y[0] = 1
+    weight = np.where(y == 1, strides[1], strides[0])
+    X = pd.DataFrame({"x": x})
+    found = single_feature_average_precision(X, y, weight=weight.astype(float))
+    expected = single_feature_average_precision(X.loc[X.index.repeat(weight)], np.repeat(y, weight))
+    assert found["x"] == pytest.approx(expected["x"], abs=1e-12)
+
+
+def test_the_audit_weighs_the_training_rows(make_fleet, telemetry):
+    X = build_features(telemetry)[[col.TEMP_MAX]]
+    y, fold = telemetry[col.LABEL].to_numpy(), np.zeros(len(X), np.int8)
+    fleet = make_fleet(telemetry)
+    found = [
+        audit(fleet, TrainingRows(X, y, np.where(y == 1, 1.0, each), fold), cv_pr_auc={})
+        for each in (1.0, 100.0)
+    ]
+    assert found[0]["found"][0] > 3 * found[1]["found"][0]
 
 
 def test_single_features_refuse():

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hvs_lib import columns as col
-from hvs_lib.evaluation.splits import split_by_rack
+from hvs_lib.evaluation.splits import split_fleet
 from hvs_lib.features import build_features
 from hvs_lib.telemetry import files
 from hvs_lib.telemetry.files import DataError
@@ -324,7 +324,7 @@ def use(path):
     telemetry = load_telemetry(path)
     features = build_features(telemetry)
     assert len(features) == len(telemetry)
-    split_by_rack(telemetry, test_size=0.25, n_folds=3, seed=0)
+    split_fleet(telemetry, test_size=0.25, n_folds=3, seed=0)
     return telemetry
 
 

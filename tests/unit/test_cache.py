@@ -11,30 +11,39 @@ from sklearn.linear_model import LogisticRegression
 from xgboost import XGBClassifier
 
 from hvs_lib import cache, models
+from hvs_lib import columns as col
 from hvs_lib.evaluation.protocol import Protocol
-from hvs_lib.evaluation.splits import split_by_rack
-from hvs_lib.features import build_features
+from hvs_lib.evaluation.splits import split_fleet
 from hvs_lib.models import make_pipeline
 from hvs_lib.samplers import make_samplers
 
 pytestmark = pytest.mark.slow
 
 PIPELINE = make_pipeline(LogisticRegression(C=0.01))
+TABLE = {"racks": 8, "rows": 90, "event_racks": (0, 1, 2, 3, 4)}
 
 
 @pytest.fixture
-def protocol(make_telemetry, project):
-    telemetry = make_telemetry(racks=8, rows=90, event_racks=(0, 1, 2, 3, 4))
-    split = split_by_rack(telemetry, test_size=0.25, n_folds=2, seed=1)
-    memory = cache.memory()
-    return Protocol(telemetry, build_features(telemetry), split, normal_stride=3, memory=memory)
+def protocol(make_telemetry, make_fleet, project):
+    return protocol_of(make_fleet(make_telemetry(**TABLE)))
+
+
+def protocol_of(fleet, **options):
+    split = split_fleet(fleet.rows, test_size=0.25, n_folds=2, seed=1, **options)
+    strides = {"normal_stride": 3, "hazard_stride": 1}
+    return Protocol(fleet, split, **strides, memory=cache.memory())
 
 
 @pytest.fixture
 def fits(monkeypatch):
     """List the fits that are not found in the cache."""
     done, fit = [], models.fit
-    monkeypatch.setattr(models, "fit", lambda *a, **k: done.append(1) or fit(*a, **k))
+
+    def counted(pipeline, X, y, weight, *, key=""):
+        done.append(1)
+        return fit(pipeline, X, y, weight, key=key)
+
+    monkeypatch.setattr(models, "fit", counted)
     return done
 
 
@@ -47,7 +56,7 @@ def fits(monkeypatch):
             XGBClassifier(n_estimators=9, max_depth=3),
             sampler=make_samplers(
                 [np.repeat([0, 1], [50, 9])], k_neighbors=2, sampling_strategy=0.5,
-                normal_stride=3, seed=0,
+                thinning=3, seed=0,
             )["SMOTE"],
         ),
     ],
@@ -67,22 +76,24 @@ def test_what_was_fitted_comes_back_to_the_bit(protocol, fits, project, pipeline
         frames = getattr(again, name), getattr(fitted, name)
         pd.testing.assert_frame_equal(*frames, check_exact=True)
     np.testing.assert_array_equal(again.raw_cv_scores, fitted.raw_cv_scores)
-    X = protocol.X.head(50)
+    X = protocol.training.X.head(50)
     np.testing.assert_array_equal(
         again.deployable().predict_proba(X), fitted.deployable().predict_proba(X)
     )
 
 
-def test_only_the_same_is_found_again(protocol, fits):
+def test_only_the_same_is_found_again(protocol, fits, make_telemetry, make_fleet):
     protocol.assess(PIPELINE)
-    rows = split_by_rack(protocol.telemetry, test_size=0.25, n_folds=2, seed=1, split="row")
-    labels = protocol.telemetry["Hazard_Label"].to_numpy().copy()
-    labels[protocol.split.train[:1]] ^= 1
+    warmer, labelled = make_telemetry(**TABLE), make_telemetry(**TABLE)
+    warmer[col.AMBIENT] += np.float32(1)
+    labelled.loc[protocol.split.train[0], col.LABEL] ^= 1
     for other, pipeline in [
         (protocol, make_pipeline(LogisticRegression(C=9.0))),
-        (replace(protocol, split=rows), PIPELINE),
-        (replace(protocol, X=protocol.X + 1), PIPELINE),
-        (replace(protocol, telemetry=protocol.telemetry.assign(Hazard_Label=labels)), PIPELINE),
+        (protocol_of(protocol.fleet, split="row"), PIPELINE),
+        (replace(protocol, normal_stride=4), PIPELINE),
+        (replace(protocol, hazard_stride=2), PIPELINE),
+        (protocol_of(make_fleet(warmer)), PIPELINE),
+        (protocol_of(make_fleet(labelled)), PIPELINE),
     ]:
         fits.clear()
         other.assess(pipeline)
@@ -158,10 +169,13 @@ def test_an_estimator_that_is_written_in_a_notebook_is_always_fitted(protocol, f
         __module__ = "__main__"
 
     for _ in range(2):
-        protocol.out_of_fold_scores(make_pipeline(Own(C=0.01)))
-    assert len(fits) == 4
+        protocol.assess(make_pipeline(Own(C=0.01)))
+    assert len(fits) == 6
 
 
 def test_other_names_of_the_features_are_another_entry(protocol):
-    renamed = replace(protocol, X=protocol.X.add_prefix("other "))
-    assert renamed.key != protocol.key
+    before = protocol.key
+    rows = protocol.training
+    renamed = replace(protocol)
+    renamed.__dict__["training"] = replace(rows, X=rows.X.add_prefix("other "))
+    assert renamed.key != before

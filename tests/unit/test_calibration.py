@@ -61,6 +61,30 @@ def test_the_order_of_the_rows_stays():
     assert mapped[-1] <= 1
 
 
+def test_a_row_of_weight_three_counts_as_three_rows():
+    y, score, fold, _ = sample(too_sure, n=2000)
+    weight = np.where(y, 1, 3)
+    weighted = choose_calibration(y, score, fold, weight.astype(float))
+    repeated = choose_calibration(*(np.repeat(part, weight) for part in (y, score, fold)))
+    plain = choose_calibration(y, score, fold)
+    for method in METHODS:
+        assert np.isclose(weighted.brier[method], repeated.brier[method])
+        assert not np.isclose(weighted.brier[method], plain.brier[method])
+    np.testing.assert_allclose(weighted.apply(score), repeated.apply(score), atol=1e-5)
+    assert np.abs(weighted.apply(score) - plain.apply(score)).max() > 0.01
+
+
+def test_thinned_and_weighted_rows_calibrate_as_all_rows_do():
+    y, score, fold, truth = sample(too_sure)
+    kept = y | (np.arange(len(y)) % 10 == 0)
+    weight = np.where(y, 1.0, 10.0)[kept]
+    found = choose_calibration(y[kept], score[kept], fold[kept], weight)
+    assert found.method == "platt"
+    assert np.abs(found.apply(score) - truth).mean() < 0.02
+    unweighted = choose_calibration(y[kept], score[kept], fold[kept])
+    assert np.abs(unweighted.apply(score) - truth).mean() > 0.05
+
+
 def test_a_model_that_is_wrong_throughout_is_not_turned_round():
     y, score, _, _ = sample(lambda p: 1 - p)
     assert fit_platt(y, score) is None

@@ -18,13 +18,11 @@ from pandas.testing import assert_frame_equal
 
 from hvs_lib import columns as col
 from hvs_lib.project import HvsError, project_root
-from hvs_lib.simulator.fleet import simulate_fleet
-from hvs_lib.telemetry import files, simulated
+from hvs_lib.telemetry import files
 from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes
 from hvs_lib.telemetry.files import MISSING, DataError, save_telemetry, sha256_of_file
 from hvs_lib.telemetry.read import DEFAULT_SITE, load_telemetry, read_racks
 from hvs_lib.telemetry.rules import PLAUSIBLE
-from hvs_lib.telemetry.simulated import simulated_fleet_path
 from hvs_lib.telemetry.summary import format_summary, summarize
 
 FORMATS = ["csv", "csv.gz", "parquet"]
@@ -694,43 +692,19 @@ def test_project_root(project, monkeypatch):
     assert (project_root() / "hvs_lib" / "columns.py").is_file()
 
 
-def test_simulated_fleet_is_written_once_and_again_when_stale(project, monkeypatch):
-    monkeypatch.setattr(simulated, "SIMULATED_HOURS", 1.0)
-    path = simulated_fleet_path(1, 42)
-    assert path == project / "data" / "raw" / "fleet_1sites_seed42.parquet"
-    telemetry = load_telemetry(path)
-    fleet, _ = simulate_fleet(1, 1.0, 42)
-    for name in [col.EVENT_ID, col.EVENT_TYPE]:
-        fleet[name] = fleet[name].cat.remove_unused_categories()
-    assert_frame_equal(telemetry, fleet)
-    summary = summarize(telemetry)
-    assert summary["sites"] == 1 and summary["interval_s"] == 10
-    first = path.stat().st_mtime_ns
-
-    assert simulated_fleet_path(1, 42).stat().st_mtime_ns == first
-    monkeypatch.setattr(simulated, "simulator_fingerprint", lambda: "another simulator")
-    assert simulated_fleet_path(1, 42).stat().st_mtime_ns > first
-    path.write_bytes(b"damaged")
-    path.with_name(f".1234abcd.{path.name}").write_bytes(b"by one that was killed")
-    assert summarize(load_telemetry(simulated_fleet_path(1, 42))) == summary
-    assert {file.name for file in path.parent.iterdir()} <= {path.name, f"{path.name}.lock"}
-
-
-@pytest.mark.parametrize(
-    ("sites", "seed", "found"),
-    [(0, 1, "sites must be at least 1, got 0"), (1, -1, "seed must lie between 0 and")],
-)
-def test_simulated_fleet_refuses(project, sites, seed, found):
-    with pytest.raises(ValueError, match=found):
-        simulated_fleet_path(sites, seed)
-    assert not (project / "data").exists()
-
-
 def test_sample_has_one_rack_and_one_event():
     assert SAMPLE.stat().st_size < 1_000_000
     summary = summarize(load_telemetry(SAMPLE))
     assert summary["racks"] == 1 and summary["modules"] == 8 and summary["interval_s"] == 10
     assert summary["events"] == 1
+
+
+def test_the_sample_is_what_the_code_beside_it_makes(project):
+    code = README.read_text(encoding="utf-8").split("```python")[1].split("```")[0]
+    again = project / "sample.csv"
+    assert "data/sample/rack_with_event.csv" in code
+    exec(code.replace("data/sample/rack_with_event.csv", again.as_posix()), {})
+    assert again.read_bytes() == SAMPLE.read_bytes()
 
 
 def test_data_dictionary_states_the_columns_and_limits_of_the_code():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hvs_lib import columns as col
 from hvs_lib import features
-from hvs_lib.features import build_features, feature_names
+from hvs_lib.features import build_features, feature_names, features_of
 
 START = np.datetime64("2024-03-01T00:00:00", "us")
 MODULE_KEYS = [col.SITE, col.RACK, col.MODULE]
@@ -381,3 +381,32 @@ def test_peak_memory_is_below_twice_the_output():
     tracemalloc.stop()
     nbytes = X.to_numpy().nbytes
     assert nbytes < peak < 2 * nbytes
+
+
+# --- of a fleet ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2, -1])
+@pytest.mark.parametrize("rows_together", [1, 500, 10**9])
+def test_features_of_some_rows_are_those_of_the_whole_table(
+    make_telemetry, make_fleet, rows_together, n_jobs
+):
+    telemetry = make_telemetry(sites=2, racks=4, modules=3, rows=40)
+    telemetry.loc[100:130, col.TEMP_AVG] = np.nan
+    whole = build_features(telemetry)
+    fleet = make_fleet(telemetry, rows_together=rows_together)
+    rng = np.random.default_rng(0)
+    scattered = np.sort(rng.choice(len(telemetry), 200, replace=False))
+    for rows in (np.arange(len(telemetry)), scattered, np.array([130]), np.arange(110, 700, 3)):
+        found = features_of(fleet, rows, n_jobs=n_jobs)
+        pd.testing.assert_frame_equal(found, whole.iloc[rows], check_exact=True)
+
+
+def test_partitions_without_a_wanted_row_are_not_read(make_fleet, monkeypatch):
+    fleet = make_fleet(racks=4, rows_together=1)
+    read, telemetry = [], type(fleet).telemetry
+    monkeypatch.setattr(
+        type(fleet), "telemetry", lambda self, k: read.append(k) or telemetry(self, k)
+    )
+    features_of(fleet, fleet.starts[[1, 3]] + 5)
+    assert sorted(read) == [1, 3]

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 RNG = np.random.default_rng(0)
 X = pd.DataFrame(RNG.normal(size=(300, 3)).astype(np.float32), columns=list("abc"))
 Y = (RNG.random(300) < 0.2).astype(np.int8)
-SAMPLERS = make_samplers([Y], normal_stride=18, k_neighbors=3, sampling_strategy=0.5, seed=0)
+SAMPLERS = make_samplers([Y], thinning=18, k_neighbors=3, sampling_strategy=0.5, seed=0)
 PIPELINES = {
     "logistic regression": make_pipeline(LogisticRegression(class_weight="balanced")),
     "random forest": make_pipeline(RandomForestClassifier(5, class_weight="balanced")),
@@ -155,19 +155,18 @@ def test_what_would_be_refused_is_not_logged():
         types_to_trust(Bomb())
 
 
-def test_the_scaler_is_no_pickle(start_run, make_telemetry):
+def test_the_scaler_is_no_pickle(start_run, make_fleet):
     from hvs_lib.evaluation.protocol import Protocol
-    from hvs_lib.evaluation.splits import split_by_rack
-    from hvs_lib.features import build_features
+    from hvs_lib.evaluation.splits import split_fleet
     from hvs_lib.tracking.runs import log_assessment
 
-    telemetry = make_telemetry(racks=8, rows=90, event_racks=(0, 1, 2, 3, 4))
-    split = split_by_rack(telemetry, test_size=0.25, n_folds=2, seed=1)
-    protocol = Protocol(telemetry, build_features(telemetry), split, normal_stride=3)
+    fleet = make_fleet(racks=8, rows=90, event_racks=(0, 1, 2, 3, 4))
+    split = split_fleet(fleet.rows, test_size=0.25, n_folds=2, seed=1)
+    protocol = Protocol(fleet, split, normal_stride=3)
     start_run()
     run_id = log_assessment(
         protocol.assess(make_pipeline(LogisticRegression(C=0.01))), protocol, model_name="LR"
     )
     path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="scaler.skops")
     assert skops.io.get_untrusted_types(file=path) == []
-    assert skops.io.load(path).mean_.shape == (protocol.X.shape[1],)
+    assert skops.io.load(path).mean_.shape == (protocol.training.X.shape[1],)

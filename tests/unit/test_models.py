@@ -45,58 +45,69 @@ def test_negatives_per_positive():
         models.negatives_per_positive(np.zeros(3))
 
 
+def mean_score(pipeline, X, y, kept, *, weight):
+    """Fit on some rows and score all."""
+    model, seconds = models.fit(pipeline, X.iloc[kept], y[kept], weight[kept])
+    assert seconds > 0
+    return models.hazard_score(model, X).mean()
+
+
 def test_balancing_weight_goes_from_no_weight_to_full_balance(rows):
     X, y = rows
     kept = np.flatnonzero((y == 1) | (np.arange(3000) % 3 == 1))
     assert models.balancing_weight(y) == 9
     assert models.balancing_weight(y[kept]) == pytest.approx(3)
     full, root, none = (
-        models.balancing_weight(y[kept], power=power, normal_stride=3) for power in (1, 0.5, 0)
+        models.balancing_weight(y[kept], power=power, thinning=3) for power in (1, 0.5, 0)
     )
     assert (full, root, none) == pytest.approx((3, 1, 1 / 3))
     weighted = models.make_pipeline(XGBClassifier(scale_pos_weight=none, min_child_weight=0))
     plain = models.make_pipeline(XGBClassifier(min_child_weight=0))
     mean = [
-        models.hazard_score(models.fit(model, X, y, kept, normal_stride=3), X).mean()
+        mean_score(model, X, y, kept, weight=np.where(y == 1, 1.0, 3.0))
         for model in (weighted, plain)
     ]
     assert mean[0] == pytest.approx(mean[1], rel=0.1)
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "weighted"),
+    ("pipeline", "sets"),
     [
-        (models.make_pipeline(LogisticRegression()), True),
-        (models.make_pipeline(XGBClassifier()), True),
-        (models.make_pipeline(LogisticRegression(class_weight="balanced")), False),
-        (models.make_pipeline(XGBClassifier(scale_pos_weight=9)), False),
-        (models.make_pipeline(XGBClassifier(), sampler=SMOTE()), False),
+        (models.make_pipeline(LogisticRegression()), False),
+        (models.make_pipeline(XGBClassifier()), False),
+        (models.make_pipeline(LogisticRegression(class_weight="balanced")), True),
+        (models.make_pipeline(XGBClassifier(scale_pos_weight=9)), True),
+        (models.make_pipeline(XGBClassifier(), sampler=SMOTE(random_state=0)), True),
     ],
 )
-def test_thinning_is_weighed_back_unless_the_pipeline_sets_the_ratio(pipeline, weighted):
-    weights = models.row_weights(pipeline, np.array([0, 1, 0]), normal_stride=6)
-    if weighted:
-        assert weights.tolist() == [6, 1, 6]
-    else:
-        assert weights is None
+def test_thinning_is_weighed_back_unless_the_pipeline_sets_the_ratio(rows, pipeline, sets):
+    X, y = rows
+    assert models.sets_ratio(pipeline) == sets
+    X, y = X.head(300), y[:300]
+    model, unweighted = (
+        models.fit(pipeline, X, y, np.where(y == 1, 1.0, each))[0] for each in (50, 1)
+    )
+    same = np.array_equal(models.hazard_score(model, X), models.hazard_score(unweighted, X))
+    assert same == sets
 
 
 def test_thinned_and_weighed_back_gives_the_probabilities_of_all_rows(rows):
     X, y = rows
     pipeline = models.make_pipeline(LogisticRegression())
-    everything = models.fit(pipeline, X, y, np.arange(3000), normal_stride=1)
-    kept = np.flatnonzero((y == 1) | (np.arange(3000) % 3 == 1))
-    thinned = models.fit(pipeline, X, y, kept, normal_stride=3)
-    unweighed = models.fit(pipeline, X, y, kept, normal_stride=1)
-    mean = [models.hazard_score(m, X).mean() for m in (everything, thinned, unweighed)]
-    assert mean[1] == pytest.approx(mean[0], rel=0.1)
-    assert mean[2] > 1.5 * mean[0]
+    place = pd.Series(y).groupby(y).cumcount().to_numpy()
+    kept = np.flatnonzero(place % np.where(y == 1, 2, 6) == 0)
+    weight = np.where(y == 1, 2.0, 6.0)
+    everything = mean_score(pipeline, X, y, np.arange(3000), weight=np.ones(3000))
+    thinned = mean_score(pipeline, X, y, kept, weight=weight)
+    unweighed = mean_score(pipeline, X, y, kept, weight=np.ones(3000))
+    assert thinned == pytest.approx(everything, rel=0.1)
+    assert unweighed > 1.5 * everything
 
 
 def test_fit_leaves_the_pipeline_unfitted(rows):
     X, y = rows
     pipeline = models.make_pipeline(LogisticRegression())
-    models.fit(pipeline, X, y, np.arange(3000), normal_stride=1)
+    models.fit(pipeline, X, y, np.ones(3000))
     assert not hasattr(pipeline.named_steps["scale"], "mean_")
 
 

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from hvs_lib.evaluation.alarms import Alarm, AlarmRule
 from hvs_lib.evaluation.metrics import evaluate
 from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.scores import scores_frame
-from hvs_lib.evaluation.splits import split_by_rack
-from hvs_lib.features import build_features
+from hvs_lib.evaluation.splits import split_fleet
+from hvs_lib.models import make_pipeline
 
 PATH = Path(__file__).parents[1] / "benchmarks" / "peers.py"
 
@@ -25,20 +26,23 @@ def peers():
 
 
 @pytest.fixture(scope="module")
-def protocol(make_telemetry):
-    telemetry = make_telemetry(racks=12, rows=60, event_racks=tuple(range(8)))
-    split = split_by_rack(telemetry, test_size=0.25, n_folds=3, seed=1)
-    return Protocol(telemetry, build_features(telemetry), split, normal_stride=3)
+def protocol(make_fleet):
+    fleet = make_fleet(racks=12, rows=60, event_racks=tuple(range(8)))
+    split = split_fleet(fleet.rows, test_size=0.25, n_folds=3, seed=1)
+    return Protocol(fleet, split, normal_stride=3, hazard_stride=1)
 
 
-def test_contenders_get_the_rack_folds_and_no_test_row(peers, protocol):
-    rows, fold, X, weights = peers._training_rows(protocol)
-    assert not set(rows) & set(protocol.split.test)
-    assert len(X) == len(fold) == len(weights) == len(rows)
-    assert set(weights) == {1.0, 3.0}
-    for number, (fitting, held) in enumerate(peers.RackFolds(fold).split(X)):
-        assert set(rows[held]) <= set(protocol.split.folds[number][1])
-        assert set(rows[fitting]) == set(protocol.fitting_rows(protocol.split.folds[number][0]))
+def test_contenders_get_the_folds(peers, protocol):
+    fold = protocol.training.fold
+    for number, (fitting, held) in enumerate(peers.Folds(fold).split(fold)):
+        assert set(fold[held]) == {number}
+        assert sorted([*fitting, *held]) == list(range(len(fold)))
+
+
+def test_found_models_are_judged_out_of_fold(peers, protocol):
+    metrics, frame = peers.judge(protocol, make_pipeline(LogisticRegression(C=0.01)))
+    assert len(frame) == len(protocol.split.train)
+    assert {"pr_auc", "event_recall"} <= set(metrics)
 
 
 def test_table_sets_each_beside_ours(peers, protocol):
@@ -46,7 +50,7 @@ def test_table_sets_each_beside_ours(peers, protocol):
     noise = np.random.default_rng(0).random(len(label))
     found = {}
     for name, scores in {"ours": label, "lost": noise}.items():
-        frame = scores_frame(protocol.telemetry, protocol.split.train, scores)
+        frame = scores_frame(protocol.fleet.rows, protocol.split.train, scores)
         found[name] = (evaluate(frame, Alarm(AlarmRule(), 0.99)), frame, 90.4)
     table = peers.table_of(found)
     assert table.loc["ours", "average precision"] == "1.00 [1.00, 1.00]"

@@ -31,7 +31,7 @@ import json
 from hvs_lib import columns as col, models
 from hvs_lib.features import build_features
 from hvs_lib.simulator.fleet import simulate_site, to_frames
-from hvs_lib.evaluation.splits import thin_normal_rows
+from hvs_lib.evaluation.splits import thin_rows
 import joblib
 import numpy as np
 from sklearn.ensemble import RandomForestClassifier
@@ -40,16 +40,19 @@ from xgboost import XGBClassifier
 
 telemetry, _ = to_frames([simulate_site(3, 6.0, 42)])
 X, y = build_features(telemetry), telemetry[col.LABEL].to_numpy()
-rows = thin_normal_rows(telemetry, np.arange(len(telemetry)), 18)
+strides = {"normal_stride": 18, "hazard_stride": 3}
+rows = thin_rows(telemetry, np.arange(len(telemetry)), **strides)
+X, y = X.iloc[rows], y[rows]
+weight = np.where(y == 1, 3.0, 18.0)
 digests = {"telemetry": joblib.hash(telemetry), "features": joblib.hash(X.to_numpy())}
-digests["training rows"] = joblib.hash(X.iloc[rows].to_numpy())
+digests["training rows"] = joblib.hash(X.to_numpy())
 classifiers = {
     "XGBoost": XGBClassifier(**models.XGBOOST_BY_HAND, random_state=42, n_jobs=1),
     "random forest": RandomForestClassifier(20, min_samples_leaf=20, random_state=42),
 }
 for name, classifier in classifiers.items():
-    model = models.fit(models.make_pipeline(classifier), X, y, rows, normal_stride=18)
-    digests |= {name: joblib.hash(model), "scaler": joblib.hash(model[:-1].transform(X.iloc[rows]))}
+    model, _ = models.fit(models.make_pipeline(classifier), X, y, weight)
+    digests |= {name: joblib.hash(model), "scaler": joblib.hash(model[:-1].transform(X))}
 found = np._core._multiarray_umath.__cpu_features__
 blas = {info["architecture"] for info in threadpool_info() if info["internal_api"] == "openblas"}
 print(json.dumps([digests, [name for name, there in found.items() if there], sorted(blas)]))

@@ -10,6 +10,7 @@ from hvs_lib import reproduce as reproduction
 from hvs_lib.models import make_pipeline
 from hvs_lib.reproduce import compare, reproduce, version_warnings
 from hvs_lib.runner import RunError
+from hvs_lib.telemetry.files import sha256_of_file
 from hvs_lib.tracking.runs import log_candidate
 from hvs_lib.tracking.store import search_runs
 
@@ -22,7 +23,8 @@ def notebook(start_run):
 
     def log(*, name="02_tuning", candidates=(0.1, 0.2), data_path=None, finish=True):
         params = {"data_path": data_path or "", "n_iter": 2}
-        parent = start_run(name, params=params, data_path=data_path)
+        digest = sha256_of_file(data_path) if data_path else "of the simulated fleet"
+        parent = start_run(name, params=params, data_sha256=digest)
         for number, C in enumerate(candidates):
             settings = make_pipeline(LogisticRegression(C=C))
             metrics = {"cv_f1_class1": C, "seconds": time.perf_counter()}

@@ -4,7 +4,7 @@ from sklearn.base import clone
 
 from hvs_lib.samplers import SLOW, estimate_seconds, make_samplers
 
-SETTINGS = {"k_neighbors": 5, "sampling_strategy": 0.5, "normal_stride": 18, "seed": 1}
+SETTINGS = {"k_neighbors": 5, "sampling_strategy": 0.5, "thinning": 18, "seed": 1}
 FOLDS = [np.repeat([0, 1], [90, 10]), np.repeat([0, 1], [80, 4])]
 
 
@@ -64,16 +64,17 @@ def test_estimate_grows_with_the_square_of_the_share(monkeypatch):
         (
             FOLDS,
             {"sampling_strategy": 0.1},
-            r"must be above 0\.111, .*got 0\.1: raise it above 0\.111, or lower .* to 16,",
+            r"must be above 0\.111, .*got 0\.1: raise it above 0\.111, or lower normal_stride to 16"
+            " times hazard_stride,",
         ),
         (
             [np.repeat([0, 1], [40, 60])],
             {},
-            r"must be above 1\.500, .*got 0\.5: lower normal_stride to 5, or run `hvs run 00_data",
+            r"must be above 1\.500, .*got 0\.5: lower normal_stride to 5 times .*, or run `hvs run",
         ),
         (
             [np.repeat([0, 1], [40, 60])],
-            {"normal_stride": 1},
+            {"thinning": 1},
             r"must be above 1\.500, .*got 0\.5: run `hvs run 00_data",
         ),
         (FOLDS, {"sampling_strategy": 1.5}, r"1 at most, got 1\.5"),

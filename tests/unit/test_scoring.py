@@ -28,7 +28,7 @@ from hvs_lib.evaluation.alarms import Alarm, AlarmRule, raise_alarms
 from hvs_lib.evaluation.outcomes import OUTCOMES
 from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.scores import scores_frame
-from hvs_lib.evaluation.splits import split_by_rack
+from hvs_lib.evaluation.splits import split_fleet
 from hvs_lib.features import build_features
 from hvs_lib.models import make_pipeline
 from hvs_lib.score import contributions, load_champion, score_file
@@ -47,17 +47,17 @@ def telemetry(make_telemetry):
 
 
 @pytest.fixture(scope="module")
-def registered(telemetry, tmp_path_factory):
+def registered(telemetry, make_fleet, tmp_path_factory):
     """Train, log and register a small model; return it and the URI of its store."""
     root = tmp_path_factory.mktemp("store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HVS_PROJECT_ROOT", str(root))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        split = split_by_rack(telemetry, test_size=0.25, n_folds=2, seed=1)
+        fleet = make_fleet(telemetry)
+        split = split_fleet(fleet.rows, test_size=0.25, n_folds=2, seed=1)
         protocol = Protocol(
-            telemetry, build_features(telemetry), split, normal_stride=3,
-            max_nuisance_alarms_per_site_day=1000.0,
-        )  # fmt: skip
+            fleet, split, normal_stride=3, hazard_stride=1, max_nuisance_alarms_per_site_day=1000.0
+        )
         prepare()
         mlflow.start_run(tags=tags_of("01_baseline"))
         found = protocol.assess(make_pipeline(XGBClassifier(n_estimators=20, max_depth=3)))

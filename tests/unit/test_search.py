@@ -5,24 +5,23 @@ import pytest
 from scipy.stats import randint
 from sklearn.base import clone
 from sklearn.metrics import average_precision_score, f1_score
-from sklearn.model_selection import RandomizedSearchCV
+from sklearn.model_selection import ParameterSampler
 from xgboost import XGBClassifier
 
 from hvs_lib import cache, models, search
 from hvs_lib.evaluation.protocol import Protocol
-from hvs_lib.evaluation.splits import split_by_rack
-from hvs_lib.features import build_features
-from hvs_lib.models import make_pipeline, row_weights
+from hvs_lib.evaluation.splits import split_fleet
+from hvs_lib.models import make_pipeline
 from hvs_lib.search import check_search, random_search
 
 SPACE = {"classify__max_depth": randint(1, 6), "classify__n_estimators": randint(5, 40)}
 
 
 @pytest.fixture(scope="module")
-def protocol(make_telemetry):
-    telemetry = make_telemetry(racks=12, rows=90, event_racks=tuple(range(8)))
-    split = split_by_rack(telemetry, test_size=0.25, n_folds=3, seed=1)
-    return Protocol(telemetry, build_features(telemetry), split, normal_stride=3)
+def protocol(make_fleet):
+    fleet = make_fleet(racks=12, rows=90, event_racks=tuple(range(8)))
+    split = split_fleet(fleet.rows, test_size=0.25, n_folds=3, seed=1)
+    return Protocol(fleet, split, normal_stride=3, hazard_stride=2)
 
 
 @pytest.fixture(scope="module")
@@ -30,45 +29,47 @@ def pipeline():
     return make_pipeline(XGBClassifier(**models.XGBOOST_BY_HAND, random_state=0, n_jobs=1))
 
 
-def found_by(protocol, pipeline):
-    """Return the parameters and the metrics of five candidates."""
-    return zip(*random_search(pipeline, protocol, SPACE, n_iter=5, seed=3), strict=True)
+@pytest.fixture(scope="module")
+def folds(protocol):
+    """List the thinned rows to fit on and the thinned rows held out, of each fold."""
+    fold = protocol.training.fold
+    return [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(3)]
 
 
-@pytest.mark.parametrize(
-    ("scoring", "theirs"), [("f1_class1", "f1"), ("pr_auc", "average_precision")]
-)
-def test_same_candidates_and_scores_as_scikit_learn_on_the_whole_pipeline(
-    protocol, pipeline, scoring, theirs
-):
-    plain = RandomizedSearchCV(
-        pipeline, SPACE, n_iter=5, scoring=theirs, refit=False, random_state=3,
-        cv=[(protocol.fitting_rows(rows), held) for rows, held in protocol.split.folds],
-    )  # fmt: skip
-    weights = row_weights(pipeline, protocol.y, normal_stride=protocol.normal_stride)
-    plain.fit(protocol.X, protocol.y, classify__sample_weight=weights)
-    params, metrics = found_by(protocol, pipeline)
-    assert list(params) == plain.cv_results_["params"]
-    ours = [of_one[f"cv_{scoring}"] for of_one in metrics]
-    np.testing.assert_allclose(ours, plain.cv_results_["mean_test_score"], rtol=0, atol=1e-9)
+def test_candidates_are_those_that_scikit_learn_draws(protocol, pipeline):
+    found = [params for params, _ in random_search(pipeline, protocol, SPACE, n_iter=5, seed=3)]
+    assert found == list(ParameterSampler(SPACE, 5, random_state=3))
 
 
-def test_each_candidate_has_both_scores_of_each_fold(protocol, pipeline):
+def test_scores_are_those_of_the_whole_pipeline_on_each_fold(protocol, pipeline, folds):
+    """Of the thinned rows that are held out, each weighted by the rows that it stands for."""
+    rows = protocol.training
+    assert set(rows.weight) == {2.0, 3.0}
     for params, scores in random_search(pipeline, protocol, SPACE, n_iter=5, seed=3):
         settings = clone(pipeline).set_params(**params)
-        hazard = []
-        for rows, held in protocol.split.folds:
-            rows = protocol.fitting_rows(rows)
-            stride = protocol.normal_stride
-            model = models.fit(settings, protocol.X, protocol.y, rows, normal_stride=stride)
-            hazard.append((protocol.y[held], models.hazard_score(model, protocol.X.iloc[held])))
-        by_hand = [average_precision_score(*pair) for pair in hazard]
-        of_folds = [scores[f"cv_pr_auc_fold_{k}"] for k in (1, 2, 3)]
-        assert of_folds == pytest.approx(by_hand, abs=1e-9)
-        assert scores["cv_pr_auc_std"] == pytest.approx(np.std(by_hand), abs=1e-9)
-        by_hand = [f1_score(y, score >= 0.5) for y, score in hazard]
-        of_folds = [scores[f"cv_f1_class1_fold_{k}"] for k in (1, 2, 3)]
-        assert of_folds == pytest.approx(by_hand, abs=1e-9)
+        precision, f1 = [], []
+        for fitting, held in folds:
+            parts = rows.X.iloc[fitting], rows.y[fitting], rows.weight[fitting]
+            hazard = models.hazard_score(models.fit(settings, *parts)[0], rows.X.iloc[held])
+            y, weight = rows.y[held], {"sample_weight": rows.weight[held]}
+            precision.append(average_precision_score(y, hazard, **weight))
+            f1.append(f1_score(y, hazard >= 0.5, **weight))
+        for name, by_hand in {"pr_auc": precision, "f1_class1": f1}.items():
+            of_folds = [scores[f"cv_{name}_fold_{k}"] for k in (1, 2, 3)]
+            assert of_folds == pytest.approx(by_hand, abs=1e-9)
+            assert scores[f"cv_{name}"] == pytest.approx(np.mean(by_hand), abs=1e-9)
+            assert scores[f"cv_{name}_std"] == pytest.approx(np.std(by_hand), abs=1e-9)
+
+
+def test_a_ratio_that_the_classifier_sets_is_not_weighted_again(protocol, folds):
+    by_hand = models.XGBOOST_BY_HAND | {"scale_pos_weight": 4.0}
+    pipeline = make_pipeline(XGBClassifier(**by_hand, random_state=0, n_jobs=1))
+    ((params, scores),) = random_search(pipeline, protocol, SPACE, n_iter=1, seed=3)
+    rows, (fitting, held) = protocol.training, folds[0]
+    model = clone(pipeline).set_params(**params).fit(rows.X.iloc[fitting], rows.y[fitting])
+    hazard = models.hazard_score(model, rows.X.iloc[held])
+    expected = average_precision_score(rows.y[held], hazard, sample_weight=rows.weight[held])
+    assert scores["cv_pr_auc_fold_1"] == pytest.approx(expected, abs=1e-9)
 
 
 def test_candidates_come_as_they_are_scored(protocol, pipeline):

@@ -1,4 +1,4 @@
-"""Racks stay whole, every part has an event, and what cannot be split says why."""
+"""Sites or racks stay whole, every part has an event, and what cannot be split says why."""
 
 from __future__ import annotations
 
@@ -13,20 +13,30 @@ from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 
 from hvs_lib import columns as col
-from hvs_lib.evaluation.splits import split_by_rack, thin_normal_rows
-from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes
+from hvs_lib.evaluation.splits import TEST, split_fleet, thin_rows
+from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes, site_codes
 from hvs_lib.telemetry.files import DataError
 
 
 def check_partition(split, n_rows: int) -> None:
-    """Train and test are all rows; the validation rows are all training rows."""
+    """Each row is of one fold or of the test set; train and test are ascending."""
+    assert split.fold.shape == (n_rows,)
+    assert set(split.fold) == {TEST, *range(split.n_folds)}
     assert np.array_equal(np.sort(np.concatenate([split.train, split.test])), np.arange(n_rows))
-    valid = np.concatenate([valid for _, valid in split.folds])
-    assert np.array_equal(np.sort(valid), split.train)
-    for fit_rows, valid_rows in split.folds:
-        both = np.concatenate([fit_rows, valid_rows])
-        assert np.array_equal(np.sort(both), split.train)
-        assert (np.diff(fit_rows) > 0).all() and (np.diff(valid_rows) > 0).all()
+    assert (split.fold[split.test] == TEST).all() and (split.fold[split.train] != TEST).all()
+    assert (np.diff(split.train) > 0).all() and (np.diff(split.test) > 0).all()
+
+
+def parts_of(split) -> list[np.ndarray]:
+    """Rows of the test set and of each fold."""
+    return [np.flatnonzero(split.fold == number) for number in np.unique(split.fold)]
+
+
+def check_whole(split, codes, events) -> None:
+    """No two parts share a site or rack, and each has an event."""
+    parts = [set(codes[rows]) for rows in parts_of(split)]
+    assert sum(map(len, parts)) == len(set(codes))
+    assert all((events[rows] >= 0).any() for rows in parts_of(split))
 
 
 @settings(max_examples=30, deadline=None)
@@ -45,22 +55,65 @@ def test_racks_stay_whole(make_telemetry, sites, racks, event_racks, test_size, 
     telemetry = make_telemetry(
         sites=sites, racks=racks, rows=4, event_rows=2, event_racks=tuple(event_racks)
     )
-    split = split_by_rack(telemetry, test_size=test_size, n_folds=n_folds, seed=seed)
+    options = {"test_size": test_size, "n_folds": n_folds, "seed": seed}
+    split = split_fleet(telemetry, **options)
     check_partition(split, len(telemetry))
     codes, events = rack_codes(telemetry), event_codes(telemetry)
-    for one, other in [(split.train, split.test), *split.folds]:
-        assert not set(codes[one]) & set(codes[other])
-        assert (events[one] >= 0).any() and (events[other] >= 0).any()
-    assert len(split.folds) == n_folds
+    check_whole(split, codes, events)
+    assert (split.kind, split.n_folds) == ("rack", n_folds)
     assert len(set(codes[split.test][events[split.test] >= 0])) == n_test
+    assert np.array_equal(split_fleet(telemetry, split="rack", **options).fold, split.fold)
+
+
+@pytest.mark.parametrize("with_event", [12, 13, 15])
+def test_sites_stay_whole_where_a_dozen_have_an_event(make_telemetry, with_event):
+    telemetry = make_telemetry(
+        sites=16, racks=2, rows=4, event_rows=2, event_racks=range(0, 2 * with_event, 2)
+    )
+    split = split_fleet(telemetry, test_size=0.25, n_folds=3)
+    check_partition(split, len(telemetry))
+    check_whole(split, site_codes(telemetry), event_codes(telemetry))
+    assert (split.kind, split.n_folds) == ("site", 3)
+    assert np.array_equal(split_fleet(telemetry, split="site").fold, split.fold)
+    n_test = round(0.25 * with_event) + round(0.25 * (16 - with_event))
+    test = split.table().loc["test"]
+    assert test[["sites", "racks", "modules", "rows"]].tolist() == [
+        n_test, 2 * n_test, 4 * n_test, 16 * n_test,
+    ]  # fmt: skip
+    assert test["events"] == round(0.25 * with_event)
+    assert split_fleet(telemetry, split="rack").kind == "rack"
+
+
+def test_fewer_sites_with_an_event_are_split_fleet(make_telemetry):
+    """Sixteen sites, of which eleven have an event; two events in one site are one site."""
+    telemetry = make_telemetry(
+        sites=16, racks=2, rows=4, event_rows=2, event_racks=[*range(0, 22, 2), 1, 3]
+    )
+    split = split_fleet(telemetry)
+    assert split.kind == "rack"
+    check_whole(split, rack_codes(telemetry), event_codes(telemetry))
+    assert split_fleet(telemetry, split="site").kind == "site"
+
+
+def test_too_few_sites_with_an_event_are_refused(make_telemetry):
+    telemetry = make_telemetry(sites=3, racks=4, rows=4, event_rows=2, event_racks=range(12))
+    found = (
+        "at least 4 sites with an event, got 12 events in 3 sites: .*"
+        "bring telemetry of more sites with events, use n_folds=2, or use split="
+    )
+    with pytest.raises(DataError, match=found):
+        split_fleet(telemetry, split="site")
+    assert split_fleet(telemetry, split="site", n_folds=2).n_folds == 2
+    assert split_fleet(telemetry).kind == "rack"
 
 
 def test_quiet_racks_are_dealt_out_like_those_with_events(make_telemetry):
     telemetry = make_telemetry(racks=20, rows=4, event_rows=2, event_racks=tuple(range(8)))
-    table = split_by_rack(telemetry, test_size=0.25, n_folds=3).table()
+    table = split_fleet(telemetry, test_size=0.25, n_folds=3).table()
     assert list(table.index) == ["fold 1", "fold 2", "fold 3", "train", "test"]
-    assert list(table.columns) == ["racks", "modules", "rows", "events", "prevalence"]
-    assert table.loc["test", ["racks", "modules", "rows", "events"]].to_list() == [5, 10, 40, 2]
+    counts = ["sites", "racks", "modules", "rows", "events"]
+    assert list(table.columns) == [*counts, "prevalence"]
+    assert table.loc["test", counts].to_list() == [1, 5, 10, 40, 2]
     assert table.loc["train", "racks"] == 15 and table.loc["train", "events"] == 6
     assert (table["events"][:3] == 2).all() and (table["racks"][:3] == 5).all()
     assert table.loc["test", "prevalence"] == pytest.approx(2 * 2 / 40)
@@ -68,7 +121,7 @@ def test_quiet_racks_are_dealt_out_like_those_with_events(make_telemetry):
 
 def test_the_same_rack_name_in_two_sites_is_two_racks(make_telemetry):
     telemetry = make_telemetry(sites=2, racks=4, rows=4, event_rows=2, event_racks=range(8))
-    split = split_by_rack(telemetry, test_size=0.25)
+    split = split_fleet(telemetry, test_size=0.25)
     assert split.table().loc["test", "racks"] == 2
     assert split.table().loc["train", "racks"] == 6
 
@@ -76,38 +129,37 @@ def test_the_same_rack_name_in_two_sites_is_two_racks(make_telemetry):
 def test_seed_decides_and_argument_is_unchanged(make_telemetry):
     telemetry = make_telemetry(racks=12, event_racks=range(8))
     before = telemetry.copy(deep=True)
-    first, again, other = (split_by_rack(telemetry, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (split_fleet(telemetry, seed=seed) for seed in (1, 1, 2))
     assert_frame_equal(telemetry, before)
     assert np.array_equal(first.test, again.test)
-    for one, two in zip(first.folds, again.folds, strict=True):
-        assert np.array_equal(one[1], two[1])
+    assert np.array_equal(first.fold, again.fold)
     assert not np.array_equal(first.test, other.test)
 
 
 def test_split_does_not_depend_on_the_global_seed(make_telemetry):
     telemetry = make_telemetry()
     np.random.seed(1)  # noqa: NPY002
-    first = split_by_rack(telemetry).test
+    first = split_fleet(telemetry).test
     np.random.seed(2)  # noqa: NPY002
-    assert np.array_equal(split_by_rack(telemetry).test, first)
+    assert np.array_equal(split_fleet(telemetry).test, first)
 
 
 def test_all_racks_with_events_and_few_quiet_ones_warn_of_nothing(make_telemetry):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for racks in (4, 5, 6):
-            split_by_rack(make_telemetry(racks=racks))
+            split_fleet(make_telemetry(racks=racks))
 
 
 def test_unsorted_index_is_no_matter(make_telemetry):
     telemetry = make_telemetry()
     moved = telemetry.set_index(telemetry.index[::-1])
-    assert np.array_equal(split_by_rack(moved).test, split_by_rack(telemetry).test)
+    assert np.array_equal(split_fleet(moved).test, split_fleet(telemetry).test)
 
 
 def test_row_split_deals_out_rows_by_label(make_telemetry):
     telemetry = make_telemetry()
-    split = split_by_rack(telemetry, split="row", test_size=0.25)
+    split = split_fleet(telemetry, split="row", test_size=0.25)
     check_partition(split, len(telemetry))
     assert split.kind == "row"
     assert len(split.test) == len(telemetry) / 4
@@ -118,11 +170,11 @@ def test_row_split_deals_out_rows_by_label(make_telemetry):
 
 def test_row_split_takes_a_single_event(make_telemetry):
     telemetry = make_telemetry(event_racks=(2,))
-    assert (split_by_rack(telemetry, split="row").table()["events"] == 1).all()
+    assert (split_fleet(telemetry, split="row").table()["events"] == 1).all()
 
 
 def test_to_dict_is_json_and_names_the_racks(make_telemetry):
-    split = split_by_rack(make_telemetry(sites=2, racks=4, event_racks=range(8)), seed=7)
+    split = split_fleet(make_telemetry(sites=2, racks=4, event_racks=range(8)), seed=7)
     told = json.loads(json.dumps(split.to_dict()))
     assert told["kind"] == "rack" and told["seed"] == 7 and told["n_folds"] == 3
     parts = told["parts"]
@@ -135,7 +187,7 @@ def test_to_dict_is_json_and_names_the_racks(make_telemetry):
 
 def test_split_is_frozen(make_telemetry):
     with pytest.raises(AttributeError):
-        split_by_rack(make_telemetry()).kind = "row"
+        split_fleet(make_telemetry()).kind = "row"
 
 
 # --- refused -------------------------------------------------------------------------------------
@@ -149,17 +201,17 @@ def test_split_is_frozen(make_telemetry):
         ({"test_size": float("nan")}, "test_size must be between 0 and 1, got nan"),
         ({"n_folds": 1}, "n_folds must be a whole number of at least 2, got 1"),
         ({"n_folds": 2.5}, r"n_folds must be a whole number of at least 2, got 2\.5"),
-        ({"split": "module"}, "split must be one of rack, row, got 'module'"),
+        ({"split": "module"}, "split must be one of auto, site, rack, row, got 'module'"),
     ],
 )
 def test_parameters_out_of_range(make_telemetry, options, found):
     with pytest.raises(ValueError, match=found):
-        split_by_rack(make_telemetry(), **options)
+        split_fleet(make_telemetry(), **options)
 
 
 def test_a_single_event_is_explained(make_telemetry):
     with pytest.raises(DataError, match=r'got 1 event in 1 rack: .* or use split="row"') as caught:
-        split_by_rack(make_telemetry(event_racks=(2,)))
+        split_fleet(make_telemetry(event_racks=(2,)))
     assert len(caught.value.problems) == 1
 
 
@@ -168,81 +220,89 @@ def test_many_events_of_one_rack_are_still_one_rack(make_telemetry):
     last = telemetry.groupby(module_codes(telemetry)).cumcount() > 50
     telemetry[col.LABEL] = ((rack_codes(telemetry) == 0) & last).astype(np.int8)
     with pytest.raises(DataError, match="got 8 events in 1 rack:"):
-        split_by_rack(telemetry)
+        split_fleet(telemetry)
 
 
 def test_too_few_racks_with_events_offer_fewer_folds(make_telemetry):
     telemetry = make_telemetry(event_racks=(0, 1, 2))
     with pytest.raises(DataError, match=r"at least 4 racks .* got 3 events in 3 racks.*n_folds=2"):
-        split_by_rack(telemetry, n_folds=3)
-    assert len(split_by_rack(telemetry, n_folds=2).folds) == 2
+        split_fleet(telemetry, n_folds=3)
+    assert split_fleet(telemetry, n_folds=2).n_folds == 2
 
 
 @pytest.mark.parametrize(("test_size", "n_test"), [(0.05, 0), (0.7, 4)])
 def test_a_part_without_an_event_is_refused(make_telemetry, test_size, n_test):
     telemetry = make_telemetry(racks=8, event_racks=(0, 1, 2, 3, 4, 5))
     with pytest.raises(DataError, match=f"got {n_test} of 6 such racks.*between 0.167 and 0.5"):
-        split_by_rack(telemetry, test_size=test_size)
+        split_fleet(telemetry, test_size=test_size)
 
 
-@pytest.mark.parametrize("split", ["rack", "row"])
+@pytest.mark.parametrize("split", ["auto", "site", "rack", "row"])
 def test_no_event_at_all_is_refused(make_telemetry, split):
     with pytest.raises(DataError, match="must hold events, Hazard_Label is 0 in every row"):
-        split_by_rack(make_telemetry(event_racks=()), split=split)
+        split_fleet(make_telemetry(event_racks=()), split=split)
 
 
-@pytest.mark.parametrize("split", ["rack", "row"])
+@pytest.mark.parametrize("split", ["auto", "site", "rack", "row"])
 def test_no_label_is_refused(make_telemetry, split):
     with pytest.raises(DataError, match="Hazard_Label must be a column, it is absent"):
-        split_by_rack(make_telemetry(label=False), split=split)
+        split_fleet(make_telemetry(label=False), split=split)
 
 
 def test_row_split_of_too_few_labelled_rows_is_refused(make_telemetry):
     telemetry = make_telemetry(event_racks=(0,), event_rows=3)
     with pytest.raises(DataError, match="rows of both labels in each, got 3 rows with label 1"):
-        split_by_rack(telemetry, split="row")
+        split_fleet(telemetry, split="row")
 
 
 def test_row_split_of_labelled_rows_alone_is_refused(make_telemetry):
     telemetry = make_telemetry().assign(**{col.LABEL: np.int8(1)})
     with pytest.raises(DataError, match="It must hold rows without a hazard"):
-        split_by_rack(telemetry, split="row")
+        split_fleet(telemetry, split="row")
 
 
 # --- thinning ------------------------------------------------------------------------------------
 
 
 @settings(max_examples=30, deadline=None)
-@given(stride=st.integers(1, 12), seed=st.integers(0, 1000))
-def test_thinning_keeps_labelled_rows_and_every_stride_th_other(make_telemetry, stride, seed):
+@given(strides=st.tuples(st.integers(1, 12), st.integers(1, 5)), seed=st.integers(0, 1000))
+def test_thinning_keeps_a_share_of_each_module_and_label(make_telemetry, strides, seed):
     telemetry = make_telemetry(racks=5, modules=3)
     rows = np.random.default_rng(seed).permutation(len(telemetry))[:700]
-    kept = thin_normal_rows(telemetry, rows, stride)
-    label = telemetry[col.LABEL].to_numpy()
-    assert set(rows[label[rows] == 1]) <= set(kept)
+    kept = thin_rows(telemetry, rows, normal_stride=strides[0], hazard_stride=strides[1])
     place = {row: i for i, row in enumerate(rows)}
     assert (np.diff([place[row] for row in kept]) > 0).all()
-    modules = module_codes(telemetry)
-    normal = pd.Series(modules[rows[label[rows] == 0]]).value_counts()
-    left = pd.Series(modules[kept[label[kept] == 0]]).value_counts()
-    share = left.reindex(normal.index, fill_value=0) - normal / stride
-    assert (share.abs() < 1).all()
+    label, modules = telemetry[col.LABEL].to_numpy(), module_codes(telemetry)
+    for value, stride in enumerate(strides):
+        there = pd.Series(modules[rows[label[rows] == value]]).value_counts()
+        left = pd.Series(modules[kept[label[kept] == value]]).value_counts()
+        share = left.reindex(there.index, fill_value=0) - there / stride
+        assert (share.abs() < 1).all()
 
 
 def test_thinning_by_one_keeps_all(make_telemetry):
     telemetry = make_telemetry()
     rows = np.arange(100, 500)
-    assert np.array_equal(thin_normal_rows(telemetry, rows, 1), rows)
+    assert np.array_equal(thin_rows(telemetry, rows, normal_stride=1, hazard_stride=1), rows)
 
 
 def test_thinned_modules_start_at_different_rows(make_telemetry):
     telemetry = make_telemetry(event_racks=())
-    kept = thin_normal_rows(telemetry, np.arange(len(telemetry)), 6)
+    kept = thin_rows(telemetry, np.arange(len(telemetry)), normal_stride=6, hazard_stride=3)
     assert telemetry[col.TIMESTAMP].iloc[kept].nunique() == 60
     first = pd.Series(kept).groupby(module_codes(telemetry)[kept]).min() % 60
     assert sorted(first.unique()) == [0, 1, 2, 3, 4, 5]
 
 
-def test_thinning_refuses_a_stride_below_one(make_telemetry):
-    with pytest.raises(ValueError, match="stride must be at least 1, got 0"):
-        thin_normal_rows(make_telemetry(), np.arange(5), 0)
+@pytest.mark.parametrize("name", ["normal_stride", "hazard_stride"])
+@pytest.mark.parametrize(
+    ("stride", "found"), [(0, "must be at least 1, got 0"), (999, "must leave rows .* got 999")]
+)
+def test_thinning_refuses_a_stride_that_is_none_or_leaves_nothing(
+    make_telemetry, name, stride, found
+):
+    telemetry = make_telemetry(racks=4)
+    strides = {"normal_stride": 1, "hazard_stride": 1} | {name: stride}
+    chosen = np.arange(60, len(telemetry))  # the first module would keep its first row
+    with pytest.raises(ValueError, match=f"{name} {found}"):
+        thin_rows(telemetry, chosen, **strides)

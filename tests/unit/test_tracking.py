@@ -5,7 +5,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import mlflow
 import numpy as np
@@ -17,14 +16,13 @@ from mlflow.exceptions import MlflowException
 from sklearn.linear_model import LogisticRegression
 from xgboost import XGBClassifier
 
+from hvs_lib import columns as col
 from hvs_lib.evaluation.protocol import Protocol
-from hvs_lib.evaluation.splits import split_by_rack
-from hvs_lib.features import build_features
+from hvs_lib.evaluation.splits import split_fleet
 from hvs_lib.models import make_pipeline
 from hvs_lib.progress import log_file
 from hvs_lib.project import StoreError
 from hvs_lib.sqlite_store import BesideTheStore
-from hvs_lib.telemetry.files import sha256_of_file
 from hvs_lib.tracking import champion
 from hvs_lib.tracking.model_files import ModelError, load_model
 from hvs_lib.tracking.runs import (
@@ -44,23 +42,23 @@ from hvs_lib.tracking.store import connect, search_runs
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def data_file(tmp_path):
-    path = tmp_path / "telemetry.csv"
-    path.write_text("some telemetry")
-    return path
+DATA = "0123abcd" * 8  # the telemetry's SHA-256
+TABLE = {"racks": 8, "rows": 90, "event_racks": (0, 1, 2, 3, 4)}
 
 
 @pytest.fixture
-def run(start_run, data_file):
-    return start_run(params={"seed": 7, "split": "rack"}, data_path=data_file)
+def run(start_run):
+    return start_run(params={"seed": 7, "split": "auto"}, data_sha256=DATA, split="rack")
 
 
 @pytest.fixture
-def protocol(make_telemetry):
-    telemetry = make_telemetry(racks=8, rows=90, event_racks=(0, 1, 2, 3, 4))
-    split = split_by_rack(telemetry, test_size=0.25, n_folds=2, seed=1)
-    return Protocol(telemetry, build_features(telemetry), split, normal_stride=3)
+def protocol(make_fleet):
+    return protocol_of(make_fleet(**TABLE))
+
+
+def protocol_of(fleet, *, seed=1, **options):
+    split = split_fleet(fleet.rows, test_size=0.25, n_folds=2, seed=seed, **options)
+    return Protocol(fleet, split, normal_stride=3, hazard_stride=2)
 
 
 def log(protocol, classifier=None, *, sampler=None, **tags):
@@ -205,14 +203,14 @@ def test_a_deleted_model_is_not_registered(run, protocol):
     assert not client.search_registered_models()
 
 
-def test_digests_tell_where_two_machines_begin_to_differ(run, protocol):
+def test_digests_tell_where_two_machines_begin_to_differ(run, protocol, make_telemetry, make_fleet):
     logged = [MlflowClient().get_run(log(protocol)[0]).data.tags for _ in range(2)]
     names = ("digest_telemetry", "digest_features", "digest_training_rows", "digest_model")
     assert [logged[0][name] for name in names] == [logged[1][name] for name in names]
     assert logged[0]["digest_features"] in log_file().read_text()
-    telemetry = protocol.telemetry.assign(Module_Voltage_V=1.0)
-    other = replace(protocol, telemetry=telemetry, X=build_features(telemetry))
-    tags = MlflowClient().get_run(log(other)[0]).data.tags
+    other = make_telemetry(**TABLE)
+    other[col.VOLTAGE] = np.float32(50.0)
+    tags = MlflowClient().get_run(log(protocol_of(make_fleet(other)))[0]).data.tags
     same = [tags[name] == logged[0][name] for name in names]
     assert same == [False, False, True, False]
 
@@ -230,12 +228,12 @@ def test_tracking_uri_of_the_environment_wins(
     assert len(list((elsewhere / "mlartifacts").rglob("note.txt"))) == 1
 
 
-def test_parent_run_says_where_it_comes_from(run, data_file):
+def test_parent_run_says_where_it_comes_from(run):
     found = MlflowClient().get_run(run)
-    assert found.data.params == {"seed": "7", "split": "rack"}
+    assert found.data.params == {"seed": "7", "split": "auto"}
     tags = found.data.tags
     assert (tags["stage"], tags["split"], tags["role"]) == ("baseline", "rack", "parent")
-    assert tags["data_sha256"] == sha256_of_file(data_file)
+    assert tags["data_sha256"] == DATA
     assert tags["mlflow.source.name"] == "notebooks/01_baseline.ipynb"
     assert tags["git_dirty"] in ("true", "false", "unknown")
     assert {"git_commit", "workbook_version"} <= set(tags)
@@ -248,7 +246,10 @@ def test_model_run_is_complete(run, protocol):
     assert child.data.tags["mlflow.parentRunId"] == run
     assert (child.data.tags["model_name"], child.data.tags["leaky"]) == ("LR", "false")
     assert child.data.params["classify__C"] == "0.01"
-    assert child.data.params["n_features"] == str(protocol.X.shape[1])
+    assert child.data.params["n_features"] == str(protocol.training.X.shape[1])
+    assert child.data.params["rows_fitted"] == str(len(protocol.training.y))
+    strides = [child.data.params[f"{kind}_stride"] for kind in ("normal", "hazard")]
+    assert strides == ["3", "2"]
     split = protocol.split
     events = [int(child.data.params[f"events_{part}"]) for part in ("train", "test")]
     assert sum(events) == 5
@@ -272,7 +273,7 @@ def test_logged_model_scores_alike_and_says_what_it_needs(run, protocol, classif
     kept = read_scores(run_id, "check_rows.parquet")
     again = loaded.predict(kept.drop(columns="y_score"))[:, 1]
     np.testing.assert_allclose(again, kept["y_score"], rtol=0, atol=1e-6)  # float32 sums
-    assert loaded.metadata.signature.inputs.input_names() == list(protocol.X.columns)
+    assert loaded.metadata.signature.inputs.input_names() == list(protocol.training.X.columns)
     assert len(loaded.input_example) == 3
     path = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/model/requirements.txt")
     with open(path) as file:
@@ -361,12 +362,11 @@ def test_nothing_is_logged_beside_a_run(store, protocol):
         log(protocol)
 
 
-def test_comparable_runs(run, protocol, data_file):
+def test_comparable_runs(run, protocol):
     first, _ = log(protocol)
     second, _ = log(protocol)
     other, _ = log(protocol, LogisticRegression(C=9.0), imbalance_technique="class weight")
-    rows = split_by_rack(protocol.telemetry, test_size=0.25, n_folds=2, seed=1, split="row")
-    leaky, _ = log(Protocol(protocol.telemetry, protocol.X, rows), model_name="on rows")
+    leaky, _ = log(protocol_of(protocol.fleet, split="row"), model_name="on rows")
     found = comparable_runs().set_index("run_id")
     assert first not in found.index, "the newest of equal runs counts"
     assert found["name"].to_dict() == {
@@ -375,24 +375,20 @@ def test_comparable_runs(run, protocol, data_file):
         leaky: "on rows, none",
     }
     assert found["leaky"].to_dict() == {second: "false", other: "false", leaky: "true"}
-    assert comparable_runs(data_sha256=sha256_of_file(data_file)).shape[0] == 3
+    assert comparable_runs(data_sha256=DATA).shape[0] == 3
 
 
 def test_runs_judged_otherwise_are_not_comparable(run, protocol):
     log(protocol)
-    split = split_by_rack(protocol.telemetry, test_size=0.25, n_folds=2, seed=5)
-    newest, _ = log(Protocol(protocol.telemetry, protocol.X, split), model_name="newest")
+    newest, _ = log(protocol_of(protocol.fleet, seed=5), model_name="newest")
     assert comparable_runs()["run_id"].tolist() == [newest]
 
 
-def test_row_split_alone_is_no_comparison(run, start_run, protocol, tmp_path):
+def test_row_split_alone_is_no_comparison(run, start_run, protocol):
     """Not even where an older honest run on other telemetry is there."""
     log(protocol)
-    other = tmp_path / "other.csv"
-    other.write_text("other telemetry")
-    start_run(data_path=other)
-    rows = split_by_rack(protocol.telemetry, test_size=0.25, n_folds=2, seed=1, split="row")
-    log(Protocol(protocol.telemetry, protocol.X, rows))
+    start_run(data_sha256="f" * 64)
+    log(protocol_of(protocol.fleet, split="row"))
     with pytest.raises(ValueError, match="all on a random row split"):
         comparable_runs()
 
@@ -455,12 +451,11 @@ def test_model_card_is_an_artifact_of_the_registered_version(run, protocol):
     assert found.description == "# The card"
 
 
-def test_audit_is_found_by_the_telemetry(run, data_file):
-    sha256 = sha256_of_file(data_file)
-    assert read_audit(sha256) is None
+def test_audit_is_found_by_the_telemetry(run):
+    assert read_audit(DATA) is None
     mlflow.log_text(pd.DataFrame({"check": ["a"], "found": [0.5]}).to_csv(index=False), AUDIT)
     mlflow.set_tag("audited", "true")
-    assert read_audit(sha256).to_dict("list") == {"check": ["a"], "found": [0.5]}
+    assert read_audit(DATA).to_dict("list") == {"check": ["a"], "found": [0.5]}
     assert read_audit("0" * 64) is None
 
 
