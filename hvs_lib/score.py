@@ -70,8 +70,6 @@ class Tally:
     racks: int = 0
     rows: int = 0
     alarms: int = 0
-    events: int = 0
-    hazard_types: set[str] = field(default_factory=set)  # causes that occur with label 1
     outcomes: list[str] = field(default_factory=list)  # what became of the alarms, with a label
     findings: list = field(default_factory=list)
     intervals_s: list[float] = field(default_factory=list)  # of the tables it was read in
@@ -146,6 +144,7 @@ def score_file(
     output = Path(output).resolve()
     _check_output(output, Path(path))
     tally, tables = Tally(), []
+    n_events, fault_types = 0, set(champion.fault_types)
     with (
         whole_file(output) as unfinished,
         closing(read_racks(path, keep_fill_values=keep_fill_values)) as parts,
@@ -156,18 +155,17 @@ def score_file(
             tables.append(score_racks(telemetry, champion))
             tally.racks += int(rack_codes(telemetry).max()) + 1
             tally.rows += len(telemetry)
-            tally.hazard_types |= set(hazard_types(telemetry))
             if col.LABEL in telemetry:
-                tally.events += int(event_codes(telemetry).max()) + 1
+                n_events += int(event_codes(telemetry).max()) + 1
+                fault_types |= set(hazard_types(telemetry))
             on_progress(share)
-        # Empty tables have no types, which would make those of the others objects.
+        # Without the empty ones, whose columns have no type.
         alarms = pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True)
         tally.alarms = len(alarms)
         if "outcome" in alarms:
-            cause = alarms.pop(col.EVENT_TYPE)
-            is_fault = cause.isin(tally.hazard_types | champion.fault_types)
+            is_fault = alarms.pop(col.EVENT_TYPE).isin(fault_types)
             alarms.loc[(alarms["outcome"] == "fault") & ~is_fault, "outcome"] = "nuisance"
-            tally.outcomes = _outcomes_told(alarms, tally.events)
+            tally.outcomes = _outcomes_told(alarms, n_events)
         # Six digits: where a forest has threads, they add up in any order.
         alarms.to_csv(unfinished, index=False, float_format="%.6g")
         tally.warnings += _interval_notes(float(np.median(tally.intervals_s)), champion)
@@ -231,7 +229,8 @@ def score_racks(telemetry: pd.DataFrame, champion: Champion) -> pd.DataFrame:
     features that raise it most, each with its contribution (log-odds for XGBoost and logistic
     regression, probability for a random forest; before calibration). With a label also outcome,
     Event_ID and lead_time_min as from `raise_alarms`, where every Event_Type counts as a fault's,
-    and that Event_Type, shape (n_alarms, 15). Ids that a spreadsheet would take for a formula get
+    and that Event_Type, shape (n_alarms, 15); an event without Event_ID is named for its module
+    alone (`event 0`). Ids that a spreadsheet would take for a formula get
     an apostrophe before them.
     """
     columns = [*COLUMNS, *OUTCOME_COLUMNS, col.EVENT_TYPE] if col.LABEL in telemetry else COLUMNS

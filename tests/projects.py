@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 BIN = Path(sys.executable).parent
+TORTURE = int(os.environ.get("HVS_TORTURE", "0"))  # tries that `make torture` asks for
 
 
 def environment_of(root: Path, **variables: str) -> dict[str, str]:
@@ -30,9 +31,7 @@ def start(command: str, *arguments: object, root: Path, **variables: str) -> sub
 
 def copy_telemetry(fleet: Path, root: Path) -> None:
     """Give the project its telemetry, which spares it the simulation."""
-    folder = root / "data" / "raw"
-    folder.mkdir(parents=True)
-    shutil.copy(fleet, folder)
+    shutil.copytree(fleet, root / "data" / "raw" / fleet.name)
 
 
 def free_port() -> int:

@@ -401,17 +401,11 @@ class AlarmTrack:
     def sweep(self, thresholds: np.ndarray) -> Sweep:
         """Count the outcomes at each of some descending thresholds."""
         alarm_on, pnr_us = self.outcomes.alarm_on, self.outcomes.pnr_us
-        n_nuisance, n_fault = (np.zeros(len(thresholds), dtype=np.int64) for _ in range(2))
-        lead_min = np.full((len(thresholds), len(pnr_us)), np.nan)
-        rows, level = np.arange(len(self.level)), self.level
-        for k in reversed(range(len(thresholds))):  # from the lowest on, the rows become ever fewer
-            holds = level >= thresholds[k]
-            rows, level = rows[holds], level[holds]
-            raised = _raise(rows, self.clock, self.refractory_us)
-            n_nuisance[k], n_fault[k] = (np.sum(alarm_on[raised] == x) for x in (NOTHING, FAULT))
-            first = raised[alarm_on[raised] >= 0][::-1]  # the last one that is written counts
-            lead_min[k, alarm_on[first]] = self.rows.time_us[first]
-        return Sweep(n_nuisance, n_fault, (pnr_us - lead_min) / MINUTE_US)
+        n_nuisance, n_fault, first = _sweep(
+            thresholds, self.level, self.clock, self.refractory_us, alarm_on, len(pnr_us)
+        )
+        lead_min = (pnr_us - self.rows.time_us[first]) / MINUTE_US
+        return Sweep(n_nuisance, n_fault, np.where(first >= 0, lead_min, np.nan))
 
     def least_nuisance(self, thresholds: np.ndarray) -> np.ndarray:
         """Count the modules without event or fault that raise alarms: all theirs are nuisance."""
@@ -440,19 +434,25 @@ class AlarmTrack:
 @njit(cache=True, nogil=True)
 def _levels(score, time_us, module_start, gap_us, k, n):
     level = np.full(len(score), -np.inf)
+    window = np.empty(n)  # the last scores, ascending
     for m in range(len(module_start) - 1):
-        first = module_start[m]
+        size = 0
         for i in range(module_start[m], module_start[m + 1]):
-            if i > first and time_us[i] - time_us[i - 1] > gap_us[m]:
-                first = i
-            window = score[max(first, i - n + 1) : i + 1]
-            for value in window:
-                if value > level[i]:
-                    held = 0
-                    for other in window:
-                        held += other >= value
-                    if held >= k:
-                        level[i] = value
+            if size and time_us[i] - time_us[i - 1] > gap_us[m]:
+                size = 0
+            if size == n:
+                size -= 1
+                oldest = np.searchsorted(window, score[i - n])
+                for j in range(oldest, size):
+                    window[j] = window[j + 1]
+            j = size
+            while j > 0 and window[j - 1] > score[i]:
+                window[j] = window[j - 1]
+                j -= 1
+            window[j] = score[i]
+            size += 1
+            if size >= k:
+                level[i] = window[size - k]
     return level
 
 
@@ -464,3 +464,26 @@ def _raise(rows, clock, refractory_us):
             raised[count] = row
             count, until = count + 1, clock[row] + refractory_us
     return raised[:count]
+
+
+@njit(cache=True, nogil=True)
+def _sweep(thresholds, level, clock, refractory_us, alarm_on, n_events):
+    n_nuisance, n_fault = np.zeros(len(thresholds), np.int64), np.zeros(len(thresholds), np.int64)
+    first = np.full((len(thresholds), n_events), -1)
+    rows, n_rows = np.arange(len(level)), len(level)
+    for k in range(len(thresholds) - 1, -1, -1):  # from the lowest on, the rows become ever fewer
+        kept, until = 0, clock[0]
+        for row in rows[:n_rows]:
+            if level[row] < thresholds[k]:
+                continue
+            rows[kept] = row
+            kept += 1
+            if clock[row] >= until:
+                until = clock[row] + refractory_us
+                on = alarm_on[row]
+                n_nuisance[k] += on == NOTHING
+                n_fault[k] += on == FAULT
+                if on >= 0 and first[k, on] < 0:
+                    first[k, on] = row
+        n_rows = kept
+    return n_nuisance, n_fault, first

@@ -139,7 +139,7 @@ def calibrate(calibrator: LogisticRegression | None, y_score: np.ndarray) -> np.
 
 def _log_odds(y_score: np.ndarray) -> np.ndarray:
     tiny = 1e-12  # a score of exactly 0 or 1 has no log-odds
-    return logit(np.clip(y_score, tiny, 1 - tiny))[:, None]
+    return logit(np.clip(np.asarray(y_score, dtype=np.float64), tiny, 1 - tiny))[:, None]
 
 
 class CalibratedClassifier(ClassifierMixin, BaseEstimator):

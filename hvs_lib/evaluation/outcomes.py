@@ -6,9 +6,10 @@ The rules, in one place:
   the alarm is raised from the onset of the event to the end of its label window: early before
   that window, timely in it. The event is caught; its lead time is the PNR minus the first
   such alarm.
-- **fault**: the module has a real fault that does not reach the PNR: an Event_ID without a label,
-  whose cause also occurs with one or is named as a fault. It is worth a visit, so it neither counts
-  as a catch nor against the alarm budget.
+- **fault**: the alarm finds a real fault that does not reach the PNR: an Event_ID without a label,
+  whose cause also occurs with one or is named as a fault, until `COOLING_MIN` after its last row;
+  or it is on a rack-mate of a module in its label window, which vents and heats the whole rack.
+  It is worth a visit, so it neither counts as a catch nor against the alarm budget.
 - **nuisance**: everything else. The alarm budget limits these.
 
 An event is the rows with label 1 of one module that share one Event_ID (without it: one unbroken
@@ -30,6 +31,7 @@ from hvs_lib.evaluation.scores import IS_FAULT, ScoreRows
 
 OUTCOMES = ("early", "timely", "fault", "nuisance")
 EARLY_MIN = 60.0  # how long before the PNR an alarm is early, where there is no Event_ID [min]
+COOLING_MIN = 60.0  # how long a module shows a fault that has ended [min]
 NOTHING, FAULT = -1, -2  # in `Outcomes.alarm_on`
 
 
@@ -73,8 +75,16 @@ class Outcomes:
         The number of an event, `FAULT` or `NOTHING`.
         """
         rows, event_id = self.rows, self.rows.event_id
-        is_fault = rows.frame.get(IS_FAULT, np.zeros(len(event_id), dtype=bool))
-        alarm_on = np.where(is_fault & (event_id >= 0), FAULT, NOTHING).astype(np.int32)
+        is_fault = rows.frame.get(IS_FAULT, np.zeros(len(event_id), dtype=bool)) & (event_id >= 0)
+        latest = np.maximum.accumulate(np.where(is_fault, np.arange(len(is_fault)), 0))
+        shows_it = is_fault[latest] & (rows.module[latest] == rows.module)
+        shows_it &= rows.time_us - rows.time_us[latest] <= COOLING_MIN * 60e6
+        alarm_on = np.where(shows_it, FAULT, NOTHING).astype(np.int32)
+        for labelled in self.event_rows:
+            first, last = rows.time_us[labelled[[0, -1]]]
+            mates = slice(*np.searchsorted(rows.rack, rows.rack[labelled[0]] + np.array([0, 1])))
+            meanwhile = (rows.time_us[mates] >= first) & (rows.time_us[mates] <= last)
+            alarm_on[mates][meanwhile] = FAULT
         # From the last event to the first: where two overlap, an alarm is on the one that is next.
         for number, labelled in reversed(list(enumerate(self.event_rows))):
             last = labelled[-1]

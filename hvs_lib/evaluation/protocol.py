@@ -337,7 +337,8 @@ class Protocol:
     @cached_property
     def key(self) -> str:
         """What the training rows, code and packages are, for what is cached."""
-        return cache.key(self.digests, list(self.training.X.columns))
+        rows = [self.digests[f"digest_{what}"] for what in ("features", "training_rows")]
+        return cache.key(rows, list(self.training.X.columns))
 
 
 def check_protocol(

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
+from numba import njit
 
 from hvs_lib import columns as col
 from hvs_lib.telemetry.codes import event_codes, hazard_types, module_codes, order_of, rack_codes
@@ -98,6 +99,17 @@ class ScoreRows:
         return self.frame[col.LABEL].to_numpy(dtype=np.int8)
 
     @cached_property
+    def rank(self) -> np.ndarray:
+        """Place of each score among the distinct scores of label 1, shape (n_rows,).
+
+        2 i + 1 at the i-th of them, 2 i below it and above the one before: all that the curves of
+        precision and recall and of true and false positives depend on.
+        """
+        steps = np.unique(self.score[self.label == 1])
+        above = np.searchsorted(steps, self.score, side="right")
+        return 2 * above - (steps[above - 1] == self.score)
+
+    @cached_property
     def event(self) -> np.ndarray:
         """Event number on the rows of label 1, -1 elsewhere, shape (n_rows,)."""
         if col.LABEL not in self.frame.columns:
@@ -119,9 +131,7 @@ class ScoreRows:
     @cached_property
     def interval_us(self) -> np.ndarray:
         """Median sampling interval of each module [us]; of the others where it has one sample."""
-        bounds = zip(self.module_start[:-1], self.module_start[1:], strict=True)
-        steps = [np.diff(self.time_us[start:stop]) for start, stop in bounds]
-        interval = np.array([np.median(step) if len(step) else np.nan for step in steps])
+        interval = _median_steps(self.time_us, self.module_start)
         known = interval[~np.isnan(interval)]
         return np.where(np.isnan(interval), np.median(known) if len(known) else 0.0, interval)
 
@@ -162,7 +172,7 @@ def check_scores(scores: pd.DataFrame, *, label: bool = True) -> ScoreRows:
             "Pass only rows that were scored."
         )
     time_us = scores[col.TIMESTAMP].to_numpy(dtype="datetime64[us]").astype(np.int64)
-    ids = scores[col.KEYS[:3]].apply(_in_order_of_names)
+    ids = pd.DataFrame({name: _in_order_of_names(scores[name]) for name in col.KEYS[:3]})
     rack, module = rack_codes(ids), module_codes(ids)
     if (order := order_of(module, time_us)) is not None:
         scores = scores.iloc[order].reset_index(drop=True)
@@ -181,3 +191,13 @@ def _in_order_of_names(column: pd.Series) -> pd.Series:
     """Sort the categories: their order in a table follows from other rows of it."""
     column = column.astype("category")
     return column.cat.reorder_categories(sorted(column.cat.categories, key=str))
+
+
+@njit(cache=True, nogil=True)
+def _median_steps(time_us, module_start):
+    median = np.full(len(module_start) - 1, np.nan)
+    for m in range(len(median)):
+        steps = np.diff(time_us[module_start[m] : module_start[m + 1]])
+        if len(steps):
+            median[m] = np.median(steps)
+    return median

@@ -30,7 +30,7 @@ def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
 
 
 def poisson_interval(count: int, exposure: float) -> tuple[float, float]:
-    """Compute the exact 95 % interval of a rate, such as false alarms in so many module-days.
+    """Compute the exact 95 % interval of a rate, such as alarms in so many site-days.
 
     References
     ----------
@@ -219,27 +219,28 @@ def _count_by_step(rows: ScoreRows, n_racks: int) -> tuple[np.ndarray, ...]:
     Only the distinct scores of the positives are steps: a negative matters at the next of them at
     or below its score, and not at all below the last. That leaves a small part of the rows.
     """
-    cuts = np.unique(rows.score[rows.label == 1])
-    step = len(cuts) - np.searchsorted(cuts, rows.score, side="right")
-    used = step < len(cuts)
-    cell, index = np.unique(step[used] * n_racks + rows.rack[used], return_inverse=True)
-    n_pos = np.bincount(index, weights=rows.label[used], minlength=len(cell)).astype(np.int64)
-    n_neg = np.bincount(index, minlength=len(cell)) - n_pos
-    return cell // n_racks, cell % n_racks, n_pos, n_neg
+    above = (rows.rank + 1) // 2
+    step = above.max() - above
+    used = rows.rank > 0
+    key = (step[used] * n_racks + rows.rack[used]) * 2 + rows.label[used]
+    key, count = np.unique(key, return_counts=True)
+    cell, label = key // 2, key % 2
+    return cell // n_racks, cell % n_racks, count * label, count * (1 - label)
 
 
 @njit(cache=True, nogil=True)
 def _weighted_average_precision(weights, step, rack, n_pos, n_neg):
-    result = np.empty(len(weights))
-    for b in range(len(weights)):
-        weight = weights[b]
-        tp, fp, tp_before, area = 0, 0, 0, 0.0
-        for i in range(len(step)):
-            tp += weight[rack[i]] * n_pos[i]
-            fp += weight[rack[i]] * n_neg[i]
-            last_of_step = i + 1 == len(step) or step[i + 1] != step[i]
-            if last_of_step and tp > tp_before:
-                area += (tp - tp_before) * (tp / (tp + fp))
-                tp_before = tp
-        result[b] = area / tp
-    return result
+    weights = np.ascontiguousarray(weights.T).astype(np.float64)  # all draws of a rack at a time
+    n_draws = weights.shape[1]
+    tp, fp = np.zeros(n_draws), np.zeros(n_draws)
+    tp_before, area = np.zeros(n_draws), np.zeros(n_draws)
+    for i in range(len(step)):
+        weight = weights[rack[i]]
+        for b in range(n_draws):
+            tp[b] += weight[b] * n_pos[i]
+            fp[b] += weight[b] * n_neg[i]
+        if i + 1 == len(step) or step[i + 1] != step[i]:
+            for b in range(n_draws):
+                area[b] += (tp[b] - tp_before[b]) * (tp[b] / max(tp[b] + fp[b], 1.0))
+                tp_before[b] = tp[b]
+    return area / tp

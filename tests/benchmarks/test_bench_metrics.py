@@ -5,13 +5,14 @@ import pandas as pd
 import pytest
 
 from hvs_lib import columns as col
-from hvs_lib.evaluation.alarms import Alarm, AlarmRule, best_alarm
+from hvs_lib.evaluation.alarms import Alarm, AlarmRule, alarm_curve, best_alarm
 from hvs_lib.evaluation.audit import single_feature_average_precision
 from hvs_lib.evaluation.metrics import evaluate
 from hvs_lib.evaluation.scores import check_scores, scores_frame
 from hvs_lib.evaluation.uncertainty import bootstrap_average_precision
 
-N_RACKS, N_MODULES, N_TIMES, EVENT_ROWS = 24, 8, 2880, 117
+N_RACKS, N_MODULES, N_TIMES = 24, 8, 2880
+BUILD_UP_ROWS, WINDOW_ROWS = 60, 117
 N_ROWS = N_RACKS * N_MODULES * N_TIMES
 
 
@@ -21,7 +22,8 @@ def telemetry():
     module = np.arange(N_ROWS) // N_TIMES
     row = np.arange(N_ROWS) % N_TIMES
     since = row - (400 + 37 * (module % 60))
-    label = (module % 4 == 0) & (since >= 0) & (since < EVENT_ROWS)
+    on_event = (module % 4 == 0) & (since >= -BUILD_UP_ROWS) & (since < WINDOW_ROWS)
+    label = on_event & (since >= 0)
     times = pd.date_range("2025-01-01", periods=N_TIMES, freq="10s").as_unit("us")
     racks = [f"Rack{r:02d}" for r in range(N_RACKS)]
     names = [f"Module{m:02d}" for m in range(N_MODULES)]
@@ -33,7 +35,7 @@ def telemetry():
             col.RACK: pd.Categorical.from_codes(module // N_MODULES, racks),
             col.MODULE: pd.Categorical.from_codes(module % N_MODULES, names),
             col.LABEL: label.astype(np.int8),
-            col.EVENT_ID: pd.Categorical.from_codes(np.where(label, module, -1), events),
+            col.EVENT_ID: pd.Categorical.from_codes(np.where(on_event, module, -1), events),
         }
     )
 
@@ -60,6 +62,12 @@ def test_scores_frame(benchmark, telemetry):
 def test_choose_alarm(benchmark, scores):
     alarm = benchmark(best_alarm, scores, max_nuisance_alarms_per_site_day=1)
     assert 0 < alarm.threshold < 1
+    assert mean_s(benchmark) < 2
+
+
+def test_alarm_curve(benchmark, scores):
+    curve = benchmark(alarm_curve, scores, AlarmRule())
+    assert curve["event_recall"].max() == 1
     assert mean_s(benchmark) < 2
 
 

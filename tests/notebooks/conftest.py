@@ -1,12 +1,24 @@
-"""One run of the whole workbook, of which each test file gets a copy."""
+"""The smoke run, of which each test file gets a copy, and a smaller run to be disturbed."""
 
 import shutil
 import subprocess
+from pathlib import Path
+from typing import NamedTuple
 
 import mlflow
 import pytest
 from filelock import FileLock
-from projects import BIN, environment_of, store_of
+from projects import BIN, TORTURE, environment_of, store_of
+
+# With `--dist loadfile` each process takes the next file: the longest come first, and of those
+# that wait for the smoke run only one, so that the other processes go on meanwhile.
+FIRST = ["test_smoke", "test_torture", "test_remote", "test_side_by_side", "test_browser"]
+
+
+def pytest_collection_modifyitems(items):
+    """Put the long files first."""
+    place = {f"{name}.py": number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(FIRST)))
 
 
 def calling(root):
@@ -23,18 +35,56 @@ def calling(root):
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory, worker_id):
-    """Run the smoke profile once for all test processes; return its project and what it said."""
+def run_once(tmp_path_factory, worker_id):
+    """Return a function that calls `hvs run` in a new project, once for all test processes.
+
+    It returns the project and what the run said.
+    """
     base = tmp_path_factory.getbasetemp()
     base = base if worker_id == "master" else base.parent
-    root, said = base / "smoke", base / "smoke.txt"
-    with FileLock(base / "smoke.lock"):
-        if not said.exists():
-            root.mkdir()
-            result = calling(root)("hvs", "run", "--profile", "smoke")
-            assert result.returncode == 0, result.stdout + result.stderr
-            said.write_text(result.stdout)
-    return root, said.read_text()
+
+    def run(name, *arguments):
+        root, said = base / name, base / f"{name}.txt"
+        with FileLock(base / f"{name}.lock"):
+            if not said.exists():
+                root.mkdir()
+                result = calling(root)("hvs", "run", *arguments)
+                assert result.returncode == 0, result.stdout + result.stderr
+                said.write_text(result.stdout)
+        return root, said.read_text()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished_run(run_once):
+    """Run the smoke profile; return its project and what it said."""
+    return run_once("smoke", "--profile", "smoke")
+
+
+class SmallRun(NamedTuple):
+    """A finished run, its telemetry, and what `hvs run` must be told to make it again."""
+
+    root: Path
+    telemetry: Path | str  # "" is the simulated fleet
+    options: list
+
+
+@pytest.fixture(scope="session")
+def small_run(request, run_once, make_telemetry, tmp_path_factory):
+    """Run 01_baseline and 02_tuning on a few thousand rows, for runs that are disturbed.
+
+    What they find does not matter, only that it comes out again. `make torture` takes the smoke
+    run instead, where more is under way when something stops.
+    """
+    if TORTURE:
+        root, _ = request.getfixturevalue("finished_run")
+        return SmallRun(root, "", ["--profile", "smoke"])
+    telemetry = tmp_path_factory.mktemp("small") / "small.parquet"
+    make_telemetry(racks=12, rows=200, event_racks=tuple(range(8))).to_parquet(telemetry)
+    options = ["--profile", "smoke", "-p", "normal_stride", 4, "-p", "data_path", telemetry]
+    root, _ = run_once("small", "01_baseline", "02_tuning", *options)
+    return SmallRun(root, telemetry, options)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +104,6 @@ def smoke(finished_run, workplace):
 
 @pytest.fixture(scope="module")
 def fleet(workplace):
-    """Return the simulated telemetry of the run."""
-    (path,) = (workplace.root / "data" / "raw").glob("*.parquet")
-    return path
+    """Return the folder of the run's simulated sites."""
+    (folder,) = (workplace.root / "data" / "raw").iterdir()
+    return folder

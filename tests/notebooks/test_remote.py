@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from projects import BIN, copy_telemetry, fitted_in, free_port, runs_of, start, store_of
+from projects import BIN, fitted_in, free_port, runs_of, start, store_of
 
 from hvs_lib import columns as col
+
+pytestmark = pytest.mark.slow
 
 PASSWORD = "of the test"
 
@@ -60,9 +62,8 @@ def server(postgres, serve, tmp_path_factory):
 
 
 @pytest.fixture
-def hvs(tmp_path, fleet):
-    """Return a function that starts `hvs` with a tracking URI, in a project with telemetry."""
-    copy_telemetry(fleet, tmp_path)
+def hvs(tmp_path):
+    """Return a function that starts `hvs` with a tracking URI, in a new project."""
 
     def call(uri, *words, **variables):
         return start("hvs", *words, root=tmp_path, MLFLOW_TRACKING_URI=uri, **variables)
@@ -81,13 +82,13 @@ def average_precision(uri):
     }
 
 
-@pytest.mark.slow
-def test_the_uri_alone_moves_everything_to_the_server(hvs, server, fleet, workplace, tmp_path):
+def test_the_uri_alone_moves_everything_to_the_server(hvs, server, small_run, tmp_path):
     """On telemetry of one's own and without event ids, so that one run shows both."""
     own = tmp_path / "own.parquet"
-    shutil.copytree(workplace.root / "data" / "cache", tmp_path / "data" / "cache")  # less to fit
-    pd.read_parquet(fleet).drop(columns=[col.EVENT_ID, col.EVENT_TYPE]).to_parquet(own)
-    arguments = ["--profile", "smoke", "-p", "n_iter", "1", "-p", "data_path", own]
+    shutil.copytree(small_run.root / "data" / "cache", tmp_path / "data" / "cache")  # less to fit
+    telemetry = pd.read_parquet(small_run.telemetry)
+    telemetry.drop(columns=[col.EVENT_ID, col.EVENT_TYPE]).to_parquet(own)
+    arguments = [*small_run.options, "-p", "n_iter", "1", "-p", "data_path", own]
     process = hvs(server.address, "run", *arguments)
     said, complained = process.communicate()
     assert process.returncode == 0, complained
@@ -96,16 +97,17 @@ def test_the_uri_alone_moves_everything_to_the_server(hvs, server, fleet, workpl
     assert {run.info.status for run in runs_of(server.address)} == {"FINISHED"}
     here = average_precision(server.address)
     assert len(here) == 7
-    assert here == average_precision(store_of(workplace.root))
+    assert here == average_precision(store_of(small_run.root))
     process = hvs(server.address, "score", own)
     said, complained = process.communicate()
     assert process.returncode == 0, complained
     assert "alarms in" in said
 
 
-@pytest.mark.slow
-def test_what_was_fitted_before_a_server_stopped_is_not_fitted_again(hvs, server, tmp_path):
-    command = ["run", "02_tuning", "--profile", "smoke", "-p", "n_iter", "12"]
+def test_what_was_fitted_before_a_server_stopped_is_not_fitted_again(
+    hvs, server, small_run, tmp_path
+):
+    command = ["run", "02_tuning", *small_run.options, "-p", "n_iter", "12"]
     process = hvs(server.address, *command, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1")
     for line in process.stdout:
         if "candidates," in line:

@@ -1,18 +1,13 @@
 """Several executions at once on one fresh store; `make torture` takes whole runs."""
 
-import os
-
 import pytest
-from projects import copy_telemetry, results_of, runs_of, start, store_of
+from projects import TORTURE, results_of, runs_of, start, store_of
 
 from hvs_lib import runner
 
-WHOLE = bool(os.environ.get("HVS_TORTURE"))
 
-
-def together(root, fleet, command):
+def together(root, command):
     """Start a command four times at once, and return what the runs have left in the store."""
-    copy_telemetry(fleet, root)
     processes = [start(*command(number), root=root) for number in range(4)]
     for process in processes:
         said, complained = process.communicate(timeout=1800)
@@ -39,22 +34,19 @@ def assert_complete(runs):
 
 
 @pytest.mark.slow
-def test_four_runs_at_once(fleet, tmp_path):
-    notebooks = [] if WHOLE else ["02_tuning", "-p", "n_iter", "2"]
-    call = ["hvs", "run", *notebooks, "--profile", "smoke"]
-    found = assert_complete(together(tmp_path, fleet, lambda _: call))
-    assert len(found["tuning"][0]) == (4 if WHOLE else 3)  # the candidates and the best model
+def test_four_runs_at_once(small_run, tmp_path):
+    notebooks = [] if TORTURE else ["02_tuning", "-p", "n_iter", "2"]
+    call = ["hvs", "run", *notebooks, *small_run.options]
+    found = assert_complete(together(tmp_path, lambda _: call))
+    assert len(found["tuning"][0]) == (4 if TORTURE else 3)  # the candidates and the best model
     assert len(list(tmp_path.glob("runs/*/02_tuning.ipynb"))) == 4
 
 
 @pytest.mark.slow
-def test_four_papermills_of_one_notebook_at_once(fleet, tmp_path):
-    notebook = runner.notebooks()["01_baseline" if WHOLE else "00_data"]
+def test_four_papermills_of_one_notebook_at_once(small_run, tmp_path):
+    notebook = runner.notebooks()["01_baseline" if TORTURE else "00_data"]
     smoke = runner.NOTEBOOKS / "params" / "smoke.yaml"
-    runs = together(
-        tmp_path,
-        fleet,
-        lambda k: ["papermill", notebook, f"{k}.ipynb", "-f", smoke, "-k", "python3"],
-    )
+    options = ["-f", smoke, "-p", "data_path", small_run.telemetry, "-k", "python3"]
+    runs = together(tmp_path, lambda k: ["papermill", notebook, f"{k}.ipynb", *options])
     assert_complete(runs)
     assert sum(run.data.tags["role"] == "parent" for run in runs) == 4

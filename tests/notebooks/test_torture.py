@@ -4,7 +4,6 @@ In CI one try of each kind on one notebook; `make torture` tries all notebooks 2
 """
 
 import json
-import os
 import signal
 import sqlite3
 import subprocess
@@ -16,19 +15,14 @@ import numpy as np
 import psutil
 import pytest
 from mlflow.exceptions import MlflowException
-from projects import copy_telemetry, fitted_in, results_of, runs_of, start, store_of
+from projects import TORTURE, fitted_in, results_of, runs_of, start, store_of
 
-TRIES = int(os.environ.get("HVS_TORTURE", "0"))
 KINDS = ("runner", "kernel", "disk")
-if TRIES:
-    CASES = [(KINDS[k % 3], k, None) for k in range(TRIES)]
+if TORTURE:
+    CASES = [(KINDS[k % 3], k, None) for k in range(TORTURE)]
 else:
     CASES = [("runner", 0, "02_tuning"), ("kernel", 1, "01_baseline"), ("disk", 2, "02_tuning")]
 DISK_FULL = ("No space left", "disk is full", "disk I/O error")
-
-
-def call(notebook):
-    return ["hvs", "run", *([notebook] if notebook else []), "--profile", "smoke"]
 
 
 def children_in(root):
@@ -128,16 +122,16 @@ def assert_told(kind, process, said, complained):
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "number", "notebook"), CASES)
 def test_what_was_fitted_before_a_kill_is_not_fitted_again(
-    kind, number, notebook, request, fleet, workplace, tmp_path
+    kind, number, notebook, request, small_run, tmp_path
 ):
     root, resize = tmp_path, None
     if kind == "disk":
         root, resize = request.getfixturevalue("small_disk")
-    copy_telemetry(fleet, root)
-    undisturbed = results_in(workplace.root, notebook)
+    call = ["hvs", "run", *([notebook] if notebook else []), *small_run.options]
+    undisturbed = results_in(small_run.root, notebook)
     rng = np.random.default_rng(number)
 
-    process = start(*call(notebook), root=root)
+    process = start(*call, root=root)
     if kind == "disk":
         used = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
         resize(int(used + rng.uniform(0.3, 6 if notebook else 40) * 2**20))
@@ -158,7 +152,7 @@ def test_what_was_fitted_before_a_kill_is_not_fitted_again(
 
     if kind == "disk":
         resize("2g")
-    again = start(*call(notebook), root=root)
+    again = start(*call, root=root)
     said, complained = again.communicate(timeout=600)
     assert again.returncode == 0, complained
     assert_sound(root)
@@ -166,5 +160,5 @@ def test_what_was_fitted_before_a_kill_is_not_fitted_again(
     assert statuses <= {"FINISHED", "KILLED", "FAILED"}
     assert results_in(root, notebook) == undisturbed
     assert fitted.items() <= fitted_in(root).items(), "an entry was written again"
-    assert fitted_in(root).keys() <= fitted_in(workplace.root).keys(), "a fit was not needed"
+    assert fitted_in(root).keys() <= fitted_in(small_run.root).keys(), "a fit was not needed"
     print(f"{len(fitted)} of {len(fitted_in(root))} fits were done before the kill")

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from score_frames import AT_ONCE, IDS, frame_of, module_rows, seconds
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    brier_score_loss,
+    f1_score,
+    roc_auc_score,
+)
 
 from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import (
@@ -428,6 +434,16 @@ def test_the_warning_is_the_mean_over_all_events():
     assert chosen_threshold(scores, 1e9, rule) == 4
 
 
+def test_equal_warning_is_equal_whatever_the_rounding_of_its_sum():
+    """At 3, E1 gains the 10 s that E2 loses to a nuisance alarm: 90 + 70 s against 80 + 80 s."""
+    scores = frame_of(
+        module_rows([0, 3, *[4] * 6], [0] * 7 + [1], name="M1", event=[None, *["E1"] * 7]),
+        module_rows([3, 3, *[4] * 6], [0] * 7 + [1], name="M2", event=[None, *["E2"] * 7]),
+    )
+    assert 90 / 60 + 70 / 60 > 80 / 60 + 80 / 60  # in floating point
+    assert chosen_threshold(scores, 1e9, AlarmRule(1, 1, refractory_min=0.5)) == 4
+
+
 def test_among_equal_recall_and_warning_the_fewest_nuisance_alarms_win():
     """At 2 the same alarm catches the event as at 3, beside a nuisance alarm in the budget."""
     event = module_rows([3], 1, name="M1", event="E1")
@@ -438,6 +454,13 @@ def test_among_equal_recall_and_warning_the_fewest_nuisance_alarms_win():
     scores = frame_of(event, module_rows([4, 4], name="M2"))
     options = {"max_nuisance_alarms_per_site_day": 1e9, "rules": rules}
     assert best_alarm(scores, **options) == Alarm(rules[1], 3)
+
+
+def test_a_lower_threshold_may_raise_fewer_nuisance_alarms():
+    """At 3 the alarm on a fault keeps back the nuisance alarm that follows it."""
+    event = module_rows([4], 1, name="M1", event="E1")
+    scores = frame_of(event, module_rows([3, 4], name="M2", event=["E2", None]))
+    assert chosen_threshold(scores, 1e9, AlarmRule(1, 1)) == 3
 
 
 def test_a_missed_event_is_weighed_against_nuisance_alarms():
@@ -629,6 +652,22 @@ def test_names_are_exactly_those_promised():
     assert all(type(value) is float for value in result.values())
     assert undefined_metrics(result, prefix="cv_") == []
     assert undefined_metrics(result) == list(METRICS)
+
+
+@pytest.mark.parametrize("decimals", [1, 6])
+def test_row_metrics_are_scikit_learns(decimals):
+    scores = random_racks(3, decimals=decimals)
+    scores["y_score"] = np.round(scores["y_score"] / 1.3, decimals)
+    result = evaluate(scores, at(0.5))
+    y_true, y_score = scores[col.LABEL], scores["y_score"]
+    expected = {
+        "roc_auc": roc_auc_score(y_true, y_score),
+        "pr_auc": average_precision_score(y_true, y_score),
+        "brier": brier_score_loss(y_true, y_score),
+        "accuracy": accuracy_score(y_true, y_score >= 0.5),
+        "f1_macro": f1_score(y_true, y_score >= 0.5, average="macro"),
+    }
+    assert {name: result[name] for name in expected} == pytest.approx(expected, rel=1e-13)
 
 
 @pytest.mark.parametrize("label", [0, 1])
