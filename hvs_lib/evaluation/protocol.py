@@ -1,12 +1,12 @@
 """The evaluation protocol: the same folds, thinning, alarm choice and metrics for every model.
 
-`Protocol.assess` is all of it in one place: fit, score, calibrate, choose the alarm, judge.
+`Protocol.fit` fits a model on the folds; `Protocol.assess_all` scores every row with all models,
+one partition after the other, and then calibrates, chooses the alarm and judges each.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from time import perf_counter
 
 import joblib
 import numpy as np
@@ -61,6 +61,29 @@ class TrainingRows:
 
 
 @dataclass(frozen=True)
+class Fits:
+    """A model on all folds, ready to score.
+
+    Attributes
+    ----------
+    scorers : list of callable, n_folds + 1
+        Give the scores, shape (n_rows,), of features: the model without each fold, then the one
+        fitted on all training rows.
+    model : Pipeline or None
+        The last one; None for a reference that is not fitted.
+    threshold : float or None
+        A reference's own, for 3 of 5 samples; None chooses the alarm.
+    seconds : float
+        That fitting took, of all fits together [s].
+    """
+
+    scorers: list[Score]
+    model: Pipeline | None = None
+    threshold: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Assessment:
     """What the protocol decided and found out about one model.
 
@@ -79,7 +102,7 @@ class Assessment:
     raw_cv_scores : array, shape (n_samples,)
         Out-of-fold scores of the training rows before calibration.
     seconds : float
-        That fitting and scoring took, of all fits together [s].
+        That fitting took, of all fits together [s].
     """
 
     model: Pipeline | None
@@ -126,10 +149,8 @@ class Protocol:
         Cost of a missed event, in nuisance alarms; above 0 it takes the budget's place.
     fault_types : tuple of str
         Causes (Event_Type) of real faults, besides those that occur with label 1.
-    share : float
-        Of each fold's sites or racks that is fitted on, for a learning curve.
     seed : int
-        Of the bootstrap, and of the draw of that share.
+        Of the bootstrap.
     rules : tuple of AlarmRule
         To choose from.
     n_jobs : int
@@ -145,7 +166,6 @@ class Protocol:
     max_nuisance_alarms_per_site_day: float = 1.0
     missed_event_costs: float = 0.0
     fault_types: tuple[str, ...] = ()
-    share: float = 1.0
     seed: int = 42
     rules: tuple[AlarmRule, ...] = RULES
     n_jobs: int = -1
@@ -156,34 +176,35 @@ class Protocol:
             self.normal_stride, self.hazard_stride, self.max_nuisance_alarms_per_site_day,
             self.missed_event_costs, self.n_jobs,
         )  # fmt: skip
-        if not 0 < self.share <= 1:
-            raise ValueError(f"share must be above 0 and 1 at most, got {self.share}.")
 
-    def assess(self, pipeline: Pipeline) -> Assessment:
-        """Fit a pipeline, score, calibrate, choose the alarm, and judge."""
-        (model, *fold_models), fit_seconds = self._fit(pipeline)
-        raw, score_seconds = self._score(
-            [partial(models.hazard_score, each) for each in (*fold_models, model)]
+    def fit(self, pipeline: Pipeline, *, share: float = 1.0) -> Fits:
+        """Fit a pipeline on all training rows and without each fold, side by side.
+
+        Parameters
+        ----------
+        pipeline : Pipeline
+            From `make_pipeline`; stays unfitted.
+        share : float
+            Of each fold's sites or racks to fit on, for a learning curve.
+        """
+        own = any(type(step).__module__ == "__main__" for _, step in pipeline.steps)
+        memory = None if own else self.memory  # the key holds no code of a notebook
+        cached = check_memory(memory).cache(models.fit, ignore=["X", "y", "weight"])
+        rows, drawn = self.training, self.drawn(share)
+
+        def fit(left_out: int | None) -> tuple[Pipeline, float]:
+            kept = drawn if left_out is None else drawn & (rows.fold != left_out)
+            key = cache.key(self.key, share, left_out)
+            return cached(pipeline, rows.X[kept], rows.y[kept], rows.weight[kept], key=key)
+
+        fits = Parallel(n_jobs=self.n_jobs, prefer="threads")(
+            delayed(fit)(left_out) for left_out in (*range(self.split.n_folds), None)
         )
+        scorers = [partial(models.hazard_score, model) for model, _ in fits]
+        return Fits(scorers, fits[-1][0], seconds=sum(seconds for _, seconds in fits))
 
-        rows = self.training
-        raw_cv = raw[rows.X.index]
-        calibration = choose_calibration(rows.y, raw_cv, rows.fold, rows.weight)
-        cv_scores = self._frame(self.split.train, calibration.apply(raw[self.split.train]))
-        test_scores = self._frame(self.split.test, calibration.apply(raw[self.split.test]))
-
-        alarm = self.choose_alarm(cv_scores)
-
-        metrics = self._judge(cv_scores, test_scores, alarm)
-        # The Brier score of the calibrated scores would be in-sample.
-        metrics["cv_brier"] = calibration.brier[calibration.method]
-        seconds = fit_seconds + score_seconds
-        return Assessment(
-            model, calibration, alarm, metrics, cv_scores, test_scores, raw_cv, seconds
-        )
-
-    def assess_reference(self, score: Score, *, threshold: float | None = None) -> Assessment:
-        """Assess a rule that is not fitted.
+    def reference(self, score: Score, *, threshold: float | None = None) -> Fits:
+        """Take a rule that is not fitted for a model.
 
         Parameters
         ----------
@@ -192,23 +213,54 @@ class Protocol:
         threshold : float, optional
             The rule's own, for 3 of 5 samples; None chooses the alarm as for a model.
         """
-        raw, seconds = self._score([score] * (self.split.n_folds + 1))
-        cv_scores = self._frame(self.split.train, raw[self.split.train])
-        test_scores = self._frame(self.split.test, raw[self.split.test])
-        own = None if threshold is None else Alarm(AlarmRule(), threshold)
+        return Fits([score] * (self.split.n_folds + 1), threshold=threshold)
+
+    def assess(self, pipeline: Pipeline) -> Assessment:
+        """Fit a pipeline, score, calibrate, choose the alarm, and judge."""
+        (found,) = self.assess_all({"": self.fit(pipeline)})
+        return found[1]
+
+    def assess_all(self, fits: Mapping[str, Fits]) -> Iterator[tuple[str, Assessment]]:
+        """Score all rows with several models in one pass over the partitions, and judge each.
+
+        Parameters
+        ----------
+        fits : mapping of str to Fits
+            Names to what `fit` or `reference` returned.
+
+        Yields
+        ------
+        name, assessment : str, Assessment
+            In the order of `fits`.
+        """
+        scores = self._score([each.scorers for each in fits.values()])
+        for (name, each), raw in zip(fits.items(), scores, strict=True):
+            yield name, self._assess(each, raw)
+
+    def _assess(self, fits: Fits, raw: np.ndarray) -> Assessment:
+        """Calibrate the scores of all rows, choose the alarm, and judge."""
+        rows, train, test = self.training, self.split.train, self.split.test
+        raw_cv = raw[rows.X.index]
+        calibration = NO_CALIBRATION
+        if fits.model is not None:
+            calibration = choose_calibration(rows.y, raw_cv, rows.fold, rows.weight)
+        cv_scores = self._frame(train, calibration.apply(raw[train]))
+        test_scores = self._frame(test, calibration.apply(raw[test]))
+
+        own = None if fits.threshold is None else Alarm(AlarmRule(), fits.threshold)
         alarm = own or self.choose_alarm(cv_scores)
+
         metrics = self._judge(cv_scores, test_scores, alarm)
-        raw_cv = raw[self.training.X.index]
+        if calibration.brier:  # that of the calibrated scores would be in-sample
+            metrics["cv_brier"] = calibration.brier[calibration.method]
         return Assessment(
-            None, NO_CALIBRATION, alarm, metrics, cv_scores, test_scores, raw_cv, seconds
+            fits.model, calibration, alarm, metrics, cv_scores, test_scores, raw_cv, fits.seconds
         )
 
     @cached_property
     def training(self) -> TrainingRows:
         """The thinned training rows with their features."""
         table, train = self.fleet.rows, self.split.train
-        if self.share < 1:
-            train = train[self._drawn_groups()[train]]
         strides = {"normal_stride": self.normal_stride, "hazard_stride": self.hazard_stride}
         rows = thin_rows(table, train, **strides)
         y = table[col.LABEL].to_numpy()[rows]
@@ -223,41 +275,29 @@ class Protocol:
         X = features_of(self.fleet, rows, n_jobs=self.n_jobs)
         return TrainingRows(X, y, weight, fold)
 
-    def _drawn_groups(self) -> np.ndarray:
-        """Tell which rows are of the drawn sites or racks; some with an event of each fold are."""
+    def drawn(self, share: float) -> np.ndarray:
+        """Tell which training rows are of a share of each fold's sites or racks, shape (n,).
+
+        Those with an event and those without are drawn separately, at least one of each.
+        """
+        if not 0 < share <= 1:
+            raise ValueError(f"share must be above 0 and 1 at most, got {share}.")
         table, rng = self.fleet.rows, np.random.default_rng(self.seed)
         groups = site_codes(table) if self.split.kind == "site" else rack_codes(table)
-        with_event = np.unique(groups[table[col.LABEL].to_numpy() == 1])
+        with_event = np.unique(groups[self.y == 1])
         drawn = []
         for number in range(self.split.n_folds):
             own = np.unique(groups[self.split.fold == number])
             for kind in (np.intersect1d(own, with_event), np.setdiff1d(own, with_event)):
-                drawn.append(rng.permutation(kind)[: int(np.ceil(self.share * len(kind)))])
-        return np.isin(groups, np.concatenate(drawn))
+                drawn.append(rng.permutation(kind)[: int(np.ceil(share * len(kind)))])
+        return np.isin(groups[self.training.X.index], np.concatenate(drawn))
 
-    def _fit(self, pipeline: Pipeline) -> tuple[list[Pipeline], float]:
-        """Fit on all training rows, then without each fold, side by side."""
-        own = any(type(step).__module__ == "__main__" for _, step in pipeline.steps)
-        memory = None if own else self.memory  # the key holds no code of a notebook
-        cached = check_memory(memory).cache(models.fit, ignore=["X", "y", "weight"])
-        rows = self.training
+    def _score(self, scorers: Sequence[Sequence[Score]]) -> np.ndarray:
+        """Score each fold's rows by its scorer and the test rows by the last.
 
-        def fit(left_out: int | None) -> tuple[Pipeline, float]:
-            kept = rows.fold != left_out if left_out is not None else slice(None)
-            key = f"{self.key} without fold {left_out}"
-            return cached(pipeline, rows.X[kept], rows.y[kept], rows.weight[kept], key=key)
-
-        fits = Parallel(n_jobs=self.n_jobs, prefer="threads")(
-            delayed(fit)(left_out) for left_out in (None, *range(self.split.n_folds))
-        )
-        return [model for model, _ in fits], sum(seconds for _, seconds in fits)
-
-    def _score(self, scorers: Sequence[Score]) -> tuple[np.ndarray, float]:
-        """Score each fold's rows by its scorer and the test rows by the last, shape (n_samples,).
-
-        One partition after the other; the second value is the time it took [s].
+        One partition after the other, shape (n_models, n_samples).
         """
-        start, scores = perf_counter(), np.empty(len(self.fleet.rows))
+        scores = np.empty((len(scorers), len(self.fleet.rows)))
 
         def score(partition: int) -> None:
             X = build_features(self.fleet.telemetry(partition))
@@ -265,11 +305,13 @@ class Protocol:
             with config_context(assume_finite=True):  # NaN is imputed
                 for number in np.unique(fold):  # the test rows have the number -1, of the last
                     own = fold == number
-                    scores[X.index[own]] = scorers[number](X if own.all() else X[own])
+                    part = X if own.all() else X[own]
+                    for place, of_model in zip(scores, scorers, strict=True):
+                        place[part.index] = of_model[number](part)
 
         for _ in self.fleet.map(score, n_jobs=self.n_jobs):
             pass
-        return scores, perf_counter() - start
+        return scores
 
     def choose_alarm(self, cv_scores: pd.DataFrame) -> Alarm:
         """Choose the alarm's rule and threshold on a frame of out-of-fold scores."""

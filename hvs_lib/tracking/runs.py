@@ -178,7 +178,7 @@ def log_assessment(
     Parameters
     ----------
     assessment : Assessment
-        From ``protocol.assess`` or ``protocol.assess_reference``.
+        From ``protocol.assess`` or ``protocol.assess_all``.
     protocol : Protocol
         It was assessed with.
     model_name, imbalance_technique : str
