@@ -14,8 +14,9 @@ The rules, in one place:
 
 An event is the rows with label 1 of one module that share one Event_ID (without it: one unbroken
 stretch of label 1). Its onset is the module's first row with that Event_ID; without an Event_ID,
-`EARLY_MIN` before the PNR. Rows of the Event_ID after the last label count as a fault. Where two
-events overlap, an alarm in a label window is on that event, any other on the one that is next.
+`EARLY_MIN` before the PNR. Rows of the Event_ID after the last label count as a fault, which where
+its cause is known cools like the others. Where two events overlap, an alarm in a label window is on
+that event, any other on the one that is next.
 """
 
 from __future__ import annotations
@@ -75,14 +76,15 @@ class Outcomes:
         The number of an event, `FAULT` or `NOTHING`.
         """
         rows, event_id = self.rows, self.rows.event_id
-        is_fault = rows.frame.get(IS_FAULT, np.zeros(len(event_id), dtype=bool)) & (event_id >= 0)
+        is_fault = (event_id >= 0) & np.asarray(rows.frame.get(IS_FAULT, False), dtype=bool)
         latest = np.maximum.accumulate(np.where(is_fault, np.arange(len(is_fault)), 0))
         shows_it = is_fault[latest] & (rows.module[latest] == rows.module)
         shows_it &= rows.time_us - rows.time_us[latest] <= COOLING_MIN * 60e6
         alarm_on = np.where(shows_it, FAULT, NOTHING).astype(np.int32)
         for labelled in self.event_rows:
             first, last = rows.time_us[labelled[[0, -1]]]
-            mates = slice(*np.searchsorted(rows.rack, rows.rack[labelled[0]] + np.array([0, 1])))
+            rack = rows.rack[labelled[0]]
+            mates = slice(*(np.searchsorted(rows.rack, rack, side) for side in ("left", "right")))
             meanwhile = (rows.time_us[mates] >= first) & (rows.time_us[mates] <= last)
             alarm_on[mates][meanwhile] = FAULT
         # From the last event to the first: where two overlap, an alarm is on the one that is next.

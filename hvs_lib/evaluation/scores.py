@@ -23,7 +23,7 @@ def scores_frame(
     rows: np.ndarray,
     y_score: np.ndarray,
     *,
-    fault_types: Collection[str] | None = None,
+    fault_types: Collection[str] = (),
 ) -> pd.DataFrame:
     """Put scores beside the identifiers and labels of their rows.
 
@@ -35,8 +35,8 @@ def scores_frame(
         Positions in `telemetry`, in any order, none twice.
     y_score : array of float, shape (n_rows,)
         The score of each of these rows, higher = more dangerous.
-    fault_types : collection of str, optional
-        Causes (Event_Type) of real faults, by default those that occur with label 1.
+    fault_types : collection of str
+        Causes (Event_Type) of real faults, besides those that occur with label 1.
 
     Returns
     -------
@@ -69,8 +69,7 @@ def scores_frame(
     frame = telemetry[[name for name in wanted if name in telemetry.columns]].iloc[rows]
     frame = frame.reset_index(drop=True).assign(**{Y_SCORE: y_score})
     if col.EVENT_TYPE in frame:
-        faults = hazard_types(telemetry) if fault_types is None else fault_types
-        frame[IS_FAULT] = frame[col.EVENT_TYPE].isin(faults)
+        frame[IS_FAULT] = frame[col.EVENT_TYPE].isin({*hazard_types(telemetry), *fault_types})
     for name in frame.columns[frame.dtypes == "category"]:
         frame[name] = frame[name].cat.remove_unused_categories()
     return check_scores(frame, label=False).frame

@@ -183,7 +183,17 @@ def plain_events(label, ids):
     return list(events.items())
 
 
-def plain_outcome(i, label, at_s, ids, faults):
+def plain_vents(place, modules):
+    """First and last time of each label window on the other modules of the rack [s]."""
+    return [
+        (at_s[rows[0]], at_s[rows[-1]])
+        for other, _, label, at_s, ids in modules
+        if other[:2] == place[:2] and other != place
+        for _, rows in plain_events(label, ids)
+    ]
+
+
+def plain_outcome(i, label, at_s, ids, faults, vents):
     """Outcome of an alarm at row i and, where it is on an event, the event's number."""
     events = plain_events(label, ids)
     for number, (_, rows) in enumerate(events):
@@ -193,19 +203,20 @@ def plain_outcome(i, label, at_s, ids, faults):
         onset_s = at_s[ids.index(key)] if key in ids else at_s[rows[-1]] + 30 - 3600
         if onset_s <= at_s[i] < at_s[rows[-1]]:
             return "early", number
-    had_event = ids[i] and ids[i] in [key for key, _ in events]
-    is_fault = had_event or (ids[i] and ids[i][0] in faults)
+    shown = [name for name, then in zip(ids[: i + 1], at_s, strict=False) if at_s[i] - then <= 3600]
+    is_fault = any(name and name[0] in faults for name in shown)
+    is_fault |= any(first <= at_s[i] <= last for first, last in vents)
     return ("fault" if is_fault else "nuisance"), None
 
 
-def plain_module(score, label, at_s, ids, faults, threshold, rule):
+def plain_module(score, label, at_s, ids, faults, vents, threshold, rule):
     """Return raise times, the outcome of each, and each event's lead time, None if missed [s]."""
     holds = plain_holds(score, at_s, threshold, rule)
     events = plain_events(label, ids)
     raised, outcomes, leads = [], [], [None] * len(events)
     for i, now in enumerate(at_s):
         if holds[i] and (not raised or now >= raised[-1] + rule.refractory_min * 60):
-            outcome, number = plain_outcome(i, label, at_s, ids, faults)
+            outcome, number = plain_outcome(i, label, at_s, ids, faults, vents)
             raised.append(now)
             outcomes.append(outcome)
             if number is not None and leads[number] is None:
@@ -221,7 +232,7 @@ def plain_faults(modules):
 
 @st.composite
 def fleets(draw):
-    """Up to three modules with coarse scores (many ties) and irregular steps.
+    """Up to three modules of up to three racks, with coarse scores (many ties) and irregular steps.
 
     Each is a row of runs: quiet, build-ups, label windows with and without an Event_ID, faults and
     look-alikes, in any order. The first letter of an Event_ID is its cause.
@@ -231,6 +242,7 @@ def fleets(draw):
         st.sampled_from([0, 0, 1]),
         st.sampled_from([None, None, "A1", "A2", "B1"]),
     )
+    racks = st.sampled_from([("S1", "R1"), ("S1", "R1"), ("S1", "R2"), ("S2", "R1")])
     modules = []
     for m in range(draw(st.integers(1, 3))):
         runs = draw(st.lists(run, min_size=1, max_size=6))
@@ -238,9 +250,9 @@ def fleets(draw):
         ids = [name for n, _, name in runs for _ in range(n)]
         n = len(label)
         score = draw(st.lists(st.integers(-2, 4), min_size=n, max_size=n))
-        steps = st.sampled_from([10, 10, 10, 10, 20, 400, 2000])
+        steps = st.sampled_from([10, 10, 10, 10, 20, 400, 2000, 3600])
         at_s = np.cumsum(draw(st.lists(steps, min_size=n, max_size=n))).tolist()
-        modules.append((f"M{m}", score, label, at_s, ids))
+        modules.append(((*draw(racks), f"M{m}"), score, label, at_s, ids))
     return modules
 
 
@@ -256,30 +268,50 @@ def frame_of_fleet(modules):
     return frame_of(
         *(
             module_rows(
-                score, label, name=name, at_s=at_s, event=ids, kind=[str(e)[0] for e in ids]
+                score,
+                label,
+                site=site,
+                rack=rack,
+                name=name,
+                at_s=at_s,
+                event=ids,
+                kind=[str(e)[0] for e in ids],
             )
-            for name, score, label, at_s, ids in modules
+            for (site, rack, name), score, label, at_s, ids in modules
         )
     )
 
 
 def with_an_event(modules):
     """The same modules, the very first row labelled."""
-    (name, score, label, at_s, ids), *others = modules
-    return [(name, score, [1, *label[1:]], at_s, ids), *others]
+    (place, score, label, at_s, ids), *others = modules
+    return [(place, score, [1, *label[1:]], at_s, ids), *others]
+
+
+M0, M1 = ("S1", "R1", "M0"), ("S1", "R1", "M1")
 
 
 @settings(max_examples=60, deadline=None)
 @given(fleets(), rules, st.integers(-3, 4))
-@example([("M0", [1] * 4, [0, 1, 1, 1], [10, 20, 30, 40], ["A1", "A1", "B1", "A1"])], AT_ONCE, 1)
-@example([("M0", [1] * 3, [1, 1, 1], [10, 20, 30], [None, "A1", None])], AT_ONCE, 1)
+@example([(M0, [1] * 4, [0, 1, 1, 1], [10, 20, 30, 40], ["A1", "A1", "B1", "A1"])], AT_ONCE, 1)
+@example([(M0, [1] * 3, [1, 1, 1], [10, 20, 30], [None, "A1", None])], AT_ONCE, 1)
+@example(
+    [
+        (M0, [1] * 4, [0] * 4, [10, 20, 3620, 3630], ["A1", "A1", "B1", None]),
+        (M1, [1] * 4, [0, 1, 1, 0], [10, 3620, 3630, 3640], [None, "A2", "A2", None]),
+        (("S2", "R1", "M2"), [1] * 2, [0] * 2, [3620, 3630], [None] * 2),
+    ],
+    AT_ONCE,
+    1,
+)
 def test_alarms_and_events_agree_with_the_plain_model(modules, rule, threshold):
     scores = frame_of_fleet(modules)
     alarms = raise_alarms(scores, Alarm(rule, threshold))
     events = event_table(scores, Alarm(rule, threshold))
     faults = plain_faults(modules)
-    for name, *module in modules:
-        raised, outcomes, leads = plain_module(*module, faults, threshold, rule)
+    for place, *module in modules:
+        vents, name = plain_vents(place, modules), place[2]
+        raised, outcomes, leads = plain_module(*module, faults, vents, threshold, rule)
         ours = alarms[alarms[col.MODULE] == name]
         assert seconds(ours[col.TIMESTAMP]) == raised
         assert ours["outcome"].tolist() == outcomes
@@ -294,7 +326,10 @@ def test_alarms_and_events_agree_with_the_plain_model(modules, rule, threshold):
 def plain_totals(modules, threshold, rule):
     """Nuisance alarms, fault alarms and the lead times of all events, None if missed [s]."""
     faults = plain_faults(modules)
-    results = [plain_module(*module, faults, threshold, rule) for _, *module in modules]
+    results = [
+        plain_module(*module, faults, plain_vents(place, modules), threshold, rule)
+        for place, *module in modules
+    ]
     outcomes = [outcome for _, found, _ in results for outcome in found]
     leads = [lead for _, _, found in results for lead in found]
     return outcomes.count("nuisance"), outcomes.count("fault"), leads
@@ -331,7 +366,8 @@ def test_long_modules_with_rare_alarms_agree_with_the_plain_model():
         label = np.repeat([0, 0, int(number < 3), 0, 0], [150, 50, 20, 10, 170])
         ids = [None] * 150 + [f"A{number}"] * 80 + [None] * 170
         score = rng.normal(size=400) + 0.5 * np.repeat([0, 1, 0], [150, 80, 170])
-        modules.append((f"M{number}", score, label.tolist(), list(range(0, 4000, 10)), ids))
+        place = ("S1", f"R{number % 3}", f"M{number}")
+        modules.append((place, score, label.tolist(), list(range(0, 4000, 10)), ids))
     scores = frame_of_fleet(modules)
     rule = AlarmRule(2, 3, refractory_min=3)
     curve = alarm_curve(scores, rule)
@@ -382,10 +418,10 @@ def test_curve_agrees_with_the_single_thresholds(modules, rule):
 
 def test_a_wider_budget_catches_more():
     # One hour: event levels 9 and 5, nuisance alarms at 7 and 3.
-    score, label, event = np.zeros(360), np.zeros(360), np.full(360, None)
-    score[[20, 100, 200, 300]] = [9, 7, 5, 3]
+    score, label, event = np.zeros((2, 360)), np.zeros(360), np.full(360, None)
+    score[[0, 1, 0, 1], [20, 100, 200, 300]] = [9, 7, 5, 3]
     label[[20, 200]], event[[20, 200]] = 1, ["E1", "E2"]
-    scores = frame_of(module_rows(score, label, event=event))
+    scores = frame_of(module_rows(score[0], label, event=event), module_rows(score[1], rack="R2"))
     rule = AlarmRule(1, 1, refractory_min=5)
     assert [chosen_threshold(scores, budget, rule) for budget in (0, 23.9, 24)] == [9, 9, 5]
 
@@ -393,7 +429,7 @@ def test_a_wider_budget_catches_more():
 def test_the_budget_is_for_a_site_of_so_many_modules():
     """One nuisance alarm in 4 modules of an hour each."""
     peak = np.arange(360) == 7
-    event = module_rows(np.ones(360), 1, name="M1", event="E1")
+    event = module_rows(np.ones(360), 1, rack="R2", event="E1")
     quiet = [module_rows(peak * (name == "M2"), name=name) for name in ("M2", "M3", "M4")]
     scores = frame_of(event, *quiet)
 
@@ -410,7 +446,7 @@ def test_fault_alarms_are_free():
     loud, quiet = (
         module_rows([score], 1, name=name, event=name) for name, score in (("M1", 0.9), ("M2", 0.3))
     )
-    fault = module_rows([0.5, 0.4], name="M3", event="M3")
+    fault = module_rows([0.5, 0.4], rack="R2", event="M3")
     assert chosen_threshold(frame_of(loud, quiet, fault), 0, AT_ONCE) == 0.3
     look_alike = fault.assign(**{col.EVENT_TYPE: "load step"})
     assert chosen_threshold(frame_of(loud, quiet, look_alike), 0, AT_ONCE) == 0.9
@@ -447,11 +483,11 @@ def test_equal_warning_is_equal_whatever_the_rounding_of_its_sum():
 def test_among_equal_recall_and_warning_the_fewest_nuisance_alarms_win():
     """At 2 the same alarm catches the event as at 3, beside a nuisance alarm in the budget."""
     event = module_rows([3], 1, name="M1", event="E1")
-    scores = frame_of(event, module_rows([2, 2], name="M2"))
+    scores = frame_of(event, module_rows([2, 2], rack="R2"))
     assert chosen_threshold(scores, 1e9, AT_ONCE) == 3
     # So do equal rules; then the first counts.
     rules = [AlarmRule(1, 1, 0), AlarmRule(1, 1, 5), AlarmRule(1, 1, 6)]
-    scores = frame_of(event, module_rows([4, 4], name="M2"))
+    scores = frame_of(event, module_rows([4, 4], rack="R2"))
     options = {"max_nuisance_alarms_per_site_day": 1e9, "rules": rules}
     assert best_alarm(scores, **options) == Alarm(rules[1], 3)
 
@@ -459,8 +495,9 @@ def test_among_equal_recall_and_warning_the_fewest_nuisance_alarms_win():
 def test_a_lower_threshold_may_raise_fewer_nuisance_alarms():
     """At 3 the alarm on a fault keeps back the nuisance alarm that follows it."""
     event = module_rows([4], 1, name="M1", event="E1")
-    scores = frame_of(event, module_rows([3, 4], name="M2", event=["E2", None]))
-    assert chosen_threshold(scores, 1e9, AlarmRule(1, 1)) == 3
+    fault = module_rows([3, 4], rack="R2", event=["E2", None], at_s=[0, 3610])
+    scores = frame_of(event, fault)
+    assert chosen_threshold(scores, 1e9, AlarmRule(1, 1, refractory_min=90)) == 3
 
 
 def test_a_missed_event_is_weighed_against_nuisance_alarms():
@@ -478,7 +515,7 @@ def test_a_missed_event_is_weighed_against_nuisance_alarms():
 def test_the_rule_that_catches_most_is_chosen_then_the_earliest():
     spiky = frame_of(
         module_rows([0.0, 0.9, 0.0, 0.9, 0.0, 0.9], [0, 1, 1, 1, 1, 1], event="E1"),
-        module_rows([0.95, 0.0, 0.0, 0.0, 0.0, 0.0], name="M2"),
+        module_rows([0.95, 0.0, 0.0, 0.0, 0.0, 0.0], rack="R2"),
     )
     rules = [AlarmRule(1, 1), AlarmRule(2, 3), AlarmRule(3, 5)]
     options = {"max_nuisance_alarms_per_site_day": 0.0}
@@ -708,7 +745,7 @@ def test_site_days_take_each_modules_own_sampling_interval():
 def test_a_site_has_as_many_modules_as_the_scores_sites_on_average(options, modules):
     """Three modules at one site and one at another, a nuisance alarm in each."""
     names = [("S1", "M1"), ("S1", "M2"), ("S1", "M3"), ("S2", "M1")]
-    scores = frame_of(*(module_rows([1, 0, 0, 0], site=s, name=m) for s, m in names))
+    scores = frame_of(*(module_rows([1, 0, 0, 0], site=s, rack=m, name=m) for s, m in names))
     result = evaluate(scores, Alarm(AT_ONCE, 1), **options)
     days = 4 * 40 / DAY_S / modules
     assert result["site_days"] == pytest.approx(days)

@@ -34,8 +34,8 @@ def minutes(*seconds):
 
 def test_alarms_around_an_event():
     """Build-up from 10 s, labels at 30 and 40 s, PNR at 70 s; the event goes on to 50 s."""
-    event = [None, "E1", "E1", "E1", "E1", "E1", None]
-    alarms = every_row(module_rows([0] * 7, [0, 0, 0, 1, 1, 0, 0], event=event))
+    event, at_s = [None, "E1", "E1", "E1", "E1", "E1", None], [0, 10, 20, 30, 40, 50, 3660]
+    alarms = every_row(module_rows([0] * 7, [0, 0, 0, 1, 1, 0, 0], event=event, at_s=at_s))
     expected = ["nuisance", "early", "early", "timely", "timely", "fault", "nuisance"]
     assert alarms["outcome"].tolist() == expected
     assert set(expected) == set(OUTCOMES)
@@ -101,9 +101,9 @@ def test_lead_time_counts_from_the_alarm_not_from_the_first_high_score():
 
 def test_a_cause_that_occurs_with_a_label_is_a_fault_and_another_a_look_alike():
     reached = module_rows([0], 1, name="M1", event="E1", kind="vent")
-    averted = module_rows([0], name="M2", event="E2", kind="vent")
-    harmless = module_rows([0], name="M3", event="L1", kind="load step")
-    quiet = module_rows([0], name="M4")
+    averted = module_rows([0], rack="R2", event="E2", kind="vent")
+    harmless = module_rows([0], rack="R3", event="L1", kind="load step")
+    quiet = module_rows([0], rack="R4")
     modules = [reached, averted, harmless, quiet]
     assert outcomes(*modules) == ["timely", "fault", "nuisance", "nuisance"]
     assert outcomes(*modules[1:]) == ["nuisance"] * 3  # no cause occurs with a label
@@ -112,14 +112,14 @@ def test_a_cause_that_occurs_with_a_label_is_a_fault_and_another_a_look_alike():
 @pytest.mark.parametrize(
     ("fault_types", "is_fault"),
     [
-        (None, [True, True, False, False]),
+        ((), [True, True, False, False]),
         (["vent", "leak"], [True, True, True, False]),
-        (["leak"], [False, False, True, False]),
+        (["leak"], [True, True, True, False]),
     ],
 )
 def test_scores_frame_tells_faults_by_their_cause(fault_types, is_fault):
-    kinds = {"M1": "vent", "M2": "vent", "M3": "leak", "M4": "load step"}
-    modules = [module_rows([1], name == "M1", name=name, event=name, kind=kind)
+    kinds = {"R1": "vent", "R2": "vent", "R3": "leak", "R4": "load step"}
+    modules = [module_rows([1], name == "R1", rack=name, event=name, kind=kind)
                for name, kind in kinds.items()]  # fmt: skip
     telemetry = frame_of(*modules).drop(columns=["y_score", IS_FAULT])
     scores = scores_frame(telemetry, np.arange(4), np.ones(4), fault_types=fault_types)
@@ -133,7 +133,7 @@ def test_scores_frame_tells_faults_by_their_cause(fault_types, is_fault):
 
 
 def test_telemetry_without_event_ids_or_causes_has_no_faults():
-    modules = [module_rows([1], 1, event="E1"), module_rows([1], name="M2", event="E2")]
+    modules = [module_rows([1], 1, event="E1"), module_rows([1], rack="R2", event="E2")]
     telemetry = frame_of(*modules).drop(columns=["y_score", IS_FAULT])
     for missing in (col.EVENT_ID, col.EVENT_TYPE):
         scores = scores_frame(telemetry.drop(columns=missing), np.arange(2), np.ones(2))
@@ -144,12 +144,92 @@ def test_an_alarm_on_a_sibling_catches_nothing():
     ill = module_rows([0] * 3, [0, 1, 0], name="M1", event="E1")
     warm = module_rows([1] * 3, name="M2")
     scores = frame_of(ill, warm)
-    assert raise_alarms(scores, AT_1)["outcome"].tolist() == ["nuisance"] * 3
+    assert raise_alarms(scores, AT_1)["outcome"].tolist() == ["nuisance", "fault", "nuisance"]
     assert not event_table(scores, AT_1)["caught"].any()
     # Where the sibling's rows have the Event_ID, it has the fault as well.
     scores = frame_of(ill, warm.assign(**{col.EVENT_ID: "E1", col.EVENT_TYPE: "vent"}))
     assert raise_alarms(scores, AT_1)["outcome"].tolist() == ["fault"] * 3
     assert not event_table(scores, AT_1)["caught"].any()
+
+
+# --------------------------------------------------------------------------------------------------
+# A module that cools, and the rack-mates of one that vents
+# --------------------------------------------------------------------------------------------------
+
+REACHED = module_rows([0], 1, site="S9", event="E9")  # makes its cause that of a fault
+
+
+@pytest.mark.parametrize(
+    ("after_min", "event", "outcome"),
+    [
+        (30, "L1", "fault"),
+        (30, None, "fault"),
+        (60, "L1", "fault"),
+        (60 + 1 / 6, "L1", "nuisance"),
+        (70, "L1", "nuisance"),
+        (70, None, "nuisance"),
+    ],
+)
+def test_a_fault_shows_for_an_hour_after_its_last_row(after_min, event, outcome):
+    """The fault has its last row at 10 s."""
+    names, kinds = ["E1", "E1", event], ["vent", "vent", "load step"]
+    at_s = [0, 10, 10 + 60 * after_min]
+    ill = module_rows([0] * 3, name="M1", event=names, kind=kinds, at_s=at_s)
+    assert outcomes(ill, REACHED) == ["fault", "fault", outcome, "timely"]
+    harmless = ill.assign(**{col.EVENT_TYPE: "load step"})
+    assert outcomes(harmless, REACHED) == [*["nuisance"] * 3, "timely"]
+
+
+def test_a_fault_shows_neither_before_its_first_row_nor_on_another_module():
+    ill = module_rows([0] * 2, name="M2", event=[None, "E1"])
+    before, after = (module_rows([0] * 2, name=name, at_s=[10, 20]) for name in ("M1", "M3"))
+    expected = ["nuisance"] * 2 + ["nuisance", "fault"] + ["nuisance"] * 2 + ["timely"]
+    assert outcomes(before, ill, after, REACHED) == expected
+
+
+def test_a_fault_cools_from_its_own_last_row_whatever_stands_between():
+    """It comes again at 3000 s, and at 6000 s it is 100 min since its first row."""
+    event = ["E1", None, "E1", "L1", "L1"]
+    kind = ["vent", "vent", "vent", "load step", "load step"]
+    rows = module_rows([0] * 5, event=event, kind=kind, at_s=[0, 1000, 3000, 6000, 6610])
+    assert outcomes(rows, REACHED) == [*["fault"] * 4, "nuisance", "timely"]
+
+
+def test_an_event_on_a_module_that_cools_is_caught():
+    rows = module_rows([0] * 4, [0, 0, 1, 0], event=["E1", "E2", "E2", None])
+    assert outcomes(rows) == ["fault", "early", "timely", "fault"]
+
+
+def test_the_rack_mates_of_a_module_in_its_label_window_are_hot_from_it():
+    """Labels at 20 and 40 s, with a hole; the rack of the same name at S2 is another one."""
+    ill = module_rows([0] * 7, [0, 0, 1, 0, 1, 0, 0], name="M2", event="E1")
+    mates = [module_rows([0] * 7, name=name) for name in ("M1", "M3")]
+    others = [module_rows([0] * 7, rack="R2"), module_rows([0] * 7, site="S2")]
+    mate, other = [*["nuisance"] * 2, *["fault"] * 3, *["nuisance"] * 2], ["nuisance"] * 7
+    own = ["early", "early", "timely", "early", "timely", "fault", "fault"]
+    assert outcomes(mates[0], ill, mates[1], *others) == [*mate, *own, *mate, *other, *other]
+    # Whatever the Event_ID of the mate is, and whether or not the event has one.
+    busy = module_rows([0] * 7, event="L1", kind="load step")
+    assert outcomes(busy, ill) == [*mate, *own]
+    bare = ill.assign(**{col.LABEL: np.int8([0, 0, 1, 1, 1, 0, 0]), col.EVENT_ID: None})
+    assert outcomes(mates[0], bare)[:7] == mate
+
+
+def test_an_event_comes_before_the_heat_of_a_rack_mate():
+    """Both are in their label windows at 20 s, and each builds up in that of the other."""
+    one = module_rows([0] * 4, [1, 1, 1, 0], name="M1", event="E1")
+    other = module_rows([0] * 4, [0, 0, 1, 1], name="M2", event=[None, "E2", "E2", "E2"])
+    expected = [*["timely"] * 3, "fault", "fault", "early", "timely", "timely"]
+    assert outcomes(one, other) == expected
+    assert event_table(frame_of(one, other), Alarm(AT_ONCE, 0))["caught"].all()
+
+
+def test_outcomes_do_not_depend_on_the_index():
+    scores = frame_of(module_rows([1] * 3, event=["E1", None, None]), REACHED)
+    scores["y_score"] = 1.0
+    for index in ([7, 8, 9, 10], [3, 2, 1, 0]):
+        alarms = raise_alarms(scores.set_axis(index), AT_1)
+        assert alarms["outcome"].tolist() == [*["fault"] * 3, "timely"]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -168,7 +248,7 @@ def test_without_an_event_id_the_onset_is_an_hour_before_the_pnr():
 
 
 def test_without_an_event_id_the_onset_is_never_in_another_module():
-    other, short = module_rows([0] * 3, name="M1"), module_rows([0] * 2, [0, 1], name="M2")
+    other, short = module_rows([0] * 3, rack="R1"), module_rows([0] * 2, [0, 1], rack="R2")
     assert outcomes(other, short) == ["nuisance"] * 3 + ["early", "timely"]
     assert seconds(event_table(frame_of(other, short), AT_1)["onset"]) == [0]
 
