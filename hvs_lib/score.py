@@ -24,7 +24,7 @@ from hvs_lib.evaluation.outcomes import OUTCOMES
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.features import check_interval, features_in_parts
 from hvs_lib.project import whole_file
-from hvs_lib.telemetry.codes import event_codes, hazard_types, rack_codes
+from hvs_lib.telemetry.codes import event_codes, rack_codes
 from hvs_lib.telemetry.files import DataError
 from hvs_lib.telemetry.quality import describe, sampling_interval_s
 from hvs_lib.telemetry.read import read_racks
@@ -119,9 +119,7 @@ def score_file(
     """Write the alarms that a file's telemetry raises to a CSV file.
 
     The output appears when it is complete, in the order site, rack, module, time. Where the
-    telemetry has a label, each alarm gets its outcome. Which causes are those of faults only the
-    whole file tells, and the model's training: until all racks are read, every alarm on an Event_ID
-    without label may be on a fault, so the alarms wait in memory.
+    telemetry has a label, each alarm gets its outcome.
 
     Parameters
     ----------
@@ -143,8 +141,7 @@ def score_file(
     """
     output = Path(output).resolve()
     _check_output(output, Path(path))
-    tally, tables = Tally(), []
-    n_events, fault_types = 0, set(champion.fault_types)
+    tally, judged, n_events = Tally(), [], 0
     with (
         whole_file(output) as unfinished,
         closing(read_racks(path, keep_fill_values=keep_fill_values)) as parts,
@@ -152,22 +149,19 @@ def score_file(
         for share, telemetry in parts:
             tally.findings += telemetry.attrs["findings"]
             tally.intervals_s.append(sampling_interval_s(telemetry))
-            tables.append(score_racks(telemetry, champion))
+            alarms = score_racks(telemetry, champion)
+            # Six digits: where a forest has threads, they add up in any order.
+            digits, is_first = "%.6g", not tally.racks
+            alarms.to_csv(unfinished, mode="a", header=is_first, index=False, float_format=digits)
             tally.racks += int(rack_codes(telemetry).max()) + 1
             tally.rows += len(telemetry)
+            tally.alarms += len(alarms)
             if col.LABEL in telemetry:
+                judged.append(alarms[[*col.KEYS[:3], *OUTCOME_COLUMNS]])
                 n_events += int(event_codes(telemetry).max()) + 1
-                fault_types |= set(hazard_types(telemetry))
             on_progress(share)
-        # Without the empty ones, whose columns have no type.
-        alarms = pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True)
-        tally.alarms = len(alarms)
-        if "outcome" in alarms:
-            is_fault = alarms.pop(col.EVENT_TYPE).isin(fault_types)
-            alarms.loc[(alarms["outcome"] == "fault") & ~is_fault, "outcome"] = "nuisance"
-            tally.outcomes = _outcomes_told(alarms, n_events)
-        # Six digits: where a forest has threads, they add up in any order.
-        alarms.to_csv(unfinished, index=False, float_format="%.6g")
+        if judged:
+            tally.outcomes = _outcomes_told(pd.concat(judged), n_events)
         tally.warnings += _interval_notes(float(np.median(tally.intervals_s)), champion)
     tally.warnings += describe(tally.findings, tally.rows)
     return tally
@@ -228,25 +222,31 @@ def score_racks(telemetry: pd.DataFrame, champion: Champion) -> pd.DataFrame:
     DataFrame, shape (n_alarms, 11): site, rack, module, start, score at the start, and the three
     features that raise it most, each with its contribution (log-odds for XGBoost and logistic
     regression, probability for a random forest; before calibration). With a label also outcome,
-    Event_ID and lead_time_min as from `raise_alarms`, where every Event_Type counts as a fault's,
-    and that Event_Type, shape (n_alarms, 15); an event without Event_ID is named for its module
-    alone (`event 0`). Ids that a spreadsheet would take for a formula get
-    an apostrophe before them.
+    Event_ID and lead_time_min as from `raise_alarms`, shape (n_alarms, 14); faults are the causes
+    that occur with a label in these racks or did so in the model's training. Ids that a spreadsheet
+    would take for a formula get an apostrophe before them.
     """
-    columns = [*COLUMNS, *OUTCOME_COLUMNS, col.EVENT_TYPE] if col.LABEL in telemetry else COLUMNS
-    tables = []
+    tables, scores = [], []
     for X in features_in_parts(telemetry, rows=_SLICE):
         rows = telemetry.loc[X.index]
         with config_context(assume_finite=True):  # checked as telemetry; NaN is imputed
             # In slices: each step of the pipeline copies what it is given.
             slices = [X.iloc[first : first + _SLICE] for first in range(0, len(X), _SLICE)]
             score = np.concatenate([champion.model.predict_proba(part)[:, 1] for part in slices])
-        kinds = rows[col.EVENT_TYPE].dropna().unique() if col.EVENT_TYPE in rows else ()
-        scores = scores_frame(rows, np.arange(len(X)), score, fault_types=kinds)
-        alarms = raise_alarms(scores, champion.alarm)
+        scores.append(score)
+        unlabelled = rows.drop(columns=col.LABEL, errors="ignore")
+        alarms = raise_alarms(scores_frame(unlabelled, np.arange(len(X)), score), champion.alarm)
         if len(alarms):
-            tables.append(_alarm_table(alarms, rows, X, champion).reindex(columns=columns))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+            tables.append(_alarm_table(alarms, rows, X, champion))
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
+    if col.LABEL not in telemetry:
+        return table
+    # What an alarm is worth depends on the whole rack.
+    every_row, faults = np.arange(len(telemetry)), champion.fault_types
+    judged = scores_frame(telemetry, every_row, np.concatenate(scores), fault_types=faults)
+    outcomes = raise_alarms(judged, champion.alarm)[OUTCOME_COLUMNS]
+    outcomes[col.EVENT_ID] = _as_text(outcomes[col.EVENT_ID].astype("str"))
+    return table.join(outcomes)
 
 
 def _alarm_table(alarms, rows, X, champion):
@@ -254,14 +254,8 @@ def _alarm_table(alarms, rows, X, champion):
     table = alarms[col.KEYS[:3]].astype("str").apply(_as_text)
     table["alarm_start"] = alarms[col.TIMESTAMP].dt.strftime("%Y-%m-%dT%H:%M:%S")
     table["score"] = alarms["y_score"]
-    place = _rows_of(rows, alarms)
-    table = table.join(_top_features(contributions(champion.pipeline, X.iloc[place])))
-    if "outcome" in alarms:
-        table = table.join(alarms[OUTCOME_COLUMNS])
-        table[col.EVENT_ID] = _as_text(table[col.EVENT_ID].astype("str"))
-        if col.EVENT_TYPE in rows:
-            table[col.EVENT_TYPE] = rows[col.EVENT_TYPE].astype(object).to_numpy()[place]
-    return table
+    starts = X.iloc[_rows_of(rows, alarms)]
+    return table.join(_top_features(contributions(champion.pipeline, starts)))
 
 
 def contributions(pipeline: Pipeline, X: pd.DataFrame) -> pd.DataFrame:

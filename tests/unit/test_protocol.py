@@ -1,5 +1,4 @@
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from threading import Barrier
 from weakref import finalize
@@ -88,9 +87,7 @@ def test_out_of_fold_scores_come_from_models_that_have_not_seen_the_rack(
 
 def scores_by_row(protocol, pipeline):
     """Scores before calibration, of all rows: out of fold, and of the test rows."""
-    fitted, _ = protocol._fit(pipeline)
-    scorers = [partial(hazard_score, model) for model in (*fitted[1:], fitted[0])]
-    return protocol._score(scorers)[0]
+    return protocol._score([protocol.fit(pipeline).scorers])[0]
 
 
 def test_test_racks_touch_neither_threshold_nor_model(protocol, pipeline, telemetry, make_fleet):
@@ -138,15 +135,31 @@ def hottest(X):
     return X[col.TEMP_MAX].to_numpy(np.float64)
 
 
+def assess_reference(protocol, score, **options):
+    """Assess one rule that is not fitted."""
+    ((_, found),) = protocol.assess_all({"rule": protocol.reference(score, **options)})
+    return found
+
+
+def test_models_assessed_together_are_assessed_as_alone(protocol, pipeline):
+    fits = {"model": protocol.fit(pipeline), "rule": protocol.reference(hottest)}
+    together = dict(protocol.assess_all(fits))
+    assert list(together) == ["model", "rule"]
+    alone = {"model": protocol.assess(pipeline), "rule": assess_reference(protocol, hottest)}
+    for name, found in together.items():
+        assert found.metrics == alone[name].metrics
+        pd.testing.assert_frame_equal(found.cv_scores, alone[name].cv_scores, check_exact=True)
+
+
 def test_reference_keeps_its_own_threshold(protocol):
-    found = protocol.assess_reference(hottest, threshold=31.0)
+    found = assess_reference(protocol, hottest, threshold=31.0)
     assert found.alarm == Alarm(AlarmRule(), 31.0)
     assert found.model is None
     assert found.metrics["event_recall"] == 1.0
 
 
 def test_reference_scores_every_row_and_is_not_calibrated(protocol, telemetry):
-    found = protocol.assess_reference(hottest)
+    found = assess_reference(protocol, hottest)
     assert found.alarm == protocol.choose_alarm(found.cv_scores)
     readings = telemetry[col.TEMP_MAX].to_numpy(np.float64)
     for scores, rows in ((found.cv_scores, protocol.split.train), (found.test_scores, None)):
@@ -190,23 +203,24 @@ def test_a_share_of_the_sites_or_racks_is_fitted_on_and_all_are_judged(make_flee
     fleet = make_fleet(**table, rows=30)
     whole = protocol_of(fleet)
     codes = (rack_codes if sites == 1 else site_codes)(fleet.rows)
-    drawn = []
+    drawn, rows = [], whole.training
+    of_row = codes[rows.X.index]
     for share in (0.01, 0.5, 1.0):
-        less = replace(whole, share=share)
-        rows = less.training
-        drawn.append(set(codes[rows.X.index]))
-        assert {*rows.fold[rows.y == 1]} == {0, 1}, "each fold has an event"
-        np.testing.assert_array_equal(replace(less).training.X.index, rows.X.index)
-        for group in drawn[-1]:
-            of_group = codes[whole.training.X.index] == group
-            assert (codes[rows.X.index] == group).sum() == of_group.sum(), "groups are whole"
+        kept = whole.drawn(share)
+        drawn.append(set(of_row[kept]))
+        assert {*rows.fold[kept & (rows.y == 1)]} == {0, 1}, "each fold has an event"
+        np.testing.assert_array_equal(whole.drawn(share), kept)
+        assert not drawn[-1] & set(of_row[~kept]), "groups are whole"
     assert all(one < other for one, other in pairwise(drawn)), "a share holds the smaller ones"
-    assert (
-        replace(whole, share=0.5, seed=1).training.X.index.tolist()
-        != replace(whole, share=0.5, seed=2).training.X.index.tolist()
-    )
-    found = replace(whole, share=0.3).assess(pipeline)
-    assert len(found.cv_scores) == len(whole.split.train)
+    drawn = [replace(whole, seed=seed).drawn(0.5).tolist() for seed in (1, 2)]
+    assert drawn[0] != drawn[1]
+    fits = {f"{share}": whole.fit(pipeline, share=share) for share in (0.3, 1.0)}
+    found = dict(whole.assess_all(fits))
+    assert len(found["0.3"].cv_scores) == len(whole.split.train)
+    assert found["1.0"].metrics == whole.assess(pipeline).metrics
+    assert found["0.3"].metrics != found["1.0"].metrics
+    with pytest.raises(ValueError, match=r"share must be above 0 and 1 at most, got 0"):
+        whole.fit(pipeline, share=0)
 
 
 @pytest.mark.parametrize(
@@ -216,8 +230,6 @@ def test_a_share_of_the_sites_or_racks_is_fitted_on_and_all_are_judged(make_flee
         ({"hazard_stride": 0}, "hazard_stride must be at least 1, got 0"),
         ({"max_nuisance_alarms_per_site_day": 0}, "per_site_day must be above 0, got 0"),
         ({"n_jobs": 0}, "n_jobs must be 1 or more, or -1"),
-        ({"share": 0.0}, "share must be above 0 and 1 at most, got 0.0"),
-        ({"share": 1.5}, "share must be above 0 and 1 at most, got 1.5"),
         ({"missed_event_costs": -1}, "missed_event_costs must be 0 or more, got -1"),
     ],
 )

@@ -290,7 +290,8 @@ def test_foreign_types_are_not_logged(run, protocol):
 
 
 def test_undefined_metrics_are_named_and_left_out(run, protocol):
-    silent = protocol.assess_reference(lambda rows: np.zeros(len(rows)), threshold=1.0)
+    rule = protocol.reference(lambda X: np.zeros(len(X)), threshold=1.0)
+    ((_, silent),) = protocol.assess_all({"silent": rule})
     run_id = log_assessment(silent, protocol, model_name="silent")
     child = MlflowClient().get_run(run_id)
     assert child.data.tags["role"] == "reference"
