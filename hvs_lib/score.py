@@ -21,7 +21,7 @@ from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, raise_alarms
 from hvs_lib.evaluation.calibration import METHODS, CalibratedClassifier
 from hvs_lib.evaluation.outcomes import OUTCOMES
-from hvs_lib.evaluation.scores import scores_frame
+from hvs_lib.evaluation.scores import IS_FAULT, scores_frame
 from hvs_lib.features import check_interval, features_in_parts
 from hvs_lib.project import whole_file
 from hvs_lib.telemetry.codes import event_codes, rack_codes
@@ -223,8 +223,8 @@ def score_racks(telemetry: pd.DataFrame, champion: Champion) -> pd.DataFrame:
     features that raise it most, each with its contribution (log-odds for XGBoost and logistic
     regression, probability for a random forest; before calibration). With a label also outcome,
     Event_ID and lead_time_min as from `raise_alarms`, shape (n_alarms, 14); faults are the causes
-    that occur with a label in these racks or did so in the model's training. Ids that a spreadsheet
-    would take for a formula get an apostrophe before them.
+    that were faults in the model's training. Ids that a spreadsheet would take for a formula get an
+    apostrophe before them.
     """
     tables, scores = [], []
     for X in features_in_parts(telemetry, rows=_SLICE):
@@ -242,8 +242,9 @@ def score_racks(telemetry: pd.DataFrame, champion: Champion) -> pd.DataFrame:
     if col.LABEL not in telemetry:
         return table
     # What an alarm is worth depends on the whole rack.
-    every_row, faults = np.arange(len(telemetry)), champion.fault_types
-    judged = scores_frame(telemetry, every_row, np.concatenate(scores), fault_types=faults)
+    judged = scores_frame(telemetry, np.arange(len(telemetry)), np.concatenate(scores))
+    if IS_FAULT in judged:  # whatever other racks hold
+        judged[IS_FAULT] = judged[col.EVENT_TYPE].isin(champion.fault_types)
     outcomes = raise_alarms(judged, champion.alarm)[OUTCOME_COLUMNS]
     outcomes[col.EVENT_ID] = _as_text(outcomes[col.EVENT_ID].astype("str"))
     return table.join(outcomes)
