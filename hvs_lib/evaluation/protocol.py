@@ -161,8 +161,8 @@ class Protocol:
 
     fleet: Fleet
     split: Split
-    normal_stride: int = 36
-    hazard_stride: int = 3
+    normal_stride: int = 72
+    hazard_stride: int = 6
     max_nuisance_alarms_per_site_day: float = 1.0
     missed_event_costs: float = 0.0
     fault_types: tuple[str, ...] = ()
