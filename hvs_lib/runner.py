@@ -151,7 +151,7 @@ def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> list[str]:
         Where a treatment of the imbalance cannot work on it.
     """
     from hvs_lib import columns as col
-    from hvs_lib.evaluation.splits import check_labels, split_fleet, thin_rows
+    from hvs_lib.evaluation.splits import check_labels, rows_to_fit, split_fleet
     from hvs_lib.features import check_interval
     from hvs_lib.samplers import check_folds
     from hvs_lib.telemetry.fleet import load_fleet
@@ -176,7 +176,7 @@ def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> list[str]:
         split = split_fleet(fleet.rows, **{name: parameters[name] for name in of_split})
         strides = {name: parameters[name] for name in ("normal_stride", "hazard_stride")}
         try:
-            rows = thin_rows(fleet.rows, split.train, **strides)
+            rows = rows_to_fit(fleet.rows, split, **strides)
             if "sampling_strategy" in parameters:
                 y, fold = fleet.rows[col.LABEL].to_numpy()[rows], split.fold[rows]
                 labels = [y[fold != number] for number in range(split.n_folds)]

@@ -29,7 +29,7 @@ from hvs_lib.evaluation.calibration import (
 )
 from hvs_lib.evaluation.metrics import EVENT_METRICS, evaluate
 from hvs_lib.evaluation.scores import scores_frame
-from hvs_lib.evaluation.splits import Split, thin_rows
+from hvs_lib.evaluation.splits import Split, rows_to_fit
 from hvs_lib.features import build_features, features_of
 from hvs_lib.telemetry.codes import hazard_types, rack_codes, site_codes
 from hvs_lib.telemetry.fleet import Fleet
@@ -260,17 +260,11 @@ class Protocol:
     @cached_property
     def training(self) -> TrainingRows:
         """The thinned training rows with their features."""
-        table, train = self.fleet.rows, self.split.train
+        table = self.fleet.rows
         strides = {"normal_stride": self.normal_stride, "hazard_stride": self.hazard_stride}
-        rows = thin_rows(table, train, **strides)
+        rows = rows_to_fit(table, self.split, **strides)
         y = table[col.LABEL].to_numpy()[rows]
         fold = self.split.fold[rows]
-        empty = sorted(set(range(self.split.n_folds)) - set(fold[y == 1].tolist()))
-        if empty:
-            raise ValueError(
-                "hazard_stride must leave a labelled row in each fold, got "
-                f"{self.hazard_stride} and none in fold {empty[0] + 1}: lower it."
-            )
         weight = np.where(y == 1, float(self.hazard_stride), float(self.normal_stride))
         X = features_of(self.fleet, rows, n_jobs=self.n_jobs)
         return TrainingRows(X, y, weight, fold)

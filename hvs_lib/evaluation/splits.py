@@ -236,6 +236,23 @@ def thin_rows(
     return chosen[keep]
 
 
+def rows_to_fit(
+    rows: pd.DataFrame, split: Split, *, normal_stride: int, hazard_stride: int
+) -> np.ndarray:
+    """Thin the training rows with `thin_rows`, and refuse it where a fold lacks either class."""
+    strides = {"normal_stride": normal_stride, "hazard_stride": hazard_stride}
+    kept = thin_rows(rows, split.train, **strides)
+    label, fold = rows[col.LABEL].to_numpy()[kept], split.fold[kept]
+    for value, (name, stride) in enumerate(strides.items()):
+        empty = np.setdiff1d(np.arange(split.n_folds), fold[label == value])
+        if len(empty):
+            raise ValueError(
+                f"{name} must leave rows to fit on in each fold, got {stride} and none in fold "
+                f"{empty[0] + 1}: lower it."
+            )
+    return kept
+
+
 def _deal_groups(rows, groups, kind, test_size, n_folds, seed):
     """Return the fold of each row, keeping groups whole."""
     events = event_codes(rows)

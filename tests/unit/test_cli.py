@@ -95,7 +95,11 @@ def test_bad_telemetry_is_refused_before_a_kernel_starts(hvs, make_telemetry, tm
     [
         ({"event_rows": 1}, [], "got 4 events of one labelled row each; label all rows"),
         ({}, ["normal_stride", 40], "sampling_strategy must be above"),
-        ({}, ["normal_stride", 1000], "must leave normal rows to fit on, got 1000: lower it"),
+        (
+            {},
+            ["normal_stride", 1000],
+            "normal_stride must leave rows to fit on in each fold, got 1000",
+        ),
         ({"interval_s": 700.0}, [], "less than 600 s apart, got one every 700 s"),
     ],
 )

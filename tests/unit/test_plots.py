@@ -33,7 +33,7 @@ def test_models_have_one_colour_and_order_in_all_figures():
 
 def test_every_treatment_of_the_workbook_has_a_colour_of_its_own():
     labels = [np.repeat([0, 1], [90, 10])]
-    settings = {"k_neighbors": 5, "sampling_strategy": 0.5, "normal_stride": 1, "seed": 0}
+    settings = {"k_neighbors": 5, "sampling_strategy": 0.5, "thinning": 1, "seed": 0}
     treatments = ["none", "class weight", "square-root weight", *make_samplers(labels, **settings)]
     colors = [plots._MODELS[f"XGBoost, {name}"] for name in treatments]
     assert len(set(colors)) == len(treatments)

@@ -11,14 +11,16 @@ from hvs_lib.report.tables import (
 
 
 def test_results_show_the_interval_where_there_is_one_and_a_dash_where_there_is_nothing():
-    table = results_table({"a model": {"pr_auc": 0.5, "pr_auc_low": 0.25, "pr_auc_high": 0.75}})
-    assert table.loc["a model", "AP"] == "0.50 [0.25, 0.75]"
+    table = results_table(
+        {"a model": {"cv_pr_auc": 0.5, "cv_pr_auc_low": 0.25, "cv_pr_auc_high": 0.75}}
+    )
+    assert table.loc["a model", "cv AP"] == "0.50 [0.25, 0.75]"
     assert table.loc["a model", "event recall"] == "–"
 
 
 def test_results_fit_a_terminal_and_tell_nuisances_from_faults():
     wide = {metric: 88.88 for _, metric, _ in HEADLINES}
-    metrics = {"event_recall_5min": 0.25, "nuisance_alarms_per_site_day": 0.125,
+    metrics = {"event_recall_10min": 0.25, "nuisance_alarms_per_site_day": 0.125,
                "fault_alarms_per_site_day": 2.5, "lead_time_median_min": 11.04}  # fmt: skip
     table = results_table({"a": wide | metrics})
     assert len(table.columns) == 8

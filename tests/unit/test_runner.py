@@ -94,7 +94,7 @@ def test_each_notebook_gets_the_parameters_that_it_has():
                 ("test_size", 1.0, "test_size must be between 0 and 1, got 1.0"),
                 ("test_size", "nan", "test_size must be between 0 and 1, got nan"),
                 ("n_folds", 1, "n_folds must be a whole number of at least 2, got 1"),
-                ("split", "rows", "split must be one of rack, row, got 'rows'"),
+                ("split", "rows", "split must be one of auto, site, rack, row, got 'rows'"),
                 ("normal_stride", 0, "normal_stride must be at least 1, got 0"),
                 (
                     "max_nuisance_alarms_per_site_day",

@@ -181,9 +181,7 @@ def mixed(make_telemetry, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("known", [(), ("hot_day",)])
-def test_a_cause_is_a_faults_where_it_was_one_in_training(
-    loud, mixed, tmp_path, known
-):
+def test_a_cause_is_a_faults_where_it_was_one_in_training(loud, mixed, tmp_path, known):
     path, made = mixed
     loud = replace(loud, fault_types=frozenset(["short", *known]))
     tally = score_file(path, tmp_path / "alarms.csv", loud)
