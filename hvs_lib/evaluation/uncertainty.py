@@ -133,6 +133,13 @@ def paired_difference(
     return _summarize(ours - theirs)
 
 
+_VALUES = {
+    "caught": lambda events: events["caught"],
+    "caught_5min": lambda events: events["lead_time_min"] >= 5,
+    "lead_time_min": lambda events: events["lead_time_min"].fillna(0),
+}
+
+
 def paired_event_difference(
     scores: pd.DataFrame,
     reference: pd.DataFrame,
@@ -150,9 +157,9 @@ def paired_event_difference(
         Scores frames over the same rows.
     alarm, reference_alarm : Alarm
         Of each model.
-    value : {"caught", "lead_time_min"}
-        A column of `event_table`: its mean is the event recall, or the warning time over all
-        events [min], in which a missed event counts 0.
+    value : {"caught", "caught_5min", "lead_time_min"}
+        What is averaged over the events: whether each is caught, whether at least 5 min ahead, or
+        its warning time [min], in which a missed event counts 0.
     seed : int
 
     Returns
@@ -172,14 +179,14 @@ def paired_event_difference(
     >>> print(found, found.verdict)
     +1.00 [+1.00, +1.00] better
     """
-    if value not in ("caught", "lead_time_min"):
-        raise ValueError(f"value must be caught or lead_time_min, got {value!r}.")
+    if value not in _VALUES:
+        raise ValueError(f"value must be one of {', '.join(_VALUES)}, got {value!r}.")
     _check_same_rows(scores, reference)
     events = event_table(scores, alarm)
     if events.empty:
         raise ValueError(f"The scores must cover at least one event, got no {col.LABEL} = 1.")
     others = event_table(reference, reference_alarm)
-    gain = events[value].astype(float).fillna(0) - others[value].astype(float).fillna(0)
+    gain = _VALUES[value](events).astype(float) - _VALUES[value](others).astype(float)
     racks = scores[[col.SITE, col.RACK]].drop_duplicates()
     by_rack = gain.groupby([events[c].astype(str) for c in (col.SITE, col.RACK)])
     names = pd.MultiIndex.from_frame(racks.astype(str).sort_values([col.SITE, col.RACK]))
@@ -187,6 +194,33 @@ def paired_event_difference(
     count = by_rack.size().reindex(names, fill_value=0).to_numpy()
     drawn = _draw_racks(count > 0, N_BOOTSTRAP, seed)
     return _summarize(drawn @ total / (drawn @ count))
+
+
+def paired_differences(
+    scores: pd.DataFrame,
+    reference: pd.DataFrame,
+    *,
+    alarm: Alarm,
+    reference_alarm: Alarm,
+    seed: int = 42,
+) -> dict[str, PairedDifference]:
+    """Compare two models by rows and by events, see `paired_difference` and its sibling.
+
+    Returns
+    -------
+    dict of str to PairedDifference
+        Of the average precision, the event recall, the events caught at least 5 min ahead, and the
+        warning time [min].
+    """
+    alarms = {"alarm": alarm, "reference_alarm": reference_alarm, "seed": seed}
+    return {"average precision": paired_difference(scores, reference, seed=seed)} | {
+        what: paired_event_difference(scores, reference, value=value, **alarms)
+        for what, value in {
+            "event recall": "caught",
+            "caught 5 min ahead": "caught_5min",
+            "warning time [min]": "lead_time_min",
+        }.items()
+    }
 
 
 def _summarize(differences: np.ndarray) -> PairedDifference:

@@ -11,9 +11,9 @@ from hvs_lib.evaluation.scores import IS_FAULT
 HEADLINES = (
     ("cv AP", "cv_pr_auc", 2),
     ("cv event recall", "cv_event_recall", 2),
+    ("cv 5 min ahead", "cv_event_recall_5min", 2),
     ("event recall", "event_recall", 2),
     ("5 min ahead", "event_recall_5min", 2),  # of all events, as the event recall
-    ("10 min ahead", "event_recall_10min", 2),
     ("nuisance/site-day", "nuisance_alarms_per_site_day", 2),
     ("fault/site-day", "fault_alarms_per_site_day", 2),
     ("median lead [min]", "lead_time_median_min", 1),

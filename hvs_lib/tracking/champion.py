@@ -28,7 +28,7 @@ MODEL_CARD = "model_card.md"
 
 # Policy to the metrics that decide; each breaks the ties of those before it.
 POLICIES = {
-    "event_recall": ["cv_event_recall", "cv_event_recall_10min", "cv_pr_auc"],
+    "event_recall": ["cv_event_recall_5min", "cv_event_recall", "cv_pr_auc"],
     "pr_auc": ["cv_pr_auc"],
     "recall": ["cv_recall_class1", "cv_pr_auc"],
 }
@@ -63,8 +63,8 @@ def rank_models(
     runs : DataFrame
         One row for each run, from `comparable_runs`.
     policy : str
-        ``event_recall``: the most events caught, with the threshold that keeps within the budget of
-        nuisance alarms; ties go to the most caught at least 10 min ahead, then to the higher
+        ``event_recall``: the most events caught at least 5 min ahead, with the threshold that keeps
+        within the budget of nuisance alarms; ties go to the most caught at all, then to the higher
         average precision; ``pr_auc``: the highest average precision; ``recall``: the highest recall
         of hazardous rows among models whose precision reaches `min_precision`; ties go to the
         higher average precision.
@@ -128,9 +128,8 @@ def paired_by_policy(
     scores, reference = read_scores(run["run_id"]), read_scores(other["run_id"])
     if policy != "event_recall":
         return paired_difference(scores, reference, seed=seed)
-    return paired_event_difference(
-        scores, reference, alarm=run["alarm"], reference_alarm=other["alarm"], seed=seed
-    )
+    alarms = {"alarm": run["alarm"], "reference_alarm": other["alarm"]}
+    return paired_event_difference(scores, reference, value="caught_5min", seed=seed, **alarms)
 
 
 def decide(
@@ -171,7 +170,7 @@ def decide(
             "telemetry, racks or alarm budget and cannot be compared.",
         )
     difference = paired_by_policy(policy, challenger, incumbent, read_scores, seed=seed)
-    what = "event recall" if policy == "event_recall" else "average precision"
+    what = "events caught 5 min ahead" if policy == "event_recall" else "average precision"
     said = f"challenger minus incumbent, {what} out of fold: {difference}, {difference.verdict}"
     if difference.verdict == "better":
         return Decision(challenger, True, f"{said}: the challenger takes over.")

@@ -190,9 +190,7 @@ def test_training_rows_are_thinned_and_weighted_by_their_strides(protocol, telem
 def test_a_fold_that_thinning_leaves_without_a_hazardous_row_is_refused(make_fleet):
     fleet = make_fleet(racks=8, rows=90, event_rows=2)
     protocol = Protocol(fleet, split_fleet(fleet.rows), normal_stride=3, hazard_stride=3)
-    with pytest.raises(
-        ValueError, match=r"hazard_stride must .* got 3 and none in fold 2"
-    ):
+    with pytest.raises(ValueError, match=r"hazard_stride must .* got 3 and none in fold 2"):
         protocol.assess(make_pipeline(LogisticRegression()))
     assert set(replace(protocol, hazard_stride=1).training.fold) == {0, 1, 2}
 

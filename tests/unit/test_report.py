@@ -20,7 +20,7 @@ def test_results_show_the_interval_where_there_is_one_and_a_dash_where_there_is_
 
 def test_results_fit_a_terminal_and_tell_nuisances_from_faults():
     wide = {metric: 88.88 for _, metric, _ in HEADLINES}
-    metrics = {"event_recall_10min": 0.25, "nuisance_alarms_per_site_day": 0.125,
+    metrics = {"event_recall_5min": 0.25, "nuisance_alarms_per_site_day": 0.125,
                "fault_alarms_per_site_day": 2.5, "lead_time_median_min": 11.04}  # fmt: skip
     table = results_table({"a": wide | metrics})
     assert len(table.columns) == 8
