@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import base64
 import contextlib
 import difflib
+import io
 import itertools
 import logging
 import os
@@ -24,6 +26,7 @@ import yaml
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import LocalHandler, papermill_io
+from PIL import Image
 
 from hvs_lib import cache
 from hvs_lib.progress import LOG_FILE, followed, log_file, log_line
@@ -31,6 +34,7 @@ from hvs_lib.project import EXECUTION, HvsError, StoreError, environment, projec
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 _RUN_ID = re.compile(r"\b[0-9a-f]{32}\b")
+_PNG = "image/png"
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 PROFILES = ("smoke", "default", "full")
 COMPARISON = "04_comparison"
@@ -252,7 +256,7 @@ def keep_outputs(executed: Path, notebook: Path) -> None:
     """Write an executed notebook over the committed one, without what differs from run to run.
 
     Run IDs are masked, and papermill's times, progress bars, widgets (which are dead without a
-    kernel) and empty outputs are left out.
+    kernel) and empty outputs are left out. Figures keep 256 colours, in a third of the bytes.
     """
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor  # takes seconds to load
 
@@ -266,6 +270,8 @@ def keep_outputs(executed: Path, notebook: Path) -> None:
             for output in cell.outputs:
                 if output.output_type == "stream":
                     output.text = output.text.rstrip(" \r")  # of a bar that has vanished
+                if _PNG in output.get("data", {}):
+                    output.data[_PNG] = _with_few_colours(output.data[_PNG])
             cell.outputs = [
                 output for output in cell.outputs
                 if output.get("text") != "" and _WIDGET not in output.get("data", {})
@@ -273,6 +279,14 @@ def keep_outputs(executed: Path, notebook: Path) -> None:
     with whole_file(notebook) as unfinished:
         text = _RUN_ID.sub("<run id>", nbformat.writes(kept))
         unfinished.write_text(text + "\n", encoding="utf-8")
+
+
+def _with_few_colours(png: str) -> str:
+    """Return an image in base64 as one of 256 colours."""
+    packed = io.BytesIO()
+    image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    image.quantize(256).save(packed, "png", optimize=True)
+    return base64.b64encode(packed.getvalue()).decode()
 
 
 def timing_report(timings: list[Timing]) -> str:

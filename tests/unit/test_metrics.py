@@ -1096,7 +1096,7 @@ def test_paired_event_difference_refuses():
     alarm = Alarm(AT_ONCE, 0.5)
     options = {"alarm": alarm, "reference_alarm": alarm}
     frame, quiet = racks_with_events([0.9]), frame_of(module_rows([0.1]))
-    with pytest.raises(ValueError, match="value must be one of caught, .* got 'x'"):
+    with pytest.raises(ValueError, match=r"value must be one of caught, .* got 'x'"):
         paired_event_difference(frame, frame, value="x", **options)
     with pytest.raises(ValueError, match="must cover the same rows"):
         paired_event_difference(frame, quiet, **options)

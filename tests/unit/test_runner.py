@@ -1,3 +1,5 @@
+import base64
+import io
 import json
 import os
 import signal
@@ -5,9 +7,11 @@ from types import SimpleNamespace
 
 import mlflow
 import nbformat
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 
 from hvs_lib import runner
 from hvs_lib.project import EXECUTION, environment
@@ -247,6 +251,11 @@ def test_outputs_are_kept_without_what_differs_from_run_to_run(project):
     bar = ["\r 1/2", "\r 2/2", "\r    \r"]
     frames = [*bar, "Run ID " + "a1" * 16 + "\n", "done\n", *bar]
     printed = [new_output("stream", name="stdout", text=frame) for frame in frames]
+    noise = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    png = io.BytesIO()
+    Image.fromarray(noise).save(png, "png")
+    figure = {"image/png": base64.b64encode(png.getvalue()).decode()}
+    printed.append(new_output("display_data", figure))
     widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "b2" * 16}}
     printed.append(new_output("display_data", widget))
     cell = new_code_cell("1", execution_count=1, outputs=printed)
@@ -262,5 +271,10 @@ def test_outputs_are_kept_without_what_differs_from_run_to_run(project):
     found = nbformat.read(kept, 4)
     assert found.metadata == {"a": 1}
     assert [cell.metadata for cell in found.cells] == [{}, {"tags": ["imports"]}, {}]
-    assert [output.text for output in found.cells[0].outputs] == ["Run ID <run id>\ndone\n"]
+    said, drawn = found.cells[0].outputs
+    assert said.text == "Run ID <run id>\ndone\n"
+    kept_png = base64.b64decode(drawn.data["image/png"])
+    image = Image.open(io.BytesIO(kept_png))
+    assert (image.mode, image.size) == ("P", (80, 60)), "a palette of colours"
+    assert len(kept_png) < 0.5 * len(png.getvalue())
     assert found.cells[1].outputs == []
