@@ -251,7 +251,8 @@ def test_one_event_can_be_looked_at_on_a_row_split(workplace, one_event_file):
 def test_the_refitted_model_is_the_candidate_that_won(smoke):
     """Its average precision comes out again from the out-of-fold scores of the refitted model.
 
-    Not its F1, since the scores are calibrated by then, which keeps their order.
+    Not its F1, since the scores are calibrated by then, which keeps their order. Nearly, since the
+    candidates were scored on thinned rows.
     """
     (tuned,) = children_of("Tuning", "model")
     scores = read_scores(tuned.info.run_id, "cv_scores.parquet")
@@ -269,7 +270,7 @@ def test_the_refitted_model_is_the_candidate_that_won(smoke):
     ]
     candidates = [run.data.metrics for run in children_of("Tuning", "candidate")]
     winner = max(candidates, key=lambda metrics: metrics["cv_f1_class1"])
-    assert np.mean(of_folds) == pytest.approx(winner["cv_pr_auc"], abs=2e-3)
+    assert np.mean(of_folds) == pytest.approx(winner["cv_pr_auc"], abs=0.02)
 
 
 def test_candidates_can_be_made_again_from_their_runs(smoke):
