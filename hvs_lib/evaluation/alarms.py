@@ -158,9 +158,8 @@ def event_table(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
     table = at_start[[col.SITE, col.RACK, col.MODULE]].copy()
     table[col.EVENT_ID] = pd.Series(outcomes.event_names, dtype=object)
     table[col.EVENT_TYPE] = at_start.get(col.EVENT_TYPE)
-    numbers = np.arange(len(first))
-    sorter = np.argsort(outcomes.alarm_on, kind="stable")
-    onset = sorter[np.searchsorted(outcomes.alarm_on, numbers, sorter=sorter)]
+    on_event = np.flatnonzero(outcomes.alarm_on >= 0)
+    onset = on_event[np.unique(outcomes.alarm_on[on_event], return_index=True)[1]]
     table["onset"] = outcomes.rows.frame[col.TIMESTAMP].to_numpy()[onset]
     table["window_start"] = at_start[col.TIMESTAMP]
     table["PNR"] = outcomes.pnr_us.astype("datetime64[us]")

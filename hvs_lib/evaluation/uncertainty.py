@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -181,19 +182,35 @@ def paired_event_difference(
     """
     if value not in _VALUES:
         raise ValueError(f"value must be one of {', '.join(_VALUES)}, got {value!r}.")
+    found = _event_differences(scores, reference, alarm, reference_alarm, [value], seed)
+    return found[value]
+
+
+def _event_differences(
+    scores: pd.DataFrame,
+    reference: pd.DataFrame,
+    alarm: Alarm,
+    reference_alarm: Alarm,
+    values: Iterable[str],
+    seed: int,
+) -> dict[str, PairedDifference]:
+    """Compare two alarms by each of some `_VALUES`."""
     _check_same_rows(scores, reference)
     events = event_table(scores, alarm)
     if events.empty:
         raise ValueError(f"The scores must cover at least one event, got no {col.LABEL} = 1.")
     others = event_table(reference, reference_alarm)
-    gain = _VALUES[value](events).astype(float) - _VALUES[value](others).astype(float)
     racks = scores[[col.SITE, col.RACK]].drop_duplicates()
-    by_rack = gain.groupby([events[c].astype(str) for c in (col.SITE, col.RACK)])
     names = pd.MultiIndex.from_frame(racks.astype(str).sort_values([col.SITE, col.RACK]))
-    total = by_rack.sum().reindex(names, fill_value=0.0).to_numpy()
-    count = by_rack.size().reindex(names, fill_value=0).to_numpy()
+    rack_of_event = [events[c].astype(str) for c in (col.SITE, col.RACK)]
+    count = events.groupby(rack_of_event).size().reindex(names, fill_value=0).to_numpy()
     drawn = _draw_racks(count > 0, N_BOOTSTRAP, seed)
-    return _summarize(drawn @ total / (drawn @ count))
+    found = {}
+    for value in values:
+        gain = _VALUES[value](events).astype(float) - _VALUES[value](others).astype(float)
+        total = gain.groupby(rack_of_event).sum().reindex(names, fill_value=0.0).to_numpy()
+        found[value] = _summarize(drawn @ total / (drawn @ count))
+    return found
 
 
 def paired_differences(
@@ -212,15 +229,14 @@ def paired_differences(
         Of the average precision, the event recall, the events caught at least 5 min ahead, and the
         warning time [min].
     """
-    alarms = {"alarm": alarm, "reference_alarm": reference_alarm, "seed": seed}
-    return {"average precision": paired_difference(scores, reference, seed=seed)} | {
-        what: paired_event_difference(scores, reference, value=value, **alarms)
-        for what, value in {
-            "event recall": "caught",
-            "caught 5 min ahead": "caught_5min",
-            "warning time [min]": "lead_time_min",
-        }.items()
+    names = {
+        "caught": "event recall",
+        "caught_5min": "caught 5 min ahead",
+        "lead_time_min": "warning time [min]",
     }
+    found = _event_differences(scores, reference, alarm, reference_alarm, names, seed)
+    ranking = {"average precision": paired_difference(scores, reference, seed=seed)}
+    return ranking | {names[value]: difference for value, difference in found.items()}
 
 
 def _summarize(differences: np.ndarray) -> PairedDifference:

@@ -37,7 +37,6 @@ from hvs_lib.features import build_features
 from hvs_lib.progress import STEP, log_line
 from hvs_lib.project import EXECUTION, MODEL_PACKAGES, code_version, package_versions
 from hvs_lib.report import plots
-from hvs_lib.telemetry.codes import event_codes
 from hvs_lib.tracking.model_files import types_to_trust
 from hvs_lib.tracking.store import connect, make_experiments, search_runs, store_failures_told
 
@@ -293,7 +292,6 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
 def protocol_params(protocol: Protocol) -> dict[str, object]:
     """Describe the rows that a model was fitted and judged on."""
     split, y = protocol.split, protocol.y
-    events = event_codes(protocol.fleet.rows)
     goal = {
         "max_nuisance_alarms_per_site_day": protocol.max_nuisance_alarms_per_site_day,
         "missed_event_costs": protocol.missed_event_costs,
@@ -314,7 +312,7 @@ def protocol_params(protocol: Protocol) -> dict[str, object]:
     for name, rows in {"train": split.train, "test": split.test}.items():
         described[f"rows_{name}"] = len(rows)
         described[f"hazard_rows_{name}"] = int(y[rows].sum())
-        described[f"events_{name}"] = len(set(events[rows]) - {-1})
+        described[f"events_{name}"] = split.parts[name]["events"]
     return described
 
 

@@ -34,6 +34,7 @@ from hvs_lib.evaluation.uncertainty import (
     bootstrap_average_precision,
     clopper_pearson,
     paired_difference,
+    paired_differences,
     paired_event_difference,
     poisson_interval,
 )
@@ -1080,6 +1081,19 @@ def test_paired_event_difference_uses_each_models_own_alarm():
     back = paired_event_difference(frame, frame, alarm=strict, reference_alarm=loose)
     assert back.verdict == "worse"
     assert back.median == pytest.approx(-found.median)
+
+
+def test_paired_differences_are_those_of_each_value():
+    one, other = racks_with_events([0.9, 0.9, 0.1] * 3), racks_with_events([0.9, 0.1, 0.1] * 3)
+    alarms = {"alarm": Alarm(AT_ONCE, 0.5), "reference_alarm": Alarm(AT_ONCE, 0.5), "seed": 3}
+    found = paired_differences(one, other, **alarms)
+    assert found == {
+        "average precision": paired_difference(one, other, seed=3),
+        "event recall": paired_event_difference(one, other, **alarms),
+        "caught 5 min ahead": paired_event_difference(one, other, value="caught_5min", **alarms),
+        "warning time [min]": paired_event_difference(one, other, value="lead_time_min", **alarms),
+    }
+    assert found["event recall"].verdict == "better"
 
 
 def test_racks_without_events_are_drawn_as_well():
