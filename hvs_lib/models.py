@@ -167,9 +167,9 @@ def fit(
     return clone(pipeline).fit(X, y, **arguments), perf_counter() - start
 
 
-def hazard_score(model: Pipeline, X: pd.DataFrame) -> np.ndarray:
-    """Return the probability of class 1, shape (n_samples,), float64."""
-    return model.predict_proba(X)[:, 1].astype(np.float64)
+def prepared(model: Pipeline, X: pd.DataFrame) -> np.ndarray:
+    """Impute and scale as a fitted pipeline does before its classifier, shape as X."""
+    return model["scale"].transform(model["impute"].transform(X))
 
 
 def fixed_threshold_score(X: pd.DataFrame) -> np.ndarray:

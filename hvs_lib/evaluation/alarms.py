@@ -94,6 +94,11 @@ class Alarm:
             )
 
 
+def outcomes_of(scores: pd.DataFrame | Outcomes) -> Outcomes:
+    """Return the outcomes of a labelled scores frame; those that are known already as they are."""
+    return scores if isinstance(scores, Outcomes) else Outcomes(check_scores(scores))
+
+
 def raise_alarms(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
     """List the alarms that the scores raise.
 
@@ -152,7 +157,7 @@ def event_table(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
       Event_ID  caught  lead_time_min
     0  event 0    True            3.5
     """
-    outcomes = Outcomes(check_scores(scores))
+    outcomes = outcomes_of(scores)
     first = np.array([rows[0] for rows in outcomes.event_rows], dtype=np.int64)
     at_start = outcomes.rows.frame.iloc[first].reset_index(drop=True)
     table = at_start[[col.SITE, col.RACK, col.MODULE]].copy()
@@ -184,7 +189,7 @@ def other_table(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
         Site_ID, Event_ID, Event_Type, is_fault and alarms, the number of them over all modules; no
         rows without Event_ID and Event_Type.
     """
-    track = AlarmTrack(Outcomes(check_scores(scores)), alarm.rule)
+    track = AlarmTrack(outcomes_of(scores), alarm.rule)
     frame, names = track.rows.frame, [col.SITE, col.EVENT_ID, col.EVENT_TYPE, IS_FAULT]
     if not set(names) <= set(frame.columns):
         return pd.DataFrame(columns=[*names, "alarms"])
@@ -227,7 +232,7 @@ def alarm_curve(
     1        0.9           1.0
     2        0.8           1.0
     """
-    track = AlarmTrack(Outcomes(check_scores(scores)), rule, modules_per_site)
+    track = AlarmTrack(outcomes_of(scores), rule, modules_per_site)
     thresholds = track.candidates()
     found = track.sweep(thresholds)
     lead = np.full(len(thresholds), np.nan)
@@ -245,7 +250,7 @@ def alarm_curve(
 
 
 def best_alarm(
-    scores: pd.DataFrame,
+    scores: pd.DataFrame | Outcomes,
     *,
     max_nuisance_alarms_per_site_day: float,
     missed_event_costs: float = 0.0,
@@ -261,8 +266,9 @@ def best_alarm(
 
     Parameters
     ----------
-    scores : DataFrame, shape (n_rows, n_columns)
-        A scores frame with at least one event: out-of-fold scores, never those of test racks.
+    scores : DataFrame, shape (n_rows, n_columns), or Outcomes
+        A scores frame with at least one event, or its outcomes: out-of-fold scores, never those of
+        test racks.
     max_nuisance_alarms_per_site_day : float
         The alarm budget [1/d].
     missed_event_costs : float
@@ -283,7 +289,7 @@ def best_alarm(
     ValueError
         If the scores cover no event.
     """
-    outcomes, found = Outcomes(check_scores(scores)), []
+    outcomes, found = outcomes_of(scores), []
     budget, costs = max_nuisance_alarms_per_site_day, missed_event_costs
 
     def worth(track: AlarmTrack, n_caught: np.ndarray, n_nuisance: np.ndarray) -> np.ndarray:

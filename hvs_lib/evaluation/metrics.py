@@ -14,9 +14,9 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from hvs_lib.evaluation.alarms import LEADS_MIN, Alarm, AlarmTrack
+from hvs_lib.evaluation.alarms import LEADS_MIN, Alarm, AlarmTrack, outcomes_of
 from hvs_lib.evaluation.outcomes import Outcomes
-from hvs_lib.evaluation.scores import ScoreRows, check_scores
+from hvs_lib.evaluation.scores import ScoreRows
 from hvs_lib.evaluation.uncertainty import (
     TAILS,
     bootstrap_average_precision,
@@ -67,7 +67,7 @@ INTERVALS = (
 
 
 def evaluate(
-    scores: pd.DataFrame,
+    scores: pd.DataFrame | Outcomes,
     alarm: Alarm,
     *,
     modules_per_site: float | None = None,
@@ -78,8 +78,8 @@ def evaluate(
 
     Parameters
     ----------
-    scores : DataFrame, shape (n_rows, n_columns)
-        A scores frame.
+    scores : DataFrame, shape (n_rows, n_columns), or Outcomes
+        A scores frame, or its outcomes.
     alarm : Alarm
         Chosen on other racks.
     modules_per_site : float, optional
@@ -96,7 +96,7 @@ def evaluate(
         these rows is left out (see `undefined_metrics`), no value is NaN or infinite. pr_auc is the
         average precision. brier needs scores within [0, 1], the interval of pr_auc two racks.
     """
-    track = AlarmTrack(Outcomes(check_scores(scores)), alarm.rule, modules_per_site)
+    track = AlarmTrack(outcomes_of(scores), alarm.rule, modules_per_site)
     rows = track.rows
     result = {"threshold": float(alarm.threshold)}
     result |= _row_metrics(rows, alarm.threshold)

@@ -48,6 +48,13 @@ class Outcomes:
 
     rows: ScoreRows
 
+    def with_scores(self, y_score: np.ndarray) -> Outcomes:
+        """Return the outcomes of the same rows with other scores."""
+        other = Outcomes(self.rows.with_scores(y_score))
+        for name in ("event_rows", "event_names", "pnr_us", "alarm_on"):
+            vars(other)[name] = getattr(self, name)
+        return other
+
     @cached_property
     def event_rows(self) -> list[np.ndarray]:
         """The rows of each event's label window, in order of time."""

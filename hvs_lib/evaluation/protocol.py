@@ -6,7 +6,7 @@ one partition after the other, and then calibrates, chooses the alarm and judges
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import joblib
 import numpy as np
@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_memory
 
 from hvs_lib import cache, models
 from hvs_lib import columns as col
-from hvs_lib.evaluation.alarms import RULES, Alarm, AlarmRule, best_alarm
+from hvs_lib.evaluation.alarms import RULES, Alarm, AlarmRule, best_alarm, outcomes_of
 from hvs_lib.evaluation.calibration import (
     NO_CALIBRATION,
     CalibratedClassifier,
@@ -28,6 +28,7 @@ from hvs_lib.evaluation.calibration import (
     choose_calibration,
 )
 from hvs_lib.evaluation.metrics import EVENT_METRICS, evaluate
+from hvs_lib.evaluation.outcomes import Outcomes
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.evaluation.splits import Split, rows_to_fit
 from hvs_lib.features import build_features, features_of
@@ -62,23 +63,22 @@ class TrainingRows:
 
 @dataclass(frozen=True)
 class Fits:
-    """A model on all folds, ready to score.
+    """A model on all folds, or a reference, ready to score.
 
     Attributes
     ----------
-    scorers : list of callable, n_folds + 1
-        Give the scores, shape (n_rows,), of features: the model without each fold, then the one
-        fitted on all training rows.
-    model : Pipeline or None
-        The last one; None for a reference that is not fitted.
+    models : list of Pipeline, n_folds + 1
+        Fitted without each fold, then on all training rows; empty for a reference.
+    reference : callable or None
+        Gives the scores, shape (n_rows,), of features.
     threshold : float or None
         A reference's own, for 3 of 5 samples; None chooses the alarm.
     seconds : float
         That fitting took, of all fits together [s].
     """
 
-    scorers: list[Score]
-    model: Pipeline | None = None
+    models: list[Pipeline]
+    reference: Score | None = None
     threshold: float | None = None
     seconds: float = 0.0
 
@@ -200,8 +200,7 @@ class Protocol:
         fits = Parallel(n_jobs=self.n_jobs, prefer="threads")(
             delayed(fit)(left_out) for left_out in (*range(self.split.n_folds), None)
         )
-        scorers = [partial(models.hazard_score, model) for model, _ in fits]
-        return Fits(scorers, fits[-1][0], seconds=sum(seconds for _, seconds in fits))
+        return Fits([model for model, _ in fits], seconds=sum(seconds for _, seconds in fits))
 
     def reference(self, score: Score, *, threshold: float | None = None) -> Fits:
         """Take a rule that is not fitted for a model.
@@ -213,7 +212,7 @@ class Protocol:
         threshold : float, optional
             The rule's own, for 3 of 5 samples; None chooses the alarm as for a model.
         """
-        return Fits([score] * (self.split.n_folds + 1), threshold=threshold)
+        return Fits([], score, threshold)
 
     def assess(self, pipeline: Pipeline) -> Assessment:
         """Fit a pipeline, score, calibrate, choose the alarm, and judge."""
@@ -233,29 +232,31 @@ class Protocol:
         name, assessment : str, Assessment
             In the order of `fits`.
         """
-        scores = self._score([each.scorers for each in fits.values()])
+        scores = self._score(list(fits.values()))
         for (name, each), raw in zip(fits.items(), scores, strict=True):
             yield name, self._assess(each, raw)
 
     def _assess(self, fits: Fits, raw: np.ndarray) -> Assessment:
         """Calibrate the scores of all rows, choose the alarm, and judge."""
-        rows, train, test = self.training, self.split.train, self.split.test
-        raw_cv = raw[rows.X.index]
+        rows, raw_cv = self.training, raw[self.training.X.index]
         calibration = NO_CALIBRATION
-        if fits.model is not None:
+        if fits.models:
             calibration = choose_calibration(rows.y, raw_cv, rows.fold, rows.weight)
-        cv_scores = self._frame(train, calibration.apply(raw[train]))
-        test_scores = self._frame(test, calibration.apply(raw[test]))
+        cv, test = (
+            outcomes.with_scores(calibration.apply(raw[numbers]))
+            for numbers, outcomes in self._parts
+        )
 
         own = None if fits.threshold is None else Alarm(AlarmRule(), fits.threshold)
-        alarm = own or self.choose_alarm(cv_scores)
+        alarm = own or self.choose_alarm(cv)
 
-        metrics = self._judge(cv_scores, test_scores, alarm)
+        metrics = self._judge(cv, test, alarm)
         if calibration.brier:  # that of the calibrated scores would be in-sample
             metrics["cv_brier"] = calibration.brier[calibration.method]
         return Assessment(
-            fits.model, calibration, alarm, metrics, cv_scores, test_scores, raw_cv, fits.seconds
-        )
+            fits.models[-1] if fits.models else None, calibration, alarm, metrics,
+            cv.rows.frame, test.rows.frame, raw_cv, fits.seconds,
+        )  # fmt: skip
 
     @cached_property
     def training(self) -> TrainingRows:
@@ -286,29 +287,39 @@ class Protocol:
                 drawn.append(rng.permutation(kind)[: int(np.ceil(share * len(kind)))])
         return np.isin(groups[self.training.X.index], np.concatenate(drawn))
 
-    def _score(self, scorers: Sequence[Sequence[Score]]) -> np.ndarray:
-        """Score each fold's rows by its scorer and the test rows by the last.
+    def _score(self, fits: Sequence[Fits]) -> np.ndarray:
+        """Score each fold's rows by the models without it, and the test rows by the last ones.
 
-        One partition after the other, shape (n_models, n_samples).
+        One partition after the other, shape (n_fits, n_samples).
         """
-        scores = np.empty((len(scorers), len(self.fleet.rows)))
+        scores = np.empty((len(fits), len(self.fleet.rows)))
 
         def score(partition: int) -> None:
             X = build_features(self.fleet.telemetry(partition))
             fold = self.split.fold[X.index]
-            with config_context(assume_finite=True):  # NaN is imputed
-                for number in np.unique(fold):  # the test rows have the number -1, of the last
-                    own = fold == number
-                    part = X if own.all() else X[own]
-                    for place, of_model in zip(scores, scorers, strict=True):
-                        place[part.index] = of_model[number](part)
+            for number in np.unique(fold):  # the test rows have the number -1, of the last
+                own = fold == number
+                part = X if own.all() else X[own]
+                with config_context(assume_finite=True):  # NaN is imputed
+                    scores[:, part.index] = _scores_of(fits, number, part)
 
         for _ in self.fleet.map(score, n_jobs=self.n_jobs):
             pass
         return scores
 
-    def choose_alarm(self, cv_scores: pd.DataFrame) -> Alarm:
-        """Choose the alarm's rule and threshold on a frame of out-of-fold scores."""
+    @cached_property
+    def _parts(self) -> list[tuple[np.ndarray, Outcomes]]:
+        """Training and test rows in the order of a scores frame, with what no score changes."""
+        parts = []
+        for rows in (self.split.train, self.split.test):
+            place = np.arange(len(rows))
+            frame = scores_frame(self.fleet.rows, rows, place, fault_types=self.faults)
+            outcomes = outcomes_of(frame)
+            parts.append((rows[outcomes.rows.score.astype(np.int64)], outcomes))
+        return parts
+
+    def choose_alarm(self, cv_scores: pd.DataFrame | Outcomes) -> Alarm:
+        """Choose the alarm's rule and threshold on out-of-fold scores."""
         return best_alarm(
             cv_scores,
             max_nuisance_alarms_per_site_day=self.max_nuisance_alarms_per_site_day,
@@ -317,16 +328,10 @@ class Protocol:
             modules_per_site=self.modules_per_site,
         )
 
-    def _frame(self, rows: np.ndarray, y_score: np.ndarray) -> pd.DataFrame:
-        return scores_frame(self.fleet.rows, rows, y_score, fault_types=self.faults)
-
-    def _judge(
-        self, cv_scores: pd.DataFrame, test_scores: pd.DataFrame, alarm: Alarm
-    ) -> dict[str, float]:
+    def _judge(self, cv: Outcomes, test: Outcomes, alarm: Alarm) -> dict[str, float]:
         """Measure the test rows and, with the prefix ``cv_``, the others out of fold."""
         same = {"modules_per_site": self.modules_per_site, "seed": self.seed}
-        metrics = evaluate(test_scores, alarm, **same)
-        metrics |= evaluate(cv_scores, alarm, **same, prefix="cv_")
+        metrics = evaluate(test, alarm, **same) | evaluate(cv, alarm, **same, prefix="cv_")
         if self.split.kind == "row":
             # An alarm needs consecutive samples, which random rows are not.
             names = [n for n in metrics if not any(event in n for event in EVENT_METRICS)]
@@ -375,6 +380,25 @@ class Protocol:
         """What the training rows, code and packages are, for what is cached."""
         rows = [self.digests[f"digest_{what}"] for what in ("features", "training_rows")]
         return cache.key(rows, list(self.training.X.columns))
+
+
+def _scores_of(fits: Sequence[Fits], number: int, X: pd.DataFrame) -> np.ndarray:
+    """Score rows by the models of one number, shape (n_fits, n_rows).
+
+    Models that impute and scale by the same statistics share the result.
+    """
+    prepared, scores = {}, np.empty((len(fits), len(X)))
+    for place, each in zip(scores, fits, strict=True):
+        if each.reference:
+            place[:] = each.reference(X)
+            continue
+        model = each.models[number]
+        statistics = [model["impute"].statistics_, model["scale"].mean_, model["scale"].scale_]
+        key = np.concatenate(statistics).tobytes()
+        if key not in prepared:
+            prepared[key] = models.prepared(model, X)
+        place[:] = model[-1].predict_proba(prepared[key])[:, 1]
+    return scores
 
 
 def check_protocol(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -87,6 +87,14 @@ class ScoreRows:
     module: np.ndarray
     rack: np.ndarray
 
+    def with_scores(self, y_score: np.ndarray) -> ScoreRows:
+        """Return the same rows with other scores; what does not depend on them is kept."""
+        check_finite(y_score)
+        other = replace(self, frame=self.frame.assign(**{Y_SCORE: y_score}))
+        for name in ("label", "event", "event_id", "module_start", "interval_us"):
+            vars(other)[name] = getattr(self, name)
+        return other
+
     @cached_property
     def score(self) -> np.ndarray:
         """Scores, shape (n_rows,)."""
@@ -164,12 +172,7 @@ def check_scores(scores: pd.DataFrame, *, label: bool = True) -> ScoreRows:
         )
     if scores.empty:
         raise ValueError("A scores frame must have rows, got 0. Choose racks that have telemetry.")
-    bad = int((~np.isfinite(scores[Y_SCORE].to_numpy(dtype=np.float64))).sum())
-    if bad:
-        raise ValueError(
-            f"{Y_SCORE} must be finite, got {bad} NaN or infinite of {len(scores)}. "
-            "Pass only rows that were scored."
-        )
+    check_finite(scores[Y_SCORE].to_numpy(dtype=np.float64))
     time_us = scores[col.TIMESTAMP].to_numpy(dtype="datetime64[us]").astype(np.int64)
     ids = pd.DataFrame({name: _in_order_of_names(scores[name]) for name in col.KEYS[:3]})
     rack, module = rack_codes(ids), module_codes(ids)
@@ -184,6 +187,16 @@ def check_scores(scores: pd.DataFrame, *, label: bool = True) -> ScoreRows:
             "Drop the repeated rows."
         )
     return ScoreRows(scores, time_us, module, rack)
+
+
+def check_finite(y_score: np.ndarray) -> None:
+    """Refuse scores that are NaN or infinite, with a ValueError."""
+    bad = int((~np.isfinite(y_score)).sum())
+    if bad:
+        raise ValueError(
+            f"{Y_SCORE} must be finite, got {bad} NaN or infinite of {len(y_score)}. "
+            "Pass only rows that were scored."
+        )
 
 
 def _in_order_of_names(column: pd.Series) -> pd.Series:

@@ -15,7 +15,7 @@ from hvs_lib.evaluation.calibration import Calibration, choose_calibration, fit_
 from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.splits import split_fleet, thin_rows
 from hvs_lib.features import build_features, features_of
-from hvs_lib.models import hazard_score, make_pipeline
+from hvs_lib.models import make_pipeline
 from hvs_lib.telemetry.codes import rack_codes, site_codes
 
 TABLE = {"racks": 8, "rows": 120, "event_racks": (0, 1, 2, 3, 4)}
@@ -87,7 +87,7 @@ def test_out_of_fold_scores_come_from_models_that_have_not_seen_the_rack(
 
 def scores_by_row(protocol, pipeline):
     """Scores before calibration, of all rows: out of fold, and of the test rows."""
-    return protocol._score([protocol.fit(pipeline).scorers])[0]
+    return protocol._score([protocol.fit(pipeline)])[0]
 
 
 def test_test_racks_touch_neither_threshold_nor_model(protocol, pipeline, telemetry, make_fleet):
@@ -101,7 +101,7 @@ def test_test_racks_touch_neither_threshold_nor_model(protocol, pipeline, teleme
     pd.testing.assert_frame_equal(one.cv_scores, two.cv_scores)
     np.testing.assert_array_equal(one.raw_cv_scores, two.raw_cv_scores)
     test = features(protocol.fleet, protocol.split.test)
-    np.testing.assert_array_equal(hazard_score(one.model, test), hazard_score(two.model, test))
+    np.testing.assert_array_equal(one.model.predict_proba(test), two.model.predict_proba(test))
     for name in protocol.training.__dict__:
         one, two = (getattr(each.training, name) for each in (protocol, other))
         np.testing.assert_array_equal(one, two)
@@ -255,7 +255,7 @@ def test_deployable_model_carries_calibration_and_threshold(protocol, pipeline, 
     found = replace(found, calibration=calibration, alarm=Alarm(AlarmRule(), 0.3))
     test = features(protocol.fleet, protocol.split.test)
     model = found.deployable()
-    expected = calibration.apply(hazard_score(found.model, test))
+    expected = calibration.apply(found.model.predict_proba(test)[:, 1].astype(float))
     np.testing.assert_array_equal(model.predict_proba(test)[:, 1], expected)
     np.testing.assert_array_equal(model.predict(test), expected >= 0.3)
 

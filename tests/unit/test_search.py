@@ -50,7 +50,7 @@ def test_scores_are_those_of_the_whole_pipeline_on_each_fold(protocol, pipeline,
         precision, f1 = [], []
         for fitting, held in folds:
             parts = rows.X.iloc[fitting], rows.y[fitting], rows.weight[fitting]
-            hazard = models.hazard_score(models.fit(settings, *parts)[0], rows.X.iloc[held])
+            hazard = models.fit(settings, *parts)[0].predict_proba(rows.X.iloc[held])[:, 1]
             y, weight = rows.y[held], {"sample_weight": rows.weight[held]}
             precision.append(average_precision_score(y, hazard, **weight))
             f1.append(f1_score(y, hazard >= 0.5, **weight))
@@ -67,7 +67,7 @@ def test_a_ratio_that_the_classifier_sets_is_not_weighted_again(protocol, folds)
     ((params, scores),) = random_search(pipeline, protocol, SPACE, n_iter=1, seed=3)
     rows, (fitting, held) = protocol.training, folds[0]
     model = clone(pipeline).set_params(**params).fit(rows.X.iloc[fitting], rows.y[fitting])
-    hazard = models.hazard_score(model, rows.X.iloc[held])
+    hazard = model.predict_proba(rows.X.iloc[held])[:, 1]
     expected = average_precision_score(rows.y[held], hazard, sample_weight=rows.weight[held])
     assert scores["cv_pr_auc_fold_1"] == pytest.approx(expected, abs=1e-9)
 
