@@ -124,9 +124,7 @@ def raise_alarms(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
         alarms["outcome"] = outcomes.names(raised)
         names = [outcomes.event_names[number] if number >= 0 else None for number in event]
         alarms[col.EVENT_ID] = pd.Series(names, dtype=object)
-        pnr_us = np.append(outcomes.pnr_us, 0)[np.maximum(event, NOTHING)]
-        lead = (pnr_us - track.rows.time_us[raised]) / MINUTE_US
-        alarms["lead_time_min"] = np.where(event >= 0, lead, np.nan)
+        alarms["lead_time_min"] = outcomes.lead_min[raised]
     return alarms
 
 

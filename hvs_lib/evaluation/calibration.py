@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import logit
+import pandas as pd
+from scipy.special import expit, logit
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 
+from hvs_lib.models import fixed_threshold_score
+
 METHODS = ("none", "platt")
+LEAST_RATIO = 0.25  # of a reading to its limit, as of a module at 15 degC; absent sensors count so
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,39 @@ def calibrate(calibrator: LogisticRegression | None, y_score: np.ndarray) -> np.
     return calibrator.predict_proba(_log_odds(y_score))[:, 1]
 
 
+def weigh_by_limits(y_score: np.ndarray, X: pd.DataFrame, power: float) -> np.ndarray:
+    """Multiply the odds of a model by a power of the largest reading relative to its fixed limit.
+
+    Trees know no reading beyond those they were fitted on and are sure of some harmless rows; an
+    alarm at a strict budget needs both the model and a high reading.
+
+    Parameters
+    ----------
+    y_score : array, shape (n_samples,)
+        Probabilities of a model.
+    X : DataFrame, shape (n_samples, n_features)
+        From `build_features`.
+    power : float
+        Of `fixed_threshold_score`; at 3, a reading of half its limit divides the odds by 8.
+
+    Returns
+    -------
+    array, shape (n_samples,)
+        Within 0 and 1.
+
+    Examples
+    --------
+    >>> from hvs_lib.models import FIXED_LIMITS
+    >>> readings = dict.fromkeys(FIXED_LIMITS, [0.0]) | {"Module_Max_Surface_Temp_C": [30.0]}
+    >>> weigh_by_limits(np.array([0.5]), pd.DataFrame(readings), 3.0).round(3)
+    array([0.111])
+    """
+    if power == 0:
+        return y_score
+    ratio = np.maximum(fixed_threshold_score(X), LEAST_RATIO)
+    return expit(_log_odds(y_score)[:, 0] + power * np.log(ratio))
+
+
 def _log_odds(y_score: np.ndarray) -> np.ndarray:
     tiny = 1e-12  # a score of exactly 0 or 1 has no log-odds
     return logit(np.clip(np.asarray(y_score, dtype=np.float64), tiny, 1 - tiny))[:, None]
@@ -154,11 +191,21 @@ class CalibratedClassifier(ClassifierMixin, BaseEstimator):
         Fitted, with ``predict_proba``.
     calibrator : LogisticRegression or None
         From `fit_platt`; None leaves the scores as they are.
+    limit_power : float
+        See `weigh_by_limits`; 0 leaves the scores as they are.
     """
 
-    def __init__(self, classifier: BaseEstimator, calibrator: LogisticRegression | None):
+    limit_power = 0.0  # of a model that was logged before there was one
+
+    def __init__(
+        self,
+        classifier: BaseEstimator,
+        calibrator: LogisticRegression | None,
+        limit_power: float = 0.0,
+    ):
         self.classifier = classifier
         self.calibrator = calibrator
+        self.limit_power = limit_power
 
     def fit(self, X, y) -> CalibratedClassifier:
         """Change nothing: both parts come fitted."""
@@ -174,5 +221,6 @@ class CalibratedClassifier(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X) -> np.ndarray:
         """Return the probabilities of class 0 and 1, shape (n_samples, 2), float64."""
-        hazard = calibrate(self.calibrator, self.classifier.predict_proba(X)[:, 1].astype(float))
+        hazard = self.classifier.predict_proba(X)[:, 1].astype(float)
+        hazard = calibrate(self.calibrator, weigh_by_limits(hazard, X, self.limit_power))
         return np.column_stack([1 - hazard, hazard])

@@ -26,6 +26,7 @@ from hvs_lib.evaluation.calibration import (
     CalibratedClassifier,
     Calibration,
     choose_calibration,
+    weigh_by_limits,
 )
 from hvs_lib.evaluation.metrics import EVENT_METRICS, evaluate
 from hvs_lib.evaluation.outcomes import Outcomes
@@ -36,6 +37,7 @@ from hvs_lib.telemetry.codes import hazard_types, rack_codes, site_codes
 from hvs_lib.telemetry.fleet import Fleet
 from hvs_lib.telemetry.quality import sampling_interval_s
 
+BUILD_UP = ("normal", "left out", "hazard")
 Score = Callable[[pd.DataFrame], np.ndarray]
 
 
@@ -53,12 +55,28 @@ class TrainingRows:
         How many rows each stands for.
     fold : array of int8, shape (n_samples,)
         The fold that each is held out in.
+    alarm_on : array of int32, shape (n_samples,)
+        What an alarm there is on, see `Outcomes`.
+    lead_min : array, shape (n_samples,)
+        Time to the PNR of the event that it is on [min], NaN elsewhere.
     """
 
     X: pd.DataFrame
     y: np.ndarray
     weight: np.ndarray
     fold: np.ndarray
+    alarm_on: np.ndarray
+    lead_min: np.ndarray
+
+    def to_fit(self, build_up: str = "normal") -> tuple[np.ndarray, np.ndarray]:
+        """Return which rows to fit on and their labels, both of shape (n_samples,).
+
+        The build-up of an event comes before its label window; fit it as one of `BUILD_UP` says.
+        """
+        is_build_up = (self.alarm_on >= 0) & (self.y == 0)
+        if build_up == "left out":
+            return ~is_build_up, self.y
+        return np.ones(len(self.y), bool), self.y | (is_build_up & (build_up == "hazard"))
 
 
 @dataclass(frozen=True)
@@ -75,12 +93,15 @@ class Fits:
         A reference's own, for 3 of 5 samples; None chooses the alarm.
     seconds : float
         That fitting took, of all fits together [s].
+    limit_power : float
+        Of `weigh_by_limits`, for the models.
     """
 
     models: list[Pipeline]
     reference: Score | None = None
     threshold: float | None = None
     seconds: float = 0.0
+    limit_power: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -103,6 +124,8 @@ class Assessment:
         Out-of-fold scores of the training rows before calibration.
     seconds : float
         That fitting took, of all fits together [s].
+    limit_power : float
+        Of `weigh_by_limits`, before the calibration.
     """
 
     model: Pipeline | None
@@ -113,10 +136,11 @@ class Assessment:
     test_scores: pd.DataFrame
     raw_cv_scores: np.ndarray
     seconds: float
+    limit_power: float
 
     def deployable(self) -> FixedThresholdClassifier:
         """Return the model with its calibration and its threshold, as it is logged."""
-        calibrated = CalibratedClassifier(self.model, self.calibration.calibrator)
+        calibrated = CalibratedClassifier(self.model, self.calibration.calibrator, self.limit_power)
         fixed = FixedThresholdClassifier(
             FrozenEstimator(calibrated), threshold=self.alarm.threshold, pos_label=1,
             response_method="predict_proba",
@@ -149,6 +173,8 @@ class Protocol:
         Cost of a missed event, in nuisance alarms; above 0 it takes the budget's place.
     fault_types : tuple of str
         Causes (Event_Type) of real faults, besides those that occur with label 1.
+    build_up : {"normal", "left out", "hazard"}
+        What models are told of the rows of an event before its label window.
     seed : int
         Of the bootstrap.
     rules : tuple of AlarmRule
@@ -166,6 +192,7 @@ class Protocol:
     max_nuisance_alarms_per_site_day: float = 1.0
     missed_event_costs: float = 0.0
     fault_types: tuple[str, ...] = ()
+    build_up: str = "normal"
     seed: int = 42
     rules: tuple[AlarmRule, ...] = RULES
     n_jobs: int = -1
@@ -174,10 +201,10 @@ class Protocol:
     def __post_init__(self):
         check_protocol(
             self.normal_stride, self.hazard_stride, self.max_nuisance_alarms_per_site_day,
-            self.missed_event_costs, self.n_jobs,
+            self.missed_event_costs, self.build_up, self.n_jobs,
         )  # fmt: skip
 
-    def fit(self, pipeline: Pipeline, *, share: float = 1.0) -> Fits:
+    def fit(self, pipeline: Pipeline, *, share: float = 1.0, build_up: str = "") -> Fits:
         """Fit a pipeline on all training rows and without each fold, side by side.
 
         Parameters
@@ -186,16 +213,20 @@ class Protocol:
             From `make_pipeline`; stays unfitted.
         share : float
             Of each fold's sites or racks to fit on, for a learning curve.
+        build_up : str
+            One of `BUILD_UP`; empty: the protocol's.
         """
         own = any(type(step).__module__ == "__main__" for _, step in pipeline.steps)
         memory = None if own else self.memory  # the key holds no code of a notebook
         cached = check_memory(memory).cache(models.fit, ignore=["X", "y", "weight"])
-        rows, drawn = self.training, self.drawn(share)
+        rows, build_up = self.training, build_up or self.build_up
+        fitted, y = rows.to_fit(build_up)
+        drawn = fitted & self.drawn(share)
 
         def fit(left_out: int | None) -> tuple[Pipeline, float]:
             kept = drawn if left_out is None else drawn & (rows.fold != left_out)
-            key = cache.key(self.key, share, left_out)
-            return cached(pipeline, rows.X[kept], rows.y[kept], rows.weight[kept], key=key)
+            key = cache.key(self.key, share, build_up, left_out)
+            return cached(pipeline, rows.X[kept], y[kept], rows.weight[kept], key=key)
 
         fits = Parallel(n_jobs=self.n_jobs, prefer="threads")(
             delayed(fit)(left_out) for left_out in (*range(self.split.n_folds), None)
@@ -255,7 +286,7 @@ class Protocol:
             metrics["cv_brier"] = calibration.brier[calibration.method]
         return Assessment(
             fits.models[-1] if fits.models else None, calibration, alarm, metrics,
-            cv.rows.frame, test.rows.frame, raw_cv, fits.seconds,
+            cv.rows.frame, test.rows.frame, raw_cv, fits.seconds, fits.limit_power,
         )  # fmt: skip
 
     @cached_property
@@ -267,8 +298,10 @@ class Protocol:
         y = table[col.LABEL].to_numpy()[rows]
         fold = self.split.fold[rows]
         weight = np.where(y == 1, float(self.hazard_stride), float(self.normal_stride))
+        numbers, outcomes = self._parts[0]
+        place = pd.Index(numbers).get_indexer(rows)
         X = features_of(self.fleet, rows, n_jobs=self.n_jobs)
-        return TrainingRows(X, y, weight, fold)
+        return TrainingRows(X, y, weight, fold, outcomes.alarm_on[place], outcomes.lead_min[place])
 
     def drawn(self, share: float) -> np.ndarray:
         """Tell which training rows are of a share of each fold's sites or racks, shape (n,).
@@ -360,6 +393,11 @@ class Protocol:
         modules = rows.groupby(col.KEYS[:3], observed=True).ngroups
         return modules / rows[col.SITE].nunique()
 
+    @property
+    def site_days(self) -> float:
+        """Observed time of the training rows, in days of an average site."""
+        return self._parts[0][1].rows.module_days / self.modules_per_site
+
     @cached_property
     def interval_s(self) -> float:
         """Usual time between two rows of a module [s]."""
@@ -385,19 +423,22 @@ class Protocol:
 def _scores_of(fits: Sequence[Fits], number: int, X: pd.DataFrame) -> np.ndarray:
     """Score rows by the models of one number, shape (n_fits, n_rows).
 
-    Models that impute and scale by the same statistics share the result.
+    Models that impute and scale by the same statistics share the result, and so do those that
+    differ in `limit_power` alone.
     """
-    prepared, scores = {}, np.empty((len(fits), len(X)))
+    prepared, known, scores = {}, {}, np.empty((len(fits), len(X)))
     for place, each in zip(scores, fits, strict=True):
         if each.reference:
             place[:] = each.reference(X)
             continue
         model = each.models[number]
-        statistics = [model["impute"].statistics_, model["scale"].mean_, model["scale"].scale_]
-        key = np.concatenate(statistics).tobytes()
-        if key not in prepared:
-            prepared[key] = models.prepared(model, X)
-        place[:] = model[-1].predict_proba(prepared[key])[:, 1]
+        if id(model) not in known:
+            statistics = [model["impute"].statistics_, model["scale"].mean_, model["scale"].scale_]
+            key = np.concatenate(statistics).tobytes()
+            if key not in prepared:
+                prepared[key] = models.prepared(model, X)
+            known[id(model)] = model[-1].predict_proba(prepared[key])[:, 1]
+        place[:] = weigh_by_limits(known[id(model)], X, each.limit_power)
     return scores
 
 
@@ -406,6 +447,7 @@ def check_protocol(
     hazard_stride: int,
     max_nuisance_alarms_per_site_day: float,
     missed_event_costs: float,
+    build_up: str,
     n_jobs: int,
 ) -> None:
     """Refuse settings of a `Protocol` that are out of range, with a ValueError."""
@@ -420,5 +462,7 @@ def check_protocol(
             f"missed_event_costs must be 0 or more, got {missed_event_costs}: 0 keeps to the alarm "
             "budget."
         )
+    if build_up not in BUILD_UP:
+        raise ValueError(f"build_up must be one of {', '.join(BUILD_UP)}, got {build_up!r}.")
     if n_jobs == 0:
         raise ValueError("n_jobs must be 1 or more, or -1 for as many as cores, got 0.")
