@@ -50,11 +50,6 @@ class StoreError(HvsError):
     """The tracking store did not answer, or refused; the text is for the user."""
 
 
-def first_line(error: Exception) -> str:
-    """Return the line of an error that says what is wrong; what follows is for developers."""
-    return str(error).strip().split("\n", 1)[0]
-
-
 def project_root() -> Path:
     """Return the folder that holds data/, runs/ and the tracking store.
 

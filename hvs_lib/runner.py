@@ -30,15 +30,7 @@ from PIL import Image
 
 from hvs_lib import cache
 from hvs_lib.progress import LOG_FILE, followed, log_file, log_line
-from hvs_lib.project import (
-    EXECUTION,
-    HvsError,
-    StoreError,
-    environment,
-    first_line,
-    project_root,
-    whole_file,
-)
+from hvs_lib.project import EXECUTION, HvsError, StoreError, environment, project_root, whole_file
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 PROFILES = ("smoke", "default", "full")
@@ -276,7 +268,7 @@ def _call_papermill(
     notebook: Path, output: Path, parameters: Mapping[str, object]
 ) -> tuple[str, str, str]:
     """Return the status and error of the notebook's run, and what the user is told of a failure."""
-    from hvs_lib.tracking.store import without_password
+    from hvs_lib.tracking.store import first_line, without_password
 
     # papermill only logs what an execution lacks; `plan` and the exceptions below say it better.
     logging.getLogger("papermill").setLevel(logging.CRITICAL)

@@ -23,7 +23,9 @@ def make_samplers(
     thinning: float,
     seed: int,
 ) -> dict[str, BaseSampler]:
-    """Make samplers with fewer neighbours where a fold has few hazardous rows.
+    """Make samplers by name, with fewer neighbours where a fold has few hazardous rows.
+
+    The `SLOW` ones come last.
 
     Parameters
     ----------
@@ -32,15 +34,10 @@ def make_samplers(
     k_neighbors : int
         Neighbours to draw between; the samplers' own may be fewer.
     sampling_strategy : float
-        Minority/majority after resampling, the same for all.
+        Minority/majority after resampling.
     thinning : float
         `normal_stride` over `hazard_stride` of the rows in the folds.
     seed : int
-
-    Returns
-    -------
-    dict of str to sampler
-        Those of `SLOW` last.
 
     Raises
     ------
@@ -77,23 +74,17 @@ def make_samplers(
 def estimate_seconds(
     sampler: BaseSampler, X: np.ndarray, y: np.ndarray, *, seed: int = 42
 ) -> float:
-    """Estimate how long a slow sampler takes on all rows, from a try on a fifth of them.
+    """Estimate how long one resampling by a `SLOW` sampler takes [s], from a try on a fifth of it.
 
     Parameters
     ----------
     sampler : sampler
-        One of the `SLOW`, or another whose time grows with the square of the rows.
     X : array, shape (n_samples, n_features)
         Imputed and scaled.
     y : array, shape (n_samples,)
         Labels 0 and 1.
     seed : int
         Of the draw of rows.
-
-    Returns
-    -------
-    float
-        For one call of ``fit_resample`` [s].
     """
     rows = np.flatnonzero(np.random.default_rng(seed).random(len(y)) < 0.2)
     if y[rows].sum() < 30:

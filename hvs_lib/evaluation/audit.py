@@ -84,7 +84,7 @@ def single_feature_average_precision(
     Parameters
     ----------
     X : DataFrame, shape (n_samples, n_features)
-        Numbers; NaN ranks lowest in either direction.
+        NaN ranks lowest in either direction.
     y : array, shape (n_samples,)
         Labels 0 and 1.
     weight : array, shape (n_samples,), optional

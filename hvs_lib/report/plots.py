@@ -67,10 +67,8 @@ def model_colors(names: Iterable[str]) -> dict[str, str]:
 
 def set_style() -> None:
     """Set the style of all figures once: colour-blind safe colours, 100 dpi."""
-    sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
-    plt.rcParams.update(
-        {"figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True}
-    )
+    settings = {"figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True}
+    sns.set_theme(style="whitegrid", palette="colorblind", rc=settings)
 
 
 def confusion_matrix(scores: pd.DataFrame, *, threshold: float, title: str) -> Figure:

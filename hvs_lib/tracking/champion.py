@@ -38,7 +38,9 @@ class Decision(NamedTuple):
 def rank_models(
     runs: pd.DataFrame, *, policy: str = "event_recall", min_precision: float = 0.5
 ) -> pd.DataFrame:
-    """Rank the models by their out-of-fold metrics; references and leaky runs cannot win.
+    """Rank the models that qualify by their out-of-fold metrics, best first.
+
+    References and leaky runs cannot win.
 
     Parameters
     ----------
@@ -52,11 +54,6 @@ def rank_models(
         higher average precision.
     min_precision : float
         Used by ``recall`` only.
-
-    Returns
-    -------
-    DataFrame
-        The rows of the models that qualify, best first.
 
     Raises
     ------
@@ -154,13 +151,7 @@ def incumbent() -> pd.Series | None:
 
 
 def register_champion(run_id: str) -> str:
-    """Register the run's model, unless it is registered, and point the alias at it.
-
-    Returns
-    -------
-    str
-        The version of the registered model.
-    """
+    """Register the run's model, unless it is registered, and point the alias at its version."""
     client, named = MlflowClient(), f"name = '{REGISTERED_MODEL}'"
     with one_at_a_time():
         known = client.search_model_versions(f"{named} and run_id = '{run_id}'")
@@ -168,10 +159,8 @@ def register_champion(run_id: str) -> str:
             model_id = _logged_model_id(client, run_id)
             if not client.search_registered_models(named):
                 client.create_registered_model(REGISTERED_MODEL)
-            source = f"models:/{model_id}"
-            known += [
-                client.create_model_version(REGISTERED_MODEL, source, run_id, model_id=model_id)
-            ]
+            new = (REGISTERED_MODEL, f"models:/{model_id}", run_id)
+            known = [client.create_model_version(*new, model_id=model_id)]
         client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, known[0].version)
     return str(known[0].version)
 

@@ -16,7 +16,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from sklearn.base import BaseEstimator
 
-from hvs_lib.project import HvsError, first_line
+from hvs_lib.project import HvsError
+from hvs_lib.tracking.store import first_line
 
 # Beyond what skops trusts: what the workbook's pipelines hold. None executes code as it loads.
 TRUSTED_TYPES = frozenset(

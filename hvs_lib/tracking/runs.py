@@ -303,7 +303,7 @@ def _write_artifacts(
         _check_rows(assessment, protocol).to_parquet(folder / "check_rows.parquet")
 
 
-def _check_rows(assessment: Assessment, protocol: Protocol, *, count: int = 200) -> pd.DataFrame:
+def _check_rows(assessment: Assessment, protocol: Protocol) -> pd.DataFrame:
     """Keep test rows of one partition, from quiet to hazardous, to check a loaded model by."""
     first = protocol.split.test[0]
     telemetry = protocol.fleet.telemetry(protocol.fleet.partition_of(first))
@@ -311,7 +311,7 @@ def _check_rows(assessment: Assessment, protocol: Protocol, *, count: int = 200)
     X = X[protocol.split.fold[X.index] == TEST]
     place = np.searchsorted(protocol.split.test, X.index)
     scores = assessment.test_scores["y_score"].to_numpy()[place]
-    chosen = np.argsort(scores, kind="stable")[np.linspace(0, len(scores) - 1, count).astype(int)]
+    chosen = np.argsort(scores, kind="stable")[np.linspace(0, len(scores) - 1, 200).astype(int)]
     return X.iloc[chosen].assign(y_score=scores[chosen])
 
 

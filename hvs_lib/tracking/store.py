@@ -20,7 +20,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from hvs_lib.project import (
     StoreError,
     environment,
-    first_line,
     project_root,
     remove_unfinished,
     set_environment,
@@ -37,13 +36,8 @@ EXPERIMENTS = [
 ]
 
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-_FAILURES = (
-    MlflowException,
-    SQLAlchemyError,
-    sqlite3.Error,
-    OSError,  # requests' errors, too
-    ModuleNotFoundError,  # a database's driver
-)
+# Requests' errors are OSErrors; the driver of a database may not be installed.
+_FAILURES = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ModuleNotFoundError)
 
 
 @contextmanager
@@ -106,6 +100,11 @@ def mlflow_command(words: str) -> str:
     """Return a command of MLflow's as it is typed for this store."""
     program = Path(sys.executable).with_name("mlflow")
     return f"MLFLOW_TRACKING_URI='{without_password(mlflow.get_tracking_uri())}' {program} {words}"
+
+
+def first_line(error: Exception) -> str:
+    """Return the line of an error that says what is wrong; what follows is for developers."""
+    return str(error).strip().split("\n", 1)[0]
 
 
 def without_password(text: str) -> str:
