@@ -48,13 +48,7 @@ def main() -> None:
 @click.option(
     "--in-place", is_flag=True, help="Write outputs into notebooks/, to commit; implies --fresh."
 )
-def run(
-    notebook: tuple[str, ...],
-    params: tuple[tuple[str, str], ...],
-    profile: str,
-    fresh: bool,
-    in_place: bool,
-) -> None:
+def run(notebook: tuple, params: tuple, profile: str, fresh: bool, in_place: bool) -> None:
     """Run all notebooks in order, or only those named. Fitted models are kept and reused."""
     from hvs_lib import runner
 

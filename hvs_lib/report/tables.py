@@ -38,9 +38,9 @@ def results_table(metrics: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
 def cell(found: Mapping[str, float], metric: str, digits: int) -> str:
     """Write a metric as ``value [low, high]``, as far as there is one."""
     value, low, high = (found.get(f"{metric}{end}") for end in ("", "_low", "_high"))
-    if value is None or pd.isna(value):
+    if pd.isna(value):
         return "–"
-    if low is None or pd.isna(low):
+    if pd.isna(low):
         return f"{value:.{digits}f}"
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
