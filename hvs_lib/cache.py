@@ -14,13 +14,7 @@ _CODE = sources_sha256("**/*.py")  # as it was imported: an edit counts from the
 
 
 def memory() -> joblib.Memory:
-    """Return the cache of this project.
-
-    Returns
-    -------
-    joblib.Memory
-        Several processes may use it at once; an entry that is damaged is computed again.
-    """
+    """Return this project's cache; several processes may use it at once."""
     return joblib.Memory(_folder(), verbose=0)
 
 
@@ -32,18 +26,7 @@ def clear() -> None:
 def key(*parts: object) -> str:
     """Return a digest of this code, the versions of its packages and the given parts.
 
-    A cached function takes it as an argument, in place of large arrays that joblib would hash on
-    every call.
-
-    Parameters
-    ----------
-    parts : object
-        What else the result follows from.
-
-    Returns
-    -------
-    str
-        32 hexadecimal digits.
+    A cached function takes it in place of large arrays, which joblib would hash on every call.
     """
     return joblib.hash([_CODE, package_versions(), *parts])
 

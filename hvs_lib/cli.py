@@ -48,13 +48,7 @@ def main() -> None:
 @click.option(
     "--in-place", is_flag=True, help="Write outputs into notebooks/, to commit; implies --fresh."
 )
-def run(
-    notebook: tuple[str, ...],
-    params: tuple[tuple[str, str], ...],
-    profile: str,
-    fresh: bool,
-    in_place: bool,
-) -> None:
+def run(notebook: tuple, params: tuple, profile: str, fresh: bool, in_place: bool) -> None:
     """Run all notebooks in order, or only those named. Fitted models are kept and reused."""
     from hvs_lib import runner
 
@@ -66,10 +60,10 @@ def run(
         click.echo(f"Warning: {warning}")
     if in_place and any(planned.values()):
         raise runner.RunError("--in-place keeps the outputs of the defaults: set no parameter.")
-    timings = runner.execute(planned, say=click.echo, in_place=in_place, fresh=fresh or in_place)
+    seconds = runner.execute(planned, say=click.echo, in_place=in_place, fresh=fresh or in_place)
     if runner.COMPARISON in planned:
         _show_verdict()
-    click.echo("\n" + runner.timing_report(timings))
+    click.echo("\n" + runner.timing_report(seconds))
     click.echo("\nEvery run, figure and model: `make ui`, then open http://127.0.0.1:5000")
 
 
@@ -169,11 +163,11 @@ def _show_verdict() -> None:
     from hvs_lib.tracking.champion import CHAMPION, REGISTERED_MODEL
     from hvs_lib.tracking.runs import last_comparison
 
-    leaderboard, champion = last_comparison()
+    leaderboard, tags = last_comparison()
     click.echo("\nThe test racks, with 95 % intervals; AP is average precision, cv out of fold:\n")
     width = shutil.get_terminal_size().columns
     click.echo(leaderboard.set_index("model").to_string(line_width=width))
     click.echo(
-        f"\nChampion: {champion['name']}, Run ID {champion['run_id']}, registered as "
-        f"{REGISTERED_MODEL} version {champion['version']}, alias {CHAMPION}"
+        f"\nChampion: {tags['champion_name']}, Run ID {tags['champion_run_id']}, registered as "
+        f"{REGISTERED_MODEL} version {tags['champion_version']}, alias {CHAMPION}"
     )

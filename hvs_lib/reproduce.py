@@ -19,10 +19,9 @@ from hvs_lib.project import code_version, package_versions
 from hvs_lib.runner import RunError, plan
 from hvs_lib.sqlite_address import sqlite_uri
 from hvs_lib.telemetry.files import sha256_of_file
-from hvs_lib.tracking.store import connect, mlflow_command
+from hvs_lib.tracking.store import connect, mlflow_command, search_runs
 
 TOLERANCE = 1e-9
-_MOST = 50_000  # runs that MLflow returns at once
 
 
 def reproduce(run_id: str, *, say: Callable[[str], None]) -> pd.DataFrame:
@@ -48,24 +47,20 @@ def reproduce(run_id: str, *, say: Callable[[str], None]) -> pd.DataFrame:
         a notebook that fails.
     """
     connect()
-    client = MlflowClient()
-    run, parent = _find(client, run_id)
+    run, parent = _find(run_id)
     tags = parent.data.tags
     _check_data(parent.data.params["data_path"], tags["data_sha256"])
     for warning in version_warnings(tags):
         say(f"Warning: {warning}")
     notebook = Path(tags["mlflow.source.name"]).stem
     parameters = plan([notebook], parameters=parent.data.params)[notebook]
-    logged = [run]
-    if run is parent:
-        chosen = f"tags.mlflow.parentRunId = '{run_id}'"
-        logged = client.search_runs([parent.info.experiment_id], chosen, max_results=_MOST)
+    logged = search_runs(f"tags.mlflow.parentRunId = '{run_id}'") if run is parent else [run]
     say(f"Executing {notebook} again, in a store of its own")
     again = _execute(notebook, parameters)
-    twin = next(run for run in again if run.data.tags["role"] == "parent")
-    before, after = tags["data_sha256"], twin.data.tags["data_sha256"]
-    if before != after:
-        say(f"Warning: the telemetry differs: the run had SHA-256 {before}, now it is {after}")
+    twin = next(each for each in again if each.data.tags["role"] == "parent")
+    before, now = tags["data_sha256"], twin.data.tags["data_sha256"]
+    if before != now:
+        say(f"Warning: the telemetry differs: the run had SHA-256 {before}, now it is {now}")
     return compare(logged, again)
 
 
@@ -84,13 +79,7 @@ def version_warnings(tags: dict[str, str]) -> list[str]:
 
 
 def compare(logged: list[Run], again: list[Run]) -> pd.DataFrame:
-    """Set the metrics of runs beside those of their twins; see `reproduce`.
-
-    Parameters
-    ----------
-    logged, again : list of Run
-        Twins agree in role, model and technique, candidates in parameters.
-    """
+    """Set the metrics of runs beside those of their twins, see `reproduce`."""
     twins = {_key(run): run.data.metrics for run in again}
     rows = []
     for run in sorted(logged, key=lambda run: run.info.start_time):
@@ -106,18 +95,17 @@ def compare(logged: list[Run], again: list[Run]) -> pd.DataFrame:
     return table
 
 
-def _find(client: MlflowClient, run_id: str) -> tuple[Run, Run]:
+def _find(run_id: str) -> tuple[Run, Run]:
     """Return a run that can be executed again, and the run of its notebook."""
-    run = _get(client, run_id)
+    run = parent = _get(run_id)
     role, stage = run.data.tags.get("role"), run.data.tags.get("stage")
     if role is None:
         raise RunError(f"run {run_id} is not a run of the workbook: name one of its runs.")
     if stage in ("comparison", "data"):
         raise RunError(f"run {run_id} trained nothing ({stage}): name a model's run.")
-    parent = run
     if role != "parent":
         _check_complete(run, "mlflow.parentRunId")
-        parent = _get(client, run.data.tags["mlflow.parentRunId"])
+        parent = _get(run.data.tags["mlflow.parentRunId"])
     _check_complete(parent, "mlflow.source.name", "data_sha256", "data_path")
     for each in (run, parent):
         if each.info.status != "FINISHED":
@@ -126,9 +114,9 @@ def _find(client: MlflowClient, run_id: str) -> tuple[Run, Run]:
     return run, parent
 
 
-def _get(client: MlflowClient, run_id: str) -> Run:
+def _get(run_id: str) -> Run:
     try:
-        run = client.get_run(run_id)
+        run = MlflowClient().get_run(run_id)
     except MlflowException as error:
         message = f"there is no run {run_id!r} in the store: look it up in `make ui`."
         raise RunError(message) from error
@@ -146,15 +134,12 @@ def _check_complete(run: Run, *names: str) -> None:
 
 
 def _check_data(path: str, expected: str) -> None:
-    """Refuse telemetry of the user's own that is gone or has changed."""
-    if not path:
-        return  # the simulated fleet is made again
-    if not Path(path).is_file():
+    """Refuse telemetry of the user's own that is gone or has changed; a fleet is made again."""
+    if path and not Path(path).is_file():
         raise RunError(
             f"the run's telemetry {path} is gone: put back the file of SHA-256 {expected}."
         )
-    found = sha256_of_file(path)
-    if found != expected:
+    if path and (found := sha256_of_file(path)) != expected:
         raise RunError(
             f"the run's telemetry {path} has changed: its SHA-256 was {expected} and is {found}."
         )
@@ -173,7 +158,7 @@ def _execute(notebook: str, parameters: dict[str, object]) -> list[Run]:
             raise RunError(f"the notebook failed this time:\n{done.stderr.strip()}")
         client = MlflowClient(tracking_uri=uri)
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-        return client.search_runs(experiments, max_results=_MOST)
+        return client.search_runs(experiments, max_results=50_000)  # the most MLflow allows
 
 
 def _key(run: Run) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import ast
 import base64
 import contextlib
 import difflib
+import inspect
 import io
 import itertools
 import logging
@@ -15,8 +16,7 @@ import reprlib
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import nbformat
@@ -33,12 +33,10 @@ from hvs_lib.progress import LOG_FILE, followed, log_file, log_line
 from hvs_lib.project import EXECUTION, HvsError, StoreError, environment, project_root, whole_file
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-_RUN_ID = re.compile(r"\b[0-9a-f]{32}\b")
-_PNG = "image/png"
-_WIDGET = "application/vnd.jupyter.widget-view+json"
 PROFILES = ("smoke", "default", "full")
 COMPARISON = "04_comparison"
-_BOOLEANS = {"true": True, "yes": True, "false": False, "no": False}
+_PNG = "image/png"
+_WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 class _WholeFiles(LocalHandler):
@@ -51,32 +49,6 @@ class _WholeFiles(LocalHandler):
 
 class RunError(HvsError):
     """A run that was refused or has failed."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Where the time of one executed notebook went [s].
-
-    Attributes
-    ----------
-    notebook : str
-    total : float
-        The execution and the logging of the notebook.
-    startup : float
-        Kernel start and papermill: what no cell accounts for.
-    imports : float
-        The cell with the imports.
-    """
-
-    notebook: str
-    total: float
-    startup: float
-    imports: float
-
-    @property
-    def work(self) -> float:
-        """What is left for data, models, figures and their logging [s]."""
-        return self.total - self.startup - self.imports
 
 
 def notebooks() -> dict[str, Path]:
@@ -99,37 +71,26 @@ def plan(
         Values to set; each must belong to one of the notebooks at least. Text is read as a value
         of the type of the notebook's default.
 
-    Returns
-    -------
-    dict of str to dict
-        The name of each notebook to run, in order, and its parameters.
-
     Raises
     ------
     RunError
         For an unknown name, with the nearest one, or a value of another type or out of range.
     """
-    known = notebooks()
+    known, given = notebooks(), dict(parameters or {})
     for name in names:
-        if name not in known:
-            raise RunError(f"there is no notebook {name!r}. {_nearest(name, known)}")
-    if profile not in PROFILES:
-        raise RunError(f"there is no profile {profile!r}. {_nearest(profile, PROFILES)}")
+        _check_known("there is no notebook", name, known)
+    _check_known("there is no profile", profile, PROFILES)
     defaults = {name: _defaults(known[name]) for name in known if not names or name in names}
     everywhere = {parameter for of_one in defaults.values() for parameter in of_one}
-    for each in parameters or {}:
-        if each not in everywhere:
-            hint = _nearest(each, everywhere)
-            raise RunError(f"{', '.join(defaults)} has no parameter {each!r}. {hint}")
-    settings = {}
+    for each in given:
+        _check_known(f"{', '.join(defaults)} has no parameter", each, everywhere)
     if profile != "default":
         path = NOTEBOOKS / "params" / f"{profile}.yaml"
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    chosen = settings | dict(parameters or {})
+        given = yaml.safe_load(path.read_text(encoding="utf-8")) | given
     planned = {}
     for name, of_one in defaults.items():
-        own = [each for each in chosen if each in of_one]
-        planned[name] = {each: _typed(each, chosen[each], of_one[each]) for each in own}
+        own = [each for each in given if each in of_one]
+        planned[name] = {each: _typed(each, given[each], of_one[each]) for each in own}
         _check_values(of_one | planned[name])
     return planned
 
@@ -137,22 +98,8 @@ def plan(
 def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> list[str]:
     """Refuse a telemetry file of the user's own before a kernel starts, as the notebooks would.
 
-    Parameters
-    ----------
-    planned : dict of str to dict
-        From `plan`.
-
-    Returns
-    -------
-    list of str
-        What is doubtful about the file.
-
-    Raises
-    ------
-    DataError
-        With all that is wrong.
-    RunError
-        Where a treatment of the imbalance cannot work on it.
+    Returns what is doubtful about the file; raises a DataError with all that is wrong, or a
+    RunError where a treatment of the imbalance cannot work on it.
     """
     from hvs_lib import columns as col
     from hvs_lib.evaluation.splits import check_labels, rows_to_fit, split_fleet
@@ -161,21 +108,20 @@ def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> list[str]:
     from hvs_lib.telemetry.fleet import load_fleet
     from hvs_lib.telemetry.summary import summarize
 
-    uses = {
-        name: _defaults(notebooks()[name]) | dict(parameters)
+    uses = [
+        _defaults(notebooks()[name]) | dict(parameters)
         for name, parameters in planned.items()
         if parameters.get("data_path")
-    }
+    ]
     if not uses:
         return []
-    first = next(iter(uses.values()))
-    fleet = load_fleet(first["data_path"], keep_fill_values=first["keep_fill_values"])
+    fleet = load_fleet(uses[0]["data_path"], keep_fill_values=uses[0]["keep_fill_values"])
     check_labels(fleet.rows)
     summary = summarize(fleet.rows, missing=fleet.missing)
     warnings = summary["warnings"] + check_interval(summary["interval_s"])
     of_split = ("test_size", "n_folds", "seed", "split")
-    for parameters in uses.values():
-        if not set(of_split) <= set(parameters):
+    for parameters in uses:
+        if "split" not in parameters:
             continue
         split = split_fleet(fleet.rows, **{name: parameters[name] for name in of_split})
         strides = {name: parameters[name] for name in ("normal_stride", "hazard_stride")}
@@ -197,10 +143,11 @@ def execute(
     say: Callable[[str], None],
     in_place: bool = False,
     fresh: bool = False,
-) -> list[Timing]:
+) -> pd.DataFrame:
     """Execute the planned notebooks in order, into a new folder ``runs/<time>/``.
 
-    What was fitted before, in this project's cache, is not fitted again.
+    What was fitted before, in this project's cache, is not fitted again, unless all is to be
+    `fresh`. With `in_place` the outputs are also written into ``notebooks/``, see `keep_outputs`.
 
     Parameters
     ----------
@@ -209,15 +156,12 @@ def execute(
     say : callable
         Called with each line for the user, those of the steps within a notebook too; they are
         also in the folder's ``run.log``, with the time.
-    in_place : bool
-        Also write the outputs into ``notebooks/``, see `keep_outputs`.
-    fresh : bool
-        Clear the cache first.
 
     Returns
     -------
-    list of Timing
-        One for each notebook.
+    DataFrame, shape (n_notebooks, 4)
+        Where the time of each went [s]: ``startup`` of kernel and papermill, ``imports``, ``work``
+        (data, models, figures and their logging), and the ``total``.
 
     Raises
     ------
@@ -236,20 +180,19 @@ def execute(
         cache.clear()
     folder = _new_folder()
     papermill_io.register(str(folder), _WholeFiles())
-    timings = []
+    seconds = {}
     with environment({LOG_FILE: str(folder / "run.log")}):
         tell(f"Executed notebooks go to {folder}")
         for number, (name, parameters) in enumerate(planned.items(), 1):
             place = f"[{number}/{len(planned)}] {name}"
             tell(f"{place} ...")
             with followed(log_file(), say):
-                timing = _execute_one(name, parameters, folder / f"{name}.ipynb")
-            tell(f"{place} done in {timing.total:.0f} s")
-            timings.append(timing)
+                seconds[name] = _execute_one(name, parameters, folder / f"{name}.ipynb")
+            tell(f"{place} done in {seconds[name]['total']:.0f} s")
     if in_place:  # all or none: the committed notebooks belong together
         for name in planned:
             keep_outputs(folder / f"{name}.ipynb", notebooks()[name])
-    return timings
+    return pd.DataFrame.from_dict(seconds, orient="index")
 
 
 def keep_outputs(executed: Path, notebook: Path) -> None:
@@ -277,7 +220,7 @@ def keep_outputs(executed: Path, notebook: Path) -> None:
                 if output.get("text") != "" and _WIDGET not in output.get("data", {})
             ]  # fmt: skip
     with whole_file(notebook) as unfinished:
-        text = _RUN_ID.sub("<run id>", nbformat.writes(kept))
+        text = re.sub(r"\b[0-9a-f]{32}\b", "<run id>", nbformat.writes(kept))
         unfinished.write_text(text + "\n", encoding="utf-8")
 
 
@@ -289,17 +232,15 @@ def _with_few_colours(png: str) -> str:
     return base64.b64encode(packed.getvalue()).decode()
 
 
-def timing_report(timings: list[Timing]) -> str:
-    """Write the seconds of each notebook, and the share that is not work, as a table."""
-    parts = ["startup", "imports", "work", "total"]
-    rows = {timing.notebook: [getattr(timing, part) for part in parts] for timing in timings}
-    seconds = pd.DataFrame.from_dict(rows, orient="index", columns=parts)
+def timing_report(seconds: pd.DataFrame) -> str:
+    """Write what `execute` returns, and the share of each part, as a table."""
     table = seconds.map("{:.1f}".format)
     table.loc["share"] = (seconds.sum() / seconds["total"].sum()).map("{:.1%}".format)
     return table.rename_axis(columns="seconds").to_string()
 
 
-def _execute_one(name: str, parameters: Mapping[str, object], output: Path) -> Timing:
+def _execute_one(name: str, parameters: Mapping[str, object], output: Path) -> dict[str, float]:
+    """Execute a notebook and close its run; return the seconds of its parts."""
     from hvs_lib.tracking.runs import close_execution
 
     execution_id = uuid.uuid4().hex
@@ -316,17 +257,18 @@ def _execute_one(name: str, parameters: Mapping[str, object], output: Path) -> T
     total = time.perf_counter() - start
     in_cells = imports = 0.0
     for cell in nbformat.read(output, 4).cells:
-        seconds = cell.metadata.get("papermill", {}).get("duration") or 0.0
-        in_cells += seconds
-        imports += seconds if "imports" in cell.metadata.get("tags", []) else 0.0
-    return Timing(name, total=total, startup=total - in_cells, imports=imports)
+        duration = cell.metadata.get("papermill", {}).get("duration") or 0.0
+        in_cells += duration
+        imports += duration if "imports" in cell.metadata.get("tags", []) else 0.0
+    work = in_cells - imports
+    return {"startup": total - in_cells, "imports": imports, "work": work, "total": total}
 
 
 def _call_papermill(
     notebook: Path, output: Path, parameters: Mapping[str, object]
 ) -> tuple[str, str, str]:
     """Return the status and error of the notebook's run, and what the user is told of a failure."""
-    from hvs_lib.tracking.store import without_password
+    from hvs_lib.tracking.store import first_line, without_password
 
     # papermill only logs what an execution lacks; `plan` and the exceptions below say it better.
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
@@ -350,8 +292,7 @@ def _call_papermill(
     except (RuntimeError, OSError) as error:
         if isinstance(error, DeadKernelError) or "Kernel died" in str(error):  # as it started
             return "KILLED", "its kernel died", "failed: its kernel died"
-        text = str(error).strip().split("\n", 1)[0]
-        return "FAILED", text, f"failed: {text}"
+        return "FAILED", first_line(error), f"failed: {first_line(error)}"
     return "FINISHED", "", ""
 
 
@@ -370,17 +311,10 @@ def _check_values(parameters: Mapping[str, object]) -> None:
     from hvs_lib.telemetry.fleet import check_fleet
     from hvs_lib.tracking.champion import check_policy
 
-    budget = ("max_nuisance_alarms_per_site_day", "missed_event_costs")
-    checks = {
-        check_fleet: ("sites", "seed"),
-        check_split: ("test_size", "n_folds", "split"),
-        check_protocol: ("normal_stride", "hazard_stride", *budget, "n_jobs"),
-        check_search: ("scoring", "n_iter"),
-        check_sampling: ("smote_k_neighbors", "sampling_strategy"),
-        check_policy: ("policy", "min_precision"),
-    }
-    for check, names in checks.items():
-        if parameters.keys() >= set(names):  # the notebook has them
+    checks = (check_fleet, check_split, check_protocol, check_search, check_sampling, check_policy)
+    for check in checks:
+        names = inspect.signature(check).parameters
+        if parameters.keys() >= names.keys():  # the notebook has them
             try:
                 check(**{name: parameters[name] for name in names})
             except ValueError as error:
@@ -392,7 +326,7 @@ def _typed(parameter: str, value: object, default: object) -> object:
     kind, typed = type(default), value
     with contextlib.suppress(ValueError, KeyError, OverflowError):
         if isinstance(value, str) and kind is bool:
-            typed = _BOOLEANS[value.lower()]
+            typed = {"true": True, "yes": True, "false": False, "no": False}[value.lower()]
         elif isinstance(value, str) or (kind is float and type(value) is int):
             typed = kind(value)
     if type(typed) is not kind:
@@ -403,9 +337,12 @@ def _typed(parameter: str, value: object, default: object) -> object:
     return typed
 
 
-def _nearest(name: str, known) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(sorted(known))}."
+def _check_known(refusal: str, name: str, known: Collection[str]) -> None:
+    """Refuse a name that is not known, with the nearest that is."""
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        there = f"There are: {', '.join(sorted(known))}."
+        raise RunError(f"{refusal} {name!r}. " + (f"Did you mean {near[0]!r}?" if near else there))
 
 
 def _new_folder() -> Path:

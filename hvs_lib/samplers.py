@@ -13,7 +13,6 @@ from hvs_lib.models import negatives_per_positive
 
 # They look for the neighbours of every row, so their time grows with the square of the rows.
 SLOW = ("SMOTE-Tomek", "SMOTE-ENN")
-_FEW = 30  # hazardous rows
 
 
 def make_samplers(
@@ -24,7 +23,9 @@ def make_samplers(
     thinning: float,
     seed: int,
 ) -> dict[str, BaseSampler]:
-    """Make samplers with fewer neighbours where a fold has few hazardous rows.
+    """Make samplers by name, with fewer neighbours where a fold has few hazardous rows.
+
+    The `SLOW` ones come last.
 
     Parameters
     ----------
@@ -33,16 +34,10 @@ def make_samplers(
     k_neighbors : int
         Neighbours to draw between; the samplers' own may be fewer.
     sampling_strategy : float
-        Minority/majority after resampling, the same for all.
+        Minority/majority after resampling.
     thinning : float
         `normal_stride` over `hazard_stride` of the rows in the folds.
     seed : int
-        Of the draws.
-
-    Returns
-    -------
-    dict of str to sampler
-        Those of `SLOW` last.
 
     Raises
     ------
@@ -77,31 +72,22 @@ def make_samplers(
 
 
 def estimate_seconds(
-    sampler: BaseSampler, X: np.ndarray, y: np.ndarray, *, share: float = 0.2, seed: int = 42
+    sampler: BaseSampler, X: np.ndarray, y: np.ndarray, *, seed: int = 42
 ) -> float:
-    """Estimate how long a slow sampler takes on all rows, from a try on a share of them.
+    """Estimate how long one resampling by a `SLOW` sampler takes [s], from a try on a fifth of it.
 
     Parameters
     ----------
     sampler : sampler
-        One of the `SLOW`, or another whose time grows with the square of the rows.
     X : array, shape (n_samples, n_features)
         Imputed and scaled.
     y : array, shape (n_samples,)
         Labels 0 and 1.
-    share : float
-        Of the rows to try it on.
     seed : int
-        Of the draw.
-
-    Returns
-    -------
-    float
-        For one call of ``fit_resample`` [s].
+        Of the draw of rows.
     """
-    rng = np.random.default_rng(seed)
-    rows = np.flatnonzero(rng.random(len(y)) < share)
-    if y[rows].sum() < _FEW:
+    rows = np.flatnonzero(np.random.default_rng(seed).random(len(y)) < 0.2)
+    if y[rows].sum() < 30:
         rows = np.arange(len(y))  # too few to draw between
     start = perf_counter()
     sampler.fit_resample(X[rows], y[rows])
@@ -119,13 +105,7 @@ def check_sampling(smote_k_neighbors: int, sampling_strategy: float) -> None:
 
 
 def check_folds(y_by_fold: list[np.ndarray], sampling_strategy: float, thinning: float) -> None:
-    """Refuse folds that cannot be resampled, with a ValueError.
-
-    Parameters
-    ----------
-    y_by_fold, sampling_strategy, thinning
-        As for `make_samplers`.
-    """
+    """Refuse folds that cannot be resampled, with a ValueError; see `make_samplers`."""
     fewest = min(int(np.sum(y)) for y in y_by_fold)
     if fewest < 2:
         raise ValueError(

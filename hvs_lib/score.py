@@ -42,25 +42,12 @@ OUTCOME_COLUMNS = ["outcome", col.EVENT_ID, "lead_time_min"]  # only of telemetr
 
 @dataclass(frozen=True)
 class Champion:
-    """A logged model, ready to score.
-
-    Attributes
-    ----------
-    model : calibrated classifier, as it was logged.
-    alarm : the rule and the threshold it was logged with.
-    interval_s : between two rows of a module of the telemetry that it was trained on [s].
-    fault_types : causes of the faults in that telemetry.
-    """
+    """A logged model, ready to score, with its alarm and what its training telemetry was like."""
 
     model: CalibratedClassifier
     alarm: Alarm
-    interval_s: float
-    fault_types: frozenset[str] = frozenset()
-
-    @property
-    def pipeline(self) -> Pipeline:
-        """Impute, scale, [sample], classify."""
-        return self.model.classifier
+    interval_s: float  # between two rows of a module [s]
+    fault_types: frozenset[str] = frozenset()  # causes of faults
 
 
 @dataclass
@@ -71,17 +58,11 @@ class Tally:
     rows: int = 0
     alarms: int = 0
     outcomes: list[str] = field(default_factory=list)  # what became of the alarms, with a label
-    findings: list = field(default_factory=list)
-    intervals_s: list[float] = field(default_factory=list)  # of the tables it was read in
     warnings: list[str] = field(default_factory=list)
 
 
 def load_champion(uri: str = CHAMPION_URI) -> Champion:
-    """Load a model that a notebook has logged, by default the champion.
-
-    Parameters
-    ----------
-    uri : of a model of the store that MLflow points at, such as ``runs:/<run id>/model``.
+    """Load a model that a notebook has logged, see `load_model`; by default the champion.
 
     Raises
     ------
@@ -118,20 +99,9 @@ def score_file(
 ) -> Tally:
     """Write the alarms that a file's telemetry raises to a CSV file.
 
-    The output appears when it is complete, in the order site, rack, module, time. Where the
-    telemetry has a label, each alarm gets its outcome.
-
-    Parameters
-    ----------
-    path : raw telemetry, CSV or Parquet, larger than memory if need be; a label is not needed.
-    output : CSV file to write, over an older one.
-    champion : from `load_champion`.
-    keep_fill_values : as for `load_telemetry`.
-    on_progress : called with the share of the file's rows scored so far.
-
-    Returns
-    -------
-    Tally
+    The telemetry, CSV or Parquet, may be larger than memory. The output appears when it is
+    complete, over an older one, in the order site, rack, module, time. A label is not needed; where
+    there is one, each alarm gets its outcome. `on_progress` gets the share of the rows scored.
 
     Raises
     ------
@@ -141,14 +111,14 @@ def score_file(
     """
     output = Path(output).resolve()
     _check_output(output, Path(path))
-    tally, judged, n_events = Tally(), [], 0
+    tally, findings, intervals_s, judged, n_events = Tally(), [], [], [], 0
     with (
         whole_file(output) as unfinished,
         closing(read_racks(path, keep_fill_values=keep_fill_values)) as parts,
     ):
         for share, telemetry in parts:
-            tally.findings += telemetry.attrs["findings"]
-            tally.intervals_s.append(sampling_interval_s(telemetry))
+            findings += telemetry.attrs["findings"]
+            intervals_s.append(sampling_interval_s(telemetry))
             alarms = score_racks(telemetry, champion)
             # Six digits: where a forest has threads, they add up in any order.
             digits, is_first = "%.6g", not tally.racks
@@ -162,8 +132,8 @@ def score_file(
             on_progress(share)
         if judged:
             tally.outcomes = _outcomes_told(pd.concat(judged), n_events)
-        tally.warnings += _interval_notes(float(np.median(tally.intervals_s)), champion)
-    tally.warnings += describe(tally.findings, tally.rows)
+        tally.warnings = _interval_notes(float(np.median(intervals_s)), champion)
+    tally.warnings += describe(findings, tally.rows)
     return tally
 
 
@@ -210,21 +180,12 @@ def _check_output(output: Path, telemetry: Path) -> None:
 
 
 def score_racks(telemetry: pd.DataFrame, champion: Champion) -> pd.DataFrame:
-    """List the alarms of whole racks.
+    """List the alarms of whole racks, shape (n_alarms, 11 or 14).
 
-    Parameters
-    ----------
-    telemetry : frame, shape (n_samples, ...), from `load_telemetry` or `read_racks`.
-    champion : from `load_champion`.
-
-    Returns
-    -------
-    DataFrame, shape (n_alarms, 11): site, rack, module, start, score at the start, and the three
-    features that raise it most, each with its contribution (log-odds for XGBoost and logistic
-    regression, probability for a random forest; before calibration). With a label also outcome,
-    Event_ID and lead_time_min as from `raise_alarms`, shape (n_alarms, 14); faults are the causes
-    that were faults in the model's training. Ids that a spreadsheet would take for a formula get an
-    apostrophe before them.
+    The columns are `COLUMNS`: site, rack, module, start, score at the start, and the three features
+    that raise it most, each with its contribution, see `contributions`. With a label also
+    `OUTCOME_COLUMNS`, as from `raise_alarms`; faults are the causes that were faults in the model's
+    training. Ids that a spreadsheet would take for a formula get an apostrophe before them.
     """
     tables, scores = [], []
     for X in features_in_parts(telemetry, rows=_SLICE):
@@ -237,7 +198,12 @@ def score_racks(telemetry: pd.DataFrame, champion: Champion) -> pd.DataFrame:
         unlabelled = rows.drop(columns=col.LABEL, errors="ignore")
         alarms = raise_alarms(scores_frame(unlabelled, np.arange(len(X)), score), champion.alarm)
         if len(alarms):
-            tables.append(_alarm_table(alarms, rows, X, champion))
+            at_start = X.iloc[_rows_of(rows, alarms)]
+            table = alarms[col.KEYS[:3]].astype("str").apply(_as_text)
+            table["alarm_start"] = alarms[col.TIMESTAMP].dt.strftime("%Y-%m-%dT%H:%M:%S")
+            table["score"] = alarms["y_score"]
+            found = contributions(champion.model.classifier, at_start)
+            tables.append(table.join(_top_features(found)))
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
     if col.LABEL not in telemetry:
         return table
@@ -250,40 +216,43 @@ def score_racks(telemetry: pd.DataFrame, champion: Champion) -> pd.DataFrame:
     return table.join(outcomes)
 
 
-def _alarm_table(alarms, rows, X, champion):
-    """List the alarms of some modules, see `score_racks`."""
-    table = alarms[col.KEYS[:3]].astype("str").apply(_as_text)
-    table["alarm_start"] = alarms[col.TIMESTAMP].dt.strftime("%Y-%m-%dT%H:%M:%S")
-    table["score"] = alarms["y_score"]
-    starts = X.iloc[_rows_of(rows, alarms)]
-    return table.join(_top_features(contributions(champion.pipeline, starts)))
+def _rows_of(rows: pd.DataFrame, alarms: pd.DataFrame) -> np.ndarray:
+    """Find the rows at which alarms start, as positions."""
+    near = np.flatnonzero(rows[col.TIMESTAMP].isin(alarms[col.TIMESTAMP]))
+    as_text = dict.fromkeys(col.KEYS[:3], "str")  # categories differ
+    there, wanted = (
+        pd.MultiIndex.from_frame(frame[col.KEYS].astype(as_text))
+        for frame in (rows.iloc[near], alarms)
+    )
+    return near[there.get_indexer(wanted)]
+
+
+def _as_text(ids: pd.Series) -> pd.Series:
+    return ids.where(~ids.str.startswith(("=", "+", "-", "@", "\t", "\r")), "'" + ids)
 
 
 def contributions(pipeline: Pipeline, X: pd.DataFrame) -> pd.DataFrame:
-    """Say how much each feature raises the score of each row.
+    """Say how much each feature raises the score of each row, before calibration.
 
     Parameters
     ----------
-    pipeline : fitted, with XGBoost, a random forest or logistic regression.
-    X : frame, shape (n_samples, n_features).
+    pipeline : Pipeline
+        Fitted, with XGBoost, a random forest or logistic regression.
+    X : DataFrame, shape (n_samples, n_features)
 
     Returns
     -------
-    DataFrame (n_samples, n_features): SHAP values of the log-odds for XGBoost; coefficient times
-    scaled value for logistic regression; for a forest the change of the mean probability along the
-    paths.
+    DataFrame, shape (n_samples, n_features)
+        SHAP values of the log-odds for XGBoost; coefficient times scaled value for logistic
+        regression (log-odds, too); for a forest the change of the mean probability along the paths.
 
     References
     ----------
     Lundberg et al., Nature Machine Intelligence 2 (2020) 56-67 (tree SHAP); Saabas, "Interpreting
     random forests" (2014) (paths).
     """
-    if X.empty:
-        return pd.DataFrame(np.empty(X.shape), columns=X.columns)
-    classifier, values = pipeline[-1], X
-    for name, step in pipeline.steps[:-1]:
-        values = values if name == "sample" else step.transform(values)
-    values = np.asarray(values, dtype=np.float32)
+    values = np.asarray(pipeline[:2].transform(X), dtype=np.float32)  # imputed and scaled
+    classifier = pipeline[-1]
     if isinstance(classifier, XGBClassifier):
         found = classifier.get_booster().predict(DMatrix(values), pred_contribs=True)[:, :-1]
     elif isinstance(classifier, RandomForestClassifier):
@@ -310,26 +279,11 @@ def _path_contributions(tree, values: np.ndarray) -> np.ndarray:
 
 
 def _top_features(found: pd.DataFrame) -> pd.DataFrame:
-    order = np.argsort(-found.to_numpy(), axis=1, kind="stable")[:, :N_TOP]
+    """Name the features that contribute most to each row, with their contributions."""
+    order = np.argsort(-found.to_numpy(), axis=1, kind="stable")
+    largest = np.take_along_axis(found.to_numpy(), order, axis=1)
     columns = {}
     for k in range(N_TOP):
         columns[f"feature_{k + 1}"] = found.columns.to_numpy()[order[:, k]]
-        columns[f"contribution_{k + 1}"] = np.take_along_axis(
-            found.to_numpy(), order[:, k : k + 1], axis=1
-        )[:, 0]
+        columns[f"contribution_{k + 1}"] = largest[:, k]
     return pd.DataFrame(columns)
-
-
-def _rows_of(telemetry: pd.DataFrame, alarms: pd.DataFrame) -> np.ndarray:
-    """Find the rows at which alarms start, as positions."""
-    near = np.flatnonzero(telemetry[col.TIMESTAMP].isin(alarms[col.TIMESTAMP]))
-    place = pd.Series(near, index=_keys(telemetry.iloc[near]))
-    return place.loc[_keys(alarms)].to_numpy()
-
-
-def _keys(frame: pd.DataFrame) -> pd.MultiIndex:
-    return pd.MultiIndex.from_frame(frame[col.KEYS].astype({name: "str" for name in col.KEYS[:3]}))
-
-
-def _as_text(ids: pd.Series) -> pd.Series:
-    return ids.where(~ids.str.startswith(("=", "+", "-", "@", "\t", "\r")), "'" + ids)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -17,13 +17,7 @@ GAP = 0.05  # average precision that a random row split may add before it counts
 CUTS = (0.25, 0.5, 0.75)  # shares of the time at which the future is cut off
 
 
-def audit(
-    fleet: Fleet,
-    training: TrainingRows,
-    *,
-    cv_pr_auc: Mapping[str, float],
-    build: Callable[[pd.DataFrame], pd.DataFrame] = build_features,
-) -> pd.DataFrame:
+def audit(fleet: Fleet, training: TrainingRows, *, cv_pr_auc: Mapping[str, float]) -> pd.DataFrame:
     """Look for three leaks: near copies across the split, giveaway columns, and the future.
 
     Parameters
@@ -35,8 +29,6 @@ def audit(
     cv_pr_auc : mapping of str to float
         Average precision out of fold of one model on the honest split and on the split ``row``; the
         check is left out where one of them is missing.
-    build : callable
-        What makes features from telemetry.
 
     Returns
     -------
@@ -45,47 +37,41 @@ def audit(
     """
     checks = []
     if {"honest", "row"} <= set(cv_pr_auc):
-        checks.append(_row_split(cv_pr_auc["honest"], cv_pr_auc["row"]))
-    checks.append(_giveaway(training))
-    checks.append(_future(fleet.telemetry(0), build))
+        honest, by_row = cv_pr_auc["honest"], cv_pr_auc["row"]
+        meaning = (
+            f"a row split reports {by_row:.2f}, an honest one {honest:.2f}: "
+            "neighbouring rows are near copies, so keep racks whole"
+        )
+        check = "row split minus honest split, average precision"
+        checks.append((check, by_row - honest, GAP, "row split leaks", meaning))
+
+    single = single_feature_average_precision(training.X, training.y, weight=training.weight)
+    check, meaning = "best single feature, average precision", f"strongest: {single.idxmax()}"
+    checks.append((check, single.max(), GIVEAWAY, "label given away", meaning))
+
+    changed = _features_of_the_future(fleet.telemetry(0))
+    meaning = f"they use the future: {', '.join(changed)}" if changed else "none does"
+    check = "features that change when the future is cut off"
+    checks.append((check, len(changed), 0, "future used", meaning))
+
     table = pd.DataFrame(checks, columns=["check", "found", "limit", "leak", "meaning"])
     table.insert(3, "result", table.pop("leak").where(table["found"] > table["limit"], "ok"))
     return table.assign(found=table["found"].astype(float).round(3))
 
 
-def _row_split(honest: float, by_row: float) -> tuple:
-    """Compare one model on a random row split and on a split that keeps racks whole."""
-    meaning = (
-        f"a row split reports {by_row:.2f}, an honest one {honest:.2f}: "
-        "neighbouring rows are near copies, so keep racks whole"
-    )
-    check = "row split minus honest split, average precision"
-    return check, by_row - honest, GAP, "row split leaks", meaning
-
-
-def _giveaway(training: TrainingRows) -> tuple:
-    """Look for a column that gives the label away by itself."""
-    single = single_feature_average_precision(training.X, training.y, weight=training.weight)
-    check = "best single feature, average precision"
-    return check, single.max(), GIVEAWAY, "label given away", f"strongest: {single.idxmax()}"
-
-
-def _future(telemetry: pd.DataFrame, build: Callable[[pd.DataFrame], pd.DataFrame]) -> tuple:
-    """Cut the future off and count the features that change before the cut."""
+def _features_of_the_future(telemetry: pd.DataFrame) -> list[str]:
+    """Cut the future off at `CUTS`; name the features that change before the cut."""
     changed: set[str] = set()
-    X = build(telemetry)
-    time = telemetry[col.TIMESTAMP]
+    X, time = build_features(telemetry), telemetry[col.TIMESTAMP]
     for share in CUTS:
         past = (time <= time.min() + share * (time.max() - time.min())).to_numpy()
-        again, before = build(telemetry[past].reset_index(drop=True)), X[past]
+        again, before = build_features(telemetry[past].reset_index(drop=True)), X[past]
         changed |= {
             name
             for name in X
             if not np.array_equal(again[name].to_numpy(), before[name].to_numpy(), equal_nan=True)
         }
-    meaning = f"they use the future: {', '.join(sorted(changed))}" if changed else "none does"
-    check = "features that change when the future is cut off"
-    return check, len(changed), 0, "future used", meaning
+    return sorted(changed)
 
 
 def single_feature_average_precision(
@@ -98,7 +84,7 @@ def single_feature_average_precision(
     Parameters
     ----------
     X : DataFrame, shape (n_samples, n_features)
-        Numbers; NaN ranks lowest in either direction.
+        NaN ranks lowest in either direction.
     y : array, shape (n_samples,)
         Labels 0 and 1.
     weight : array, shape (n_samples,), optional
@@ -117,10 +103,6 @@ def single_feature_average_precision(
     {'leak': 1.0, 'constant': 0.5}
     """
     y = np.asarray(y)
-    if len(y) != len(X):
-        raise ValueError(
-            f"X and y must have one length, got {len(X)} and {len(y)}. Index both alike."
-        )
     positive, negative = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
     if not len(positive) or len(positive) + len(negative) != len(y):
         raise ValueError(

@@ -37,7 +37,7 @@ def model_card(
     by_cause: pd.DataFrame,
     missed: Sequence[str],
 ) -> str:
-    """Fill in the card of a registered model.
+    """Fill in the card of a registered model, in Markdown.
 
     Parameters
     ----------
@@ -51,11 +51,6 @@ def model_card(
         Events caught out of fold and on test racks.
     missed : list of str
         Causes of which it caught fewer than half of the events.
-
-    Returns
-    -------
-    str
-        Markdown.
     """
     numbers = {name: _number(text) for name, text in params.items()}
     budget = "at most {max_nuisance_alarms_per_site_day:g} nuisance alarms per site-day out of fold"
@@ -96,6 +91,5 @@ def _table(frame: pd.DataFrame) -> str:
 
 def _escape(text: object) -> str:
     """Keep ids and causes that come from data from reading as HTML or as a table's border."""
-    entities = {"&": "&amp;", "<": "&lt;", "|": "\\|", "`": "&#96;"}
-    escaped = "".join(entities.get(letter, letter) for letter in str(text))
-    return escaped.replace("](", "]&#40;")  # nor as a link
+    entities = str.maketrans({"&": "&amp;", "<": "&lt;", "|": "\\|", "`": "&#96;"})
+    return str(text).translate(entities).replace("](", "]&#40;")  # nor as a link

@@ -51,15 +51,7 @@ _MODELS = {
 def model_colors(names: Iterable[str]) -> dict[str, str]:
     """Give each model its colour, in the order that all figures share.
 
-    Parameters
-    ----------
-    names : iterable of str
-        Models. Those that the workbook does not know come last, in colours that are free.
-
-    Returns
-    -------
-    dict of str to str
-        Name to matplotlib's colour.
+    Models that the workbook does not know come last, in colours that are free.
 
     Examples
     --------
@@ -75,25 +67,17 @@ def model_colors(names: Iterable[str]) -> dict[str, str]:
 
 def set_style() -> None:
     """Set the style of all figures once: colour-blind safe colours, 100 dpi."""
-    sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
-    plt.rcParams.update(
-        {"figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True}
-    )
+    settings = {"figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True}
+    sns.set_theme(style="whitegrid", palette="colorblind", rc=settings)
 
 
 def confusion_matrix(scores: pd.DataFrame, *, threshold: float, title: str) -> Figure:
     """Draw the counts of a scores frame, shape (n_samples, ...), at a threshold."""
     fig, ax = plt.subplots(figsize=(4.5, 4))
     ConfusionMatrixDisplay.from_predictions(
-        scores[col.LABEL],
-        scores["y_score"] >= threshold,
-        labels=[0, 1],
-        display_labels=["normal", "hazard"],
-        values_format=",d",
-        colorbar=False,
-        cmap="Blues",
-        ax=ax,
-    )
+        scores[col.LABEL], scores["y_score"] >= threshold, labels=[0, 1], ax=ax,
+        display_labels=["normal", "hazard"], values_format=",d", colorbar=False, cmap="Blues",
+    )  # fmt: skip
     ax.grid(False)
     ax.set_title(title)
     return fig
@@ -101,10 +85,8 @@ def confusion_matrix(scores: pd.DataFrame, *, threshold: float, title: str) -> F
 
 def legend_beside(ax: Axes, title: str = "") -> None:
     """Put the legend to the right of the axes, where it covers nothing."""
-    ax.legend(
-        title=title, loc="upper left", bbox_to_anchor=(1, 1), fontsize="small",
-        title_fontsize="small",
-    )  # fmt: skip
+    place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+    ax.legend(title=title, fontsize="small", title_fontsize="small", **place)
 
 
 def plain(text: str) -> str:
@@ -113,14 +95,7 @@ def plain(text: str) -> str:
 
 
 def precision_recall(scores: dict[str, pd.DataFrame], *, title: str) -> Figure:
-    """Overlay the precision-recall curves of several scores frames over the same rows.
-
-    Parameters
-    ----------
-    scores : dict of str to DataFrame
-        Model to scores frame, shape (n_samples, ...).
-    title : str
-    """
+    """Overlay the precision-recall curves of models, by their scores frames of the same rows."""
     fig, ax = plt.subplots(figsize=(9, 4.5))
     for name, color in model_colors(scores).items():
         y_true, y_score = scores[name][col.LABEL], scores[name]["y_score"]
@@ -134,28 +109,23 @@ def precision_recall(scores: dict[str, pd.DataFrame], *, title: str) -> Figure:
     return fig
 
 
-def module_timeline(telemetry: pd.DataFrame, rows: np.ndarray, *, minutes: float = 75) -> Figure:
+def module_timeline(telemetry: pd.DataFrame, rows: np.ndarray) -> Figure:
     """Draw what an event or look-alike did to its module, beside the siblings of its rack.
+
+    Three panels: temperature [degC], off-gas [ppm], voltage [V]. The label window, if there is one,
+    is shaded, and time counts to the PNR; else to the last row of the look-alike.
 
     Parameters
     ----------
     telemetry : DataFrame, shape (n_samples, ...)
     rows : array
         Positions, or a mask, of the rows of one event or look-alike.
-    minutes : float
-        Drawn up to its last row [min].
-
-    Returns
-    -------
-    Figure
-        Three panels: temperature [degC], off-gas [ppm], voltage [V]. The label window, if there is
-        one, is shaded, and time counts to the PNR; else to the last row of the look-alike.
     """
     event = telemetry.iloc[rows]
     first = event.iloc[0]
     hazard = bool(event[col.LABEL].any())
     end = event[col.TIMESTAMP].max() + pd.Timedelta(seconds=col.LABEL_UNTIL_S * hazard)
-    rack = _before(telemetry, end, minutes, **first[[col.SITE, col.RACK]])
+    rack = _before(telemetry, end, 75, **first[[col.SITE, col.RACK]])
     own = rack[rack[col.MODULE] == first[col.MODULE]]
     siblings = rack[rack[col.MODULE] != first[col.MODULE]].groupby("minute")
     fig, axes = plt.subplots(3, 1, figsize=(9, 6), sharex=True)
@@ -191,24 +161,24 @@ def alarm_timeline(
 ) -> Figure:
     """Draw one event with the moments at which each alarm was raised.
 
+    Two panels: surface temperature [degC] and gas [ppm]; scores over their thresholds, with a
+    marker at the lead time. The onset is dotted where it lies in view, the label window shaded.
+
     Parameters
     ----------
     telemetry : DataFrame, shape (n_samples, ...)
     alarms : dict of str to (DataFrame, Alarm)
         Model to its scores frame and alarm.
     event : Series
-        A row of `event_table`.
+        A row of `event_table` of one of them.
     minutes : float
         Drawn up to the PNR, or since the first alarm where that is earlier [min].
-
-    Returns
-    -------
-    Figure
-        Two panels: surface temperature [degC] and gas [ppm]; scores over their thresholds, with a
-        marker at the lead time. The onset is dotted where it lies in view, the label window shaded.
     """
     module = event[[col.SITE, col.RACK, col.MODULE]]
-    leads = {name: _lead_time(*with_alarm, event) for name, with_alarm in alarms.items()}
+    leads = {
+        name: event_table(*with_alarm).loc[event.name, "lead_time_min"]
+        for name, with_alarm in alarms.items()
+    }
     minutes = np.nanmax([minutes, *(1.05 * lead for lead in leads.values())])
     own = _before(telemetry, event["PNR"], minutes, **module)
     fig, (above, below) = plt.subplots(2, 1, figsize=(8, 5.5), sharex=True)
@@ -243,10 +213,13 @@ def alarm_timeline(
 
 
 def outcome_timelines(
-    telemetry: pd.DataFrame, y_score: np.ndarray, alarms: pd.DataFrame,
-    *, threshold: float = 1.0, hours: float = 2.0,
-) -> Figure:  # fmt: skip
-    """Draw one alarm of each outcome, with what became of its module.
+    telemetry: pd.DataFrame, y_score: np.ndarray, alarms: pd.DataFrame, *, threshold: float = 1.0
+) -> Figure:
+    """Draw the first alarm of each outcome, with what became of its module.
+
+    Four panels: early, timely, fault and nuisance. Surface temperature [degC] and score of the
+    module, the alarm, and, as far as there are, the onset of the event or fault, the label window
+    and the PNR.
 
     Parameters
     ----------
@@ -255,18 +228,9 @@ def outcome_timelines(
     y_score : array, shape (n_samples,)
         Scores of its rows, such as those of `fixed_threshold_score`.
     alarms : DataFrame, shape (n_alarms, ...)
-        What they raise, from `raise_alarms`; the first of each outcome is drawn.
+        What they raise, from `raise_alarms`.
     threshold : float
         Of the alarm.
-    hours : float
-        Drawn before and after the alarm [h].
-
-    Returns
-    -------
-    Figure
-        Four panels: early, timely, fault and nuisance. Surface temperature [degC] and score of the
-        module, the alarm, and, as far as there are, the onset of the event or fault, the label
-        window and the PNR.
     """
     fig, axes = plt.subplots(2, 2, figsize=(11, 6.5))
     scored, entries = telemetry.assign(y_score=y_score), {}
@@ -275,19 +239,17 @@ def outcome_timelines(
         if found.empty:
             ax.set(title=f"{outcome}: no alarm", xticks=[], yticks=[])
         else:
-            entries |= _draw_outcome(ax, scored, found.iloc[0], threshold, hours)
+            entries |= _draw_outcome(ax, scored, found.iloc[0], threshold)
     fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=7)
     return fig
 
 
-def _draw_outcome(
-    ax: Axes, scored: pd.DataFrame, alarm: pd.Series, threshold: float, hours: float
-) -> dict:
+def _draw_outcome(ax: Axes, scored: pd.DataFrame, alarm: pd.Series, threshold: float) -> dict:
     """Draw one panel of `outcome_timelines`; return its legend's entries by label."""
     own = _before(scored, scored[col.TIMESTAMP].max(), np.inf, **alarm[col.KEYS[:3]])
     own["minute"] = (own[col.TIMESTAMP] - alarm[col.TIMESTAMP]) / pd.Timedelta(minutes=1)
     event = own[own["minute"] == 0].iloc[0]
-    drawn = own[own["minute"].abs() <= hours * 60]
+    drawn = own[own["minute"].abs() <= 120]
     right = ax.twinx()
     ax.plot(drawn["minute"], drawn[col.TEMP_MAX], color="C5", label="temperature")
     right.plot(drawn["minute"], drawn["y_score"], color="C0", linewidth=1, label="score")
@@ -315,18 +277,15 @@ def _draw_outcome(
 def event_timelines(events: dict[str, pd.DataFrame], *, title: str) -> Figure:
     """Draw when each alarm fired before each event.
 
+    A line for each event, sorted by cause, from its onset and thick from the start of its label
+    window; a marker for each model's first alarm at its time before the PNR [min], or in the column
+    on the right where there was none. Beyond 20 min the axis is logarithmic.
+
     Parameters
     ----------
     events : dict of str to DataFrame
         Model to its table from `event_table`, over the same events.
     title : str
-
-    Returns
-    -------
-    Figure
-        A line for each event, sorted by cause, from its onset and thick from the start of its label
-        window; a marker for each model's first alarm at its time before the PNR [min], or in the
-        column on the right where there was none. Beyond 20 min the axis is logarithmic.
     """
     first = next(iter(events.values()))
     first = first.sort_values([col.EVENT_TYPE, *col.KEYS[:3]])
@@ -363,6 +322,10 @@ def budget_curves(
 ) -> Figure:
     """Draw the events that several models catch against the nuisance alarms they raise.
 
+    Solid the events caught, dashed those caught at least 5 min ahead, each at the best threshold
+    within the budget; a dot at the chosen alarm. The axis is logarithmic: no nuisance alarm is
+    drawn at its left edge.
+
     Parameters
     ----------
     curves : dict of str to DataFrame
@@ -370,13 +333,6 @@ def budget_curves(
     points : dict of str to (float, float)
         Model to the nuisance alarms per site-day and the event recall of its chosen alarm.
     title : str
-
-    Returns
-    -------
-    Figure
-        Solid the events caught, dashed those caught at least 5 min ahead, each at the best
-        threshold within the budget; a dot at the chosen alarm. The axis is logarithmic: no nuisance
-        alarm is drawn at its left edge.
     """
     fig, ax = plt.subplots(figsize=(10, 4.8))
     for name, color in model_colors(curves).items():
@@ -406,15 +362,7 @@ def _on_budget_axis(ax: Axes, rate: np.ndarray) -> np.ndarray:
 
 
 def operating_point(curve: pd.DataFrame, threshold: float) -> Figure:
-    """Draw what a threshold buys: events caught, lead time and nuisance alarms.
-
-    Parameters
-    ----------
-    curve : DataFrame, shape (n_thresholds, ...)
-        From `alarm_curve`.
-    threshold : float
-        The nearest of the curve is marked.
-    """
+    """Draw what a threshold of an `alarm_curve` buys: events caught, lead time, nuisance alarms."""
     at = curve.iloc[[(curve["threshold"] - threshold).abs().argmin()]]
     fig, axes = plt.subplots(1, 2, figsize=(10, 3.6))
     for ax, name in zip(axes, ("event_recall", "lead_time_median_min"), strict=True):
@@ -440,12 +388,9 @@ def threshold_slider(curve: pd.DataFrame, *, threshold: float) -> interactive:
     thresholds = np.sort(curve["threshold"].to_numpy())
     start = thresholds[np.abs(thresholds - threshold).argmin()]
     slider = SelectionSlider(
-        options=[(f"{value:.4f}", value) for value in thresholds],
-        value=start,
-        description="threshold",
-        continuous_update=False,
-        layout=Layout(width="90%"),
-    )
+        options=[(f"{value:.4f}", value) for value in thresholds], value=start,
+        description="threshold", continuous_update=False, layout=Layout(width="90%"),
+    )  # fmt: skip
 
     def draw(threshold):
         operating_point(curve, threshold)
@@ -457,15 +402,6 @@ def threshold_slider(curve: pd.DataFrame, *, threshold: float) -> interactive:
 def _minutes_before(events: pd.DataFrame | pd.Series, name: str) -> np.ndarray | float:
     """Count the minutes from a column of `event_table` to the PNR."""
     return (events["PNR"] - events[name]) / pd.Timedelta(minutes=1)
-
-
-def _lead_time(scores: pd.DataFrame, alarm: Alarm, event: pd.Series) -> float:
-    """Look up the lead time of the event [min]; NaN where the alarm misses it."""
-    events = event_table(scores, alarm)
-    same = (events[[*col.KEYS[:3], "PNR"]].astype(object) == event[[*col.KEYS[:3], "PNR"]]).all(
-        axis=1
-    )
-    return float(events.loc[same, "lead_time_min"].iloc[0])
 
 
 def _title(event: pd.Series) -> str:

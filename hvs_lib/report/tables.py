@@ -21,19 +21,11 @@ HEADLINES = (
 
 
 def results_table(metrics: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    """Set the headline metrics of several models side by side.
+    """Set the headline metrics of several models side by side, shape (n_models, 8).
 
-    Parameters
-    ----------
-    metrics : mapping of str to mapping
-        Model to its metrics.
-
-    Returns
-    -------
-    DataFrame of str, shape (n_models, 8)
-        ``value [low, high]`` with the 95 % interval where there is one, and a dash where the metric
-        is undefined. Columns without "cv" are of the test racks; "5 min ahead" is the recall of
-        events with at least so much lead time, and the rates count alarms.
+    ``value [low, high]`` with the 95 % interval where there is one, and a dash where the metric is
+    undefined. Columns without "cv" are of the test racks; "5 min ahead" is the recall of events
+    with at least so much lead time, and the rates count alarms.
     """
     return pd.DataFrame(
         {
@@ -46,9 +38,9 @@ def results_table(metrics: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
 def cell(found: Mapping[str, float], metric: str, digits: int) -> str:
     """Write a metric as ``value [low, high]``, as far as there is one."""
     value, low, high = (found.get(f"{metric}{end}") for end in ("", "_low", "_high"))
-    if value is None or pd.isna(value):
+    if pd.isna(value):
         return "–"
-    if low is None or pd.isna(low):
+    if pd.isna(low):
         return f"{value:.{digits}f}"
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
@@ -74,16 +66,8 @@ def caught_by_cause(events: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def alarmed_by_kind(others: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Count the look-alikes and faults of each kind that raise an alarm, for several models.
 
-    Parameters
-    ----------
-    others : mapping of str to DataFrame
-        Name to a table from `other_table`.
-
-    Returns
-    -------
-    DataFrame of str, shape (n_kinds, n_names)
-        ``alarmed of all``, a dash where there is none of the kind. The index says "fault" or
-        "look-alike", and the cause.
+    As `caught_by_cause`, from tables of `other_table`; the index says "fault" or "look-alike", and
+    the cause.
     """
     counted = {}
     for name, table in others.items():
@@ -92,10 +76,10 @@ def alarmed_by_kind(others: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(counted).fillna("–").rename_axis(["", "cause"])
 
 
-def weak_causes(events: pd.DataFrame, *, least: float = 0.5) -> list[str]:
-    """Name the causes of which less than the share `least` of the events is caught."""
+def weak_causes(events: pd.DataFrame) -> list[str]:
+    """Name the causes of which fewer than half of the events are caught."""
     share = events["caught"].groupby(_cause(events)).mean()
-    return sorted(share.index[share < least])
+    return sorted(share.index[share < 0.5])
 
 
 def _cause(table: pd.DataFrame) -> pd.Series:

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from hvs_lib.evaluation.uncertainty import (
-    PairedDifference,
-    paired_difference,
-    paired_event_difference,
-)
+from hvs_lib.evaluation.uncertainty import paired_differences
 from hvs_lib.progress import STEP, log_line
 from hvs_lib.project import StoreError
 from hvs_lib.tracking.runs import is_current, row_of
@@ -24,7 +19,6 @@ from hvs_lib.tracking.store import one_at_a_time, search_runs
 
 REGISTERED_MODEL = "hvs-fire-prediction"
 CHAMPION = "champion"
-MODEL_CARD = "model_card.md"
 
 # Policy to the metrics that decide; each breaks the ties of those before it.
 POLICIES = {
@@ -34,29 +28,19 @@ POLICIES = {
 }
 
 
-@dataclass(frozen=True)
-class Decision:
-    """Who is the champion from now on, and why.
-
-    Attributes
-    ----------
-    run : Series
-        The champion's row of the runs.
-    replaced : bool
-        Whether it took over, or is the first.
-    reason : str
-        A sentence.
-    """
+class Decision(NamedTuple):
+    """The run that is the champion from now on, as a row of the runs, and why."""
 
     run: pd.Series
-    replaced: bool
     reason: str
 
 
 def rank_models(
     runs: pd.DataFrame, *, policy: str = "event_recall", min_precision: float = 0.5
 ) -> pd.DataFrame:
-    """Rank the models by their out-of-fold metrics; references and leaky runs cannot win.
+    """Rank the models that qualify by their out-of-fold metrics, best first.
+
+    References and leaky runs cannot win.
 
     Parameters
     ----------
@@ -70,11 +54,6 @@ def rank_models(
         higher average precision.
     min_precision : float
         Used by ``recall`` only.
-
-    Returns
-    -------
-    DataFrame
-        The rows of the models that qualify, best first.
 
     Raises
     ------
@@ -102,36 +81,6 @@ def check_policy(policy: str, min_precision: float) -> None:
         raise ValueError(f"min_precision must be between 0 and 1, got {min_precision}.")
 
 
-def paired_by_policy(
-    policy: str, run: pd.Series, other: pd.Series, read_scores: Callable[[str], pd.DataFrame],
-    *, seed: int = 42,
-) -> PairedDifference:  # fmt: skip
-    """Compare two runs out of fold by what the policy is about.
-
-    Parameters
-    ----------
-    policy : str
-        One of `POLICIES`; for both ``pr_auc`` and ``recall``, which are about rows, the average
-        precision is compared.
-    run, other : Series
-        With ``run_id`` and ``alarm``.
-    read_scores : callable
-        Gives the out-of-fold scores frame of a Run ID.
-    seed : int
-        Of the bootstrap over racks.
-
-    Returns
-    -------
-    PairedDifference
-        Of `run` minus `other`.
-    """
-    scores, reference = read_scores(run["run_id"]), read_scores(other["run_id"])
-    if policy != "event_recall":
-        return paired_difference(scores, reference, seed=seed)
-    alarms = {"alarm": run["alarm"], "reference_alarm": other["alarm"]}
-    return paired_event_difference(scores, reference, value="caught_5min", seed=seed, **alarms)
-
-
 def decide(
     challenger: pd.Series,
     incumbent: pd.Series | None,
@@ -142,39 +91,44 @@ def decide(
 ) -> Decision:
     """Let the challenger replace the incumbent only if it is better beyond chance.
 
+    An incumbent that was judged on other telemetry, racks or alarm budget cannot be compared: it
+    gives way, and stays registered.
+
     Parameters
     ----------
     challenger : Series
         The first of `rank_models`.
     incumbent : Series or None
         The run of the registered champion; None if there is none.
-    read_scores, policy, seed
-        As for `paired_by_policy`.
-
-    Returns
-    -------
-    Decision
-        An incumbent that was judged on other telemetry, racks or alarm budget cannot be compared:
-        it gives way, and stays registered.
+    read_scores : callable
+        Gives the out-of-fold scores frame of a Run ID.
+    policy : str
+        For ``event_recall`` the events caught 5 min ahead are compared; for both ``pr_auc`` and
+        ``recall``, which are about rows, the average precision.
+    seed : int
+        Of the bootstrap over racks.
     """
     if incumbent is None:
-        return Decision(challenger, True, "it is the first champion.")
+        return Decision(challenger, "it is the first champion.")
     if incumbent["run_id"] == challenger["run_id"]:
-        return Decision(incumbent, False, "the champion leads the ranking itself.")
-    judged_by = ["data_sha256", "protocol_digest"]
-    if any(incumbent[name] != challenger[name] for name in judged_by):
+        return Decision(incumbent, "the champion leads the ranking itself.")
+    if any(incumbent[name] != challenger[name] for name in ("data_sha256", "protocol_digest")):
         return Decision(
             challenger,
-            True,
             f"the incumbent, {incumbent['name']} ({incumbent['run_id']}), was judged on other "
             "telemetry, racks or alarm budget and cannot be compared.",
         )
-    difference = paired_by_policy(policy, challenger, incumbent, read_scores, seed=seed)
-    what = "events caught 5 min ahead" if policy == "event_recall" else "average precision"
+    found = paired_differences(
+        read_scores(challenger["run_id"]), read_scores(incumbent["run_id"]), seed=seed,
+        alarm=challenger["alarm"], reference_alarm=incumbent["alarm"],
+    )  # fmt: skip
+    what, difference = "average precision", found["average precision"]
+    if policy == "event_recall":
+        what, difference = "events caught 5 min ahead", found["caught 5 min ahead"]
     said = f"challenger minus incumbent, {what} out of fold: {difference}, {difference.verdict}"
     if difference.verdict == "better":
-        return Decision(challenger, True, f"{said}: the challenger takes over.")
-    return Decision(incumbent, False, f"{said}: the incumbent stays.")
+        return Decision(challenger, f"{said}: the challenger takes over.")
+    return Decision(incumbent, f"{said}: the incumbent stays.")
 
 
 def incumbent() -> pd.Series | None:
@@ -192,46 +146,35 @@ def incumbent() -> pd.Series | None:
         why = "is of an earlier version" if runs else "is deleted"
         log_line(f"{STEP}the run of the registered champion, {run_id}, {why}: it no longer counts")
         return None
-    row = pd.Series(row_of(runs[0]))
-    return pd.concat([row, pd.Series({"name": f"{row.model_name}, {row.imbalance_technique}"})])
+    row = row_of(runs[0])
+    return pd.Series(row | {"name": f"{row['model_name']}, {row['imbalance_technique']}"})
 
 
 def register_champion(run_id: str) -> str:
-    """Register the run's model, unless it is registered, and point the alias at it.
-
-    Returns
-    -------
-    str
-        The version of the registered model.
-    """
-    client = MlflowClient()
+    """Register the run's model, unless it is registered, and point the alias at its version."""
+    client, named = MlflowClient(), f"name = '{REGISTERED_MODEL}'"
     with one_at_a_time():
-        known = client.search_model_versions(f"name = '{REGISTERED_MODEL}' and run_id = '{run_id}'")
-        version = (known[0] if known else _register(client, run_id)).version
-        client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, version)
-    return str(version)
+        known = client.search_model_versions(f"{named} and run_id = '{run_id}'")
+        if not known:  # `mlflow.register_model` does the same and writes to standard error
+            model_id = _logged_model_id(client, run_id)
+            if not client.search_registered_models(named):
+                client.create_registered_model(REGISTERED_MODEL)
+            new = (REGISTERED_MODEL, f"models:/{model_id}", run_id)
+            known = [client.create_model_version(*new, model_id=model_id)]
+        client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, known[0].version)
+    return str(known[0].version)
 
 
 def log_model_card(version: str, card: str) -> None:
     """Log the card with the version's model and its run, and show it in the registry."""
     client = MlflowClient()
-    registered = client.get_model_version(REGISTERED_MODEL, version)
-    client.log_text(registered.run_id, card, MODEL_CARD)
+    run_id = client.get_model_version(REGISTERED_MODEL, version).run_id
+    client.log_text(run_id, card, "model_card.md")
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / MODEL_CARD
+        path = Path(folder) / "model_card.md"
         path.write_text(card, encoding="utf-8")
-        client.log_model_artifact(_logged_model_id(client, registered.run_id), str(path))
+        client.log_model_artifact(_logged_model_id(client, run_id), str(path))
     client.update_model_version(REGISTERED_MODEL, version, description=card)
-
-
-def _register(client: MlflowClient, run_id: str) -> ModelVersion:
-    # `mlflow.register_model` does the same and writes to standard error.
-    model_id = _logged_model_id(client, run_id)
-    if not client.search_registered_models(f"name = '{REGISTERED_MODEL}'"):
-        client.create_registered_model(REGISTERED_MODEL)
-    return client.create_model_version(
-        REGISTERED_MODEL, source=f"models:/{model_id}", run_id=run_id, model_id=model_id
-    )
 
 
 def _logged_model_id(client: MlflowClient, run_id: str) -> str:

@@ -17,6 +17,7 @@ from mlflow.models import Model
 from sklearn.base import BaseEstimator
 
 from hvs_lib.project import HvsError
+from hvs_lib.tracking.store import first_line
 
 # Beyond what skops trusts: what the workbook's pipelines hold. None executes code as it loads.
 TRUSTED_TYPES = frozenset(
@@ -58,7 +59,7 @@ def types_to_trust(model: BaseEstimator) -> list[str]:
 
 
 def load_model(uri: str | Path) -> tuple[BaseEstimator, dict[str, Any]]:
-    """Load a model that a notebook has logged.
+    """Load a model that a notebook has logged, with its calibration and threshold.
 
     Parameters
     ----------
@@ -69,9 +70,7 @@ def load_model(uri: str | Path) -> tuple[BaseEstimator, dict[str, Any]]:
     Returns
     -------
     model : estimator
-        With its calibration and threshold.
     metadata : dict
-        Of its file.
 
     Raises
     ------
@@ -81,32 +80,25 @@ def load_model(uri: str | Path) -> tuple[BaseEstimator, dict[str, Any]]:
     try:
         folder = Path(mlflow.artifacts.download_artifacts(str(uri)))
     except (MlflowException, OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
-        raise ModelError(f"there is no model {uri}: {reason}") from error
+        raise ModelError(f"there is no model {uri}: {first_line(error)}") from error
     try:
         # Not Model.load, which unescapes the percent signs of a path.
         described = Model.from_dict(yaml.safe_load((folder / "MLmodel").read_text("utf-8")))
-        file = folder / _file_name(described, uri)
-        types = _checked(skops.io.get_untrusted_types(file=file), f"the model {uri}")
-        return skops.io.load(file, trusted=types), described.metadata or {}
+        flavor = described.flavors.get("sklearn", {})
+        name = str(flavor.get("pickled_model", ""))
+        if flavor.get("serialization_format") != "skops" or not name or Path(name).name != name:
+            raise ModelError(
+                f"the model {uri} is refused: it is not stored as skops, and loading another "
+                "format can execute code. Log it again with the workbook."
+            )
+        if any(each.get("code") for each in described.flavors.values()):
+            raise ModelError(f"the model {uri} is refused: it brings code of its own.")
+        types = _checked(skops.io.get_untrusted_types(file=folder / name), f"the model {uri}")
+        return skops.io.load(folder / name, trusted=types), described.metadata or {}
     except ModelError:
         raise
     except Exception as error:  # whatever a damaged or forged file makes the readers stumble over
         raise ModelError(f"the model {uri} cannot be read: {error}") from error
-
-
-def _file_name(described: Model, uri: str | Path) -> str:
-    flavor = described.flavors.get("sklearn", {})
-    codes = [flavor.get("code") for flavor in described.flavors.values()]
-    name = str(flavor.get("pickled_model", ""))
-    if flavor.get("serialization_format") != "skops" or not name or Path(name).name != name:
-        raise ModelError(
-            f"the model {uri} is refused: it is not stored as skops, and loading another format "
-            "can execute code. Log it again with the workbook."
-        )
-    if any(codes):
-        raise ModelError(f"the model {uri} is refused: it brings code of its own.")
-    return name
 
 
 def _checked(types: list[str], what: str) -> list[str]:

@@ -3,7 +3,6 @@
 import atexit
 import hashlib
 import json
-import math
 import os
 import platform
 import tempfile
@@ -11,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 
 import joblib
@@ -23,7 +23,6 @@ import skops.io
 from imblearn.pipeline import Pipeline
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from sklearn.metrics import classification_report
 
@@ -39,8 +38,6 @@ from hvs_lib.project import EXECUTION, MODEL_PACKAGES, code_version, package_ver
 from hvs_lib.report import plots
 from hvs_lib.tracking.model_files import types_to_trust
 from hvs_lib.tracking.store import connect, make_experiments, search_runs, store_failures_told
-
-AUDIT = "leakage_audit.csv"
 
 # ---- the run of a notebook ---------------------------------------------------------------------
 
@@ -60,31 +57,14 @@ def prepare() -> None:
     make_experiments()
     with store_failures_told():
         close_killed_runs()
-    while mlflow.active_run():
-        with suppress(MlflowException):  # it was deleted meanwhile
-            mlflow.end_run("KILLED")
-    atexit.register(_close_unfinished)
+    _close_active()
+    atexit.register(_close_active)  # MLflow would call it FINISHED
     if foreign := os.environ.pop("MLFLOW_RUN_ID", ""):  # MLflow would log into that run
         log_line(f"{STEP}MLFLOW_RUN_ID={foreign} is ignored: each notebook has runs of its own")
 
 
-def tags_of(
-    notebook: str,
-    *,
-    data_sha256: str = "none",
-    split: str = "",
-) -> dict[str, str]:
-    """Return the tags of a notebook's run, which say where its numbers come from.
-
-    Parameters
-    ----------
-    notebook : str
-        Its name, ``01_baseline``.
-    data_sha256 : str
-        Of the telemetry.
-    split : str
-        ``site``, ``rack`` or ``row``, where there is one.
-    """
+def tags_of(notebook: str, *, data_sha256: str = "none", split: str = "") -> dict[str, str]:
+    """Return the tags of a notebook's run, such as ``01_baseline``: where its numbers come from."""
     code = code_version()
     return {
         "role": "parent",
@@ -92,7 +72,7 @@ def tags_of(
         "split": split,
         "data_sha256": data_sha256,
         "packages": json.dumps(package_versions()),
-        "process": _this_process(),
+        "process": _name_of(os.getpid()),
         "execution_id": os.environ.get(EXECUTION, "interactive"),
         "mlflow.source.name": f"notebooks/{notebook}.ipynb",
         "mlflow.source.type": "NOTEBOOK",
@@ -110,22 +90,7 @@ def close_killed_runs() -> None:
 
 
 def close_execution(execution_id: str, executed: Path, *, status: str, error: str) -> None:
-    """Log an executed notebook with its run; say there what went wrong, if anything did.
-
-    Parameters
-    ----------
-    execution_id : str
-        What the runner gave the kernel in its environment.
-    executed : Path
-        The notebook as far as it came, if it did.
-    status, error : str
-        ``FINISHED`` and nothing; or ``FAILED`` or ``KILLED`` and the error.
-
-    Raises
-    ------
-    StoreError
-        Where the store does not answer.
-    """
+    """Log an executed notebook, as far as it came, with its run; close that where it failed."""
     connect()
     with store_failures_told():
         client = MlflowClient()
@@ -138,25 +103,23 @@ def close_execution(execution_id: str, executed: Path, *, status: str, error: st
         close_killed_runs()
 
 
-def _close_unfinished() -> None:
-    """Close what is active as the process ends; MLflow would call it FINISHED."""
-    with suppress(Exception):
-        while mlflow.active_run():
+def _close_active() -> None:
+    """Close, as KILLED, what this process left active."""
+    while mlflow.active_run():
+        with suppress(Exception):  # it was deleted meanwhile, or the store is away
             mlflow.end_run("KILLED")
 
 
-def _this_process() -> str:
-    """Name this process so that a later one with the same number is not taken for it."""
-    return f"{platform.node()} {os.getpid()} {psutil.Process().create_time():.0f}"
+def _name_of(pid: int) -> str:
+    """Name a process so that a later one with the same number is not taken for it."""
+    return f"{platform.node()} {pid} {psutil.Process(pid).create_time():.0f}"
 
 
 def _is_dead(process: str) -> bool:
-    """Tell whether a process of `_this_process` has ended; of other machines we cannot know."""
-    node, pid, created = process.rsplit(" ", 2)
-    if node != platform.node():
-        return False
+    """Tell whether a process of `_name_of` has ended; of other machines we cannot know."""
+    node, pid, _ = process.rsplit(" ", 2)
     try:
-        return f"{psutil.Process(int(pid)).create_time():.0f}" != created
+        return node == platform.node() and _name_of(int(pid)) != process
     except psutil.NoSuchProcess:
         return True
 
@@ -172,23 +135,10 @@ def log_assessment(
     imbalance_technique: str = "none",
     params: Mapping | None = None,
 ) -> str:
-    """Log one assessed model, or reference, as a child of the active run, with all its artifacts.
+    """Log one assessed model, or reference, as a child of the active run; return its Run ID.
 
-    Parameters
-    ----------
-    assessment : Assessment
-        From ``protocol.assess`` or ``protocol.assess_all``.
-    protocol : Protocol
-        It was assessed with.
-    model_name, imbalance_technique : str
-        Tags that tell the runs of a stage apart.
-    params : mapping
-        Beyond those of the model and the split.
-
-    Returns
-    -------
-    str
-        The child's Run ID.
+    With all its artifacts. The tags `model_name` and `imbalance_technique` tell the runs of a stage
+    apart; `params` are logged beside those of the model, the alarm and the protocol.
     """
     model = assessment.model
     tags = {
@@ -208,13 +158,14 @@ def log_assessment(
     title = model_name if model is None else f"{model_name}, {imbalance_technique}"
     words = [f"{name.removeprefix('digest_')} {tags[name]}" for name in tags if "digest_" in name]
     log_line(f"digests of {model_name}, {imbalance_technique}: {', '.join(words)}")
+    described = _alarm_params(assessment) | _protocol_params(protocol) | dict(params or {})
     with tempfile.TemporaryDirectory() as folder:
-        write_artifacts(Path(folder), assessment, protocol, title=model_name)
-        to_log = {} if model is None else _model_to_log(assessment, protocol)
+        _write_artifacts(Path(folder), assessment, protocol, title=model_name)
+        if model is not None:
+            described |= _model_params(model)
+            to_log = _model_to_log(assessment, protocol)
         with _child(title, tags) as run_id:
-            described = model_params(model) | alarm_params(assessment) | protocol_params(protocol)
-            mlflow.log_params(described | dict(params or {}))
-            mlflow.log_metrics(_finite(assessment.metrics | {"seconds": assessment.seconds}))
+            _log(described, assessment.metrics | {"seconds": assessment.seconds})
             mlflow.log_artifacts(folder)
             if model is not None:
                 mlflow.sklearn.log_model(name="model", **to_log)
@@ -224,28 +175,10 @@ def log_assessment(
 def log_candidate(
     name: str, candidate: Pipeline, metrics: Mapping[str, float], *, model_name: str
 ) -> str:
-    """Log one candidate of a search as a child of the active run.
-
-    Parameters
-    ----------
-    name : str
-        Of the run.
-    candidate : Pipeline
-        Unfitted, with all its parameters.
-    metrics : mapping of str to float
-        Its scores.
-    model_name : str
-        A tag, as for `log_assessment`.
-
-    Returns
-    -------
-    str
-        The child's Run ID.
-    """
+    """Log an unfitted candidate of a search as a child of the active run; return its Run ID."""
     tags = {"role": "candidate", "model_name": model_name, "imbalance_technique": "none"}
     with _child(name, tags) as run_id:
-        mlflow.log_params(model_params(candidate))
-        mlflow.log_metrics(_finite(metrics))
+        _log(_model_params(candidate), metrics)
     return run_id
 
 
@@ -280,16 +213,17 @@ def _model_to_log(assessment: Assessment, protocol: Protocol) -> dict[str, objec
         "skops_trusted_types": types_to_trust(model),
         "pyfunc_predict_fn": "predict_proba",
         "pip_requirements": [f"{name}=={version(name)}" for name in MODEL_PACKAGES],
-        "metadata": alarm_params(assessment)
+        "metadata": _alarm_params(assessment)
         | {"interval_s": protocol.interval_s, "fault_types": json.dumps(protocol.faults)},
     }
 
 
-def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+def _log(params: Mapping[str, object], metrics: Mapping[str, float]) -> None:
+    mlflow.log_params(params)
+    mlflow.log_metrics({name: float(value) for name, value in metrics.items() if isfinite(value)})
 
 
-def protocol_params(protocol: Protocol) -> dict[str, object]:
+def _protocol_params(protocol: Protocol) -> dict[str, object]:
     """Describe the rows that a model was fitted and judged on."""
     split, y = protocol.split, protocol.y
     goal = {
@@ -316,7 +250,7 @@ def protocol_params(protocol: Protocol) -> dict[str, object]:
     return described
 
 
-def alarm_params(assessment: Assessment) -> dict[str, object]:
+def _alarm_params(assessment: Assessment) -> dict[str, object]:
     """Describe the alarm: what a live system needs beside the model's scores."""
     alarm = assessment.alarm
     return {
@@ -328,10 +262,8 @@ def alarm_params(assessment: Assessment) -> dict[str, object]:
     }
 
 
-def model_params(model: Pipeline | None) -> dict[str, object]:
+def _model_params(model: Pipeline) -> dict[str, object]:
     """Name every scalar parameter of the pipeline's steps; those left at None say nothing."""
-    if model is None:
-        return {}
     params = {
         name: value
         for name, value in model.get_params().items()
@@ -346,7 +278,7 @@ def model_params(model: Pipeline | None) -> dict[str, object]:
     return params
 
 
-def write_artifacts(
+def _write_artifacts(
     folder: Path, assessment: Assessment, protocol: Protocol, *, title: str
 ) -> None:
     """Write the figures, scores and other files of an assessment into a folder."""
@@ -359,13 +291,9 @@ def write_artifacts(
         figure.savefig(folder / name)
         plt.close(figure)
     report = classification_report(
-        test[col.LABEL],
-        test["y_score"] >= threshold,
-        labels=[0, 1],
-        target_names=["normal", "hazard"],
-        digits=4,
-        zero_division=0,
-    )
+        test[col.LABEL], test["y_score"] >= threshold, labels=[0, 1],
+        target_names=["normal", "hazard"], digits=4, zero_division=0,
+    )  # fmt: skip
     (folder / "classification_report.txt").write_text(report)
     (folder / "splits.json").write_text(json.dumps(protocol.split.to_dict(), indent=1))
     test.to_parquet(folder / "test_scores.parquet", index=False)
@@ -375,7 +303,7 @@ def write_artifacts(
         _check_rows(assessment, protocol).to_parquet(folder / "check_rows.parquet")
 
 
-def _check_rows(assessment: Assessment, protocol: Protocol, *, count: int = 200) -> pd.DataFrame:
+def _check_rows(assessment: Assessment, protocol: Protocol) -> pd.DataFrame:
     """Keep test rows of one partition, from quiet to hazardous, to check a loaded model by."""
     first = protocol.split.test[0]
     telemetry = protocol.fleet.telemetry(protocol.fleet.partition_of(first))
@@ -383,7 +311,7 @@ def _check_rows(assessment: Assessment, protocol: Protocol, *, count: int = 200)
     X = X[protocol.split.fold[X.index] == TEST]
     place = np.searchsorted(protocol.split.test, X.index)
     scores = assessment.test_scores["y_score"].to_numpy()[place]
-    chosen = np.argsort(scores, kind="stable")[np.linspace(0, len(scores) - 1, count).astype(int)]
+    chosen = np.argsort(scores, kind="stable")[np.linspace(0, len(scores) - 1, 200).astype(int)]
     return X.iloc[chosen].assign(y_score=scores[chosen])
 
 
@@ -392,9 +320,8 @@ def _check_rows(assessment: Assessment, protocol: Protocol, *, count: int = 200)
 
 def read_alarm(params: Mapping) -> Alarm:
     """Return the alarm from a run's parameters or a model's metadata."""
-    rule = AlarmRule(
-        int(params["alarm_k"]), int(params["alarm_n"]), float(params["alarm_refractory_min"])
-    )
+    k, n, refractory_min = (params[f"alarm_{name}"] for name in ("k", "n", "refractory_min"))
+    rule = AlarmRule(int(k), int(n), float(refractory_min))
     return Alarm(rule, float(params["alarm_threshold"]))
 
 
@@ -406,6 +333,9 @@ def read_scores(run_id: str, name: str = "test_scores.parquet") -> pd.DataFrame:
 def comparable_runs(*, data_sha256: str = "") -> pd.DataFrame:
     """List the finished model and reference runs that were judged alike: same rows, same alarm.
 
+    Of runs with the same name and parameters the newest is listed. Leaky runs have other test rows
+    by their nature and are listed beside.
+
     Parameters
     ----------
     data_sha256 : str
@@ -416,8 +346,7 @@ def comparable_runs(*, data_sha256: str = "") -> pd.DataFrame:
     DataFrame
         One row for each run, with ``name``, ``run_id``, ``stage``, ``model_name``,
         ``imbalance_technique``, ``role``, ``split``, ``leaky``, ``data_sha256``,
-        ``protocol_digest``, ``alarm`` and all metrics. Of runs with the same name and parameters
-        the newest is listed. Leaky runs have other test rows by their nature and are listed beside.
+        ``protocol_digest``, ``alarm`` and all metrics.
 
     Raises
     ------
@@ -432,17 +361,16 @@ def comparable_runs(*, data_sha256: str = "") -> pd.DataFrame:
         raise ValueError("there is no run to compare: run 01_baseline, 02_tuning, 03_smote first.")
     runs = runs.sort_values(["started", "run_id"])
     runs = runs[runs["data_sha256"] == runs["data_sha256"].iloc[-1]]
-    honest = runs[runs["leaky"] == "false"]
-    if honest.empty:
+    leaky, digest = runs["leaky"] == "true", runs["protocol_digest"]
+    if leaky.all():
         raise ValueError(
             "the runs on this telemetry are all on a random row split, which leaks, so none can be "
             'chosen: run 01_baseline with split="rack", on telemetry with more events.'
         )
-    newest = honest.iloc[-1]
-    runs = runs[(runs["protocol_digest"] == newest["protocol_digest"]) | (runs["leaky"] == "true")]
+    runs = runs[leaky | (digest == digest[~leaky].iloc[-1])]
     same = ["model_name", "imbalance_technique", "params"]  # one entry, whichever notebook ran it
-    runs = runs.drop_duplicates(same, keep="last")
-    return _with_names(runs.drop(columns=["params", "started"]).reset_index(drop=True))
+    runs = runs.drop_duplicates(same, keep="last").drop(columns=["params", "started"])
+    return _with_names(runs.reset_index(drop=True))
 
 
 def is_current(run: Run) -> bool:
@@ -480,27 +408,14 @@ def _with_names(runs: pd.DataFrame) -> pd.DataFrame:
 def read_audit(data_sha256: str) -> pd.DataFrame | None:
     """Read the newest leakage audit that 01_baseline has logged for this telemetry, if any."""
     runs = search_runs(f"tags.data_sha256 = '{data_sha256}' and tags.audited = 'true'")
-    if not runs:
-        return None
-    return pd.read_csv(_artifact(runs[0].info.run_id, AUDIT))
+    return pd.read_csv(_artifact(runs[0].info.run_id, "leakage_audit.csv")) if runs else None
 
 
 def last_comparison() -> tuple[pd.DataFrame, dict[str, str]]:
-    """Return what the last finished comparison found.
-
-    Returns
-    -------
-    leaderboard : DataFrame
-        As 04_comparison has logged it.
-    champion : dict of str to str
-        Its ``name``, ``run_id`` and registered ``version``.
-    """
+    """Return the leaderboard and the tags of the last finished 04_comparison."""
     with store_failures_told():
-        runs = search_runs("attributes.status = 'FINISHED' and tags.stage = 'comparison'")
-        tags = runs[0].data.tags
-        path = _artifact(runs[0].info.run_id, "leaderboard.csv")
-    champion = {name: tags[f"champion_{name}"] for name in ("name", "run_id", "version")}
-    return pd.read_csv(path), champion
+        run = search_runs("attributes.status = 'FINISHED' and tags.stage = 'comparison'")[0]
+        return pd.read_csv(_artifact(run.info.run_id, "leaderboard.csv")), run.data.tags
 
 
 def _artifact(run_id: str, name: str) -> str:

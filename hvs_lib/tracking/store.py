@@ -35,9 +35,9 @@ EXPERIMENTS = [
     "HVS_Fire_Prediction_Comparison",
 ]
 
-# What is raised where the store does not answer; requests' errors are OSErrors.
-STORE_FAILURES = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError)
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+# Requests' errors are OSErrors; the driver of a database may not be installed.
+_FAILURES = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ModuleNotFoundError)
 
 
 @contextmanager
@@ -45,8 +45,15 @@ def store_failures_told() -> Iterator[None]:
     """Turn whatever MLflow raises where its store fails into a StoreError."""
     try:
         yield
-    except (*STORE_FAILURES, ModuleNotFoundError) as error:  # a database's driver
-        raise _store_error(error) from error
+    except _FAILURES as error:
+        os.environ[_RETRIES] = "0"  # this process does not wait for it again
+        places = dict.fromkeys([mlflow.get_tracking_uri(), mlflow.get_registry_uri()])
+        failure = f"the tracking store {', registry '.join(places)} failed: {first_line(error)}"
+        raise StoreError(
+            f"{without_password(failure)}\n"
+            "Start or mend it, or set MLFLOW_TRACKING_URI to another; unset, the store is "
+            "mlflow.db in the project."
+        ) from error
 
 
 def connect() -> None:
@@ -75,13 +82,7 @@ def connect() -> None:
 
 
 def make_experiments() -> None:
-    """Make the workbook's experiments where they are missing.
-
-    Raises
-    ------
-    StoreError
-        Where one is deleted, or the store fails.
-    """
+    """Make the workbook's experiments where they are missing; a deleted one is a StoreError."""
     client = MlflowClient()
     with store_failures_told(), one_at_a_time():
         found = {e.name: e for e in client.search_experiments(view_type=ViewType.ALL)}
@@ -99,6 +100,11 @@ def mlflow_command(words: str) -> str:
     """Return a command of MLflow's as it is typed for this store."""
     program = Path(sys.executable).with_name("mlflow")
     return f"MLFLOW_TRACKING_URI='{without_password(mlflow.get_tracking_uri())}' {program} {words}"
+
+
+def first_line(error: Exception) -> str:
+    """Return the line of an error that says what is wrong; what follows is for developers."""
+    return str(error).strip().split("\n", 1)[0]
 
 
 def without_password(text: str) -> str:
@@ -122,7 +128,7 @@ def _make_ready(uri: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Several processes that create the tables of a fresh file at once break it, and so does one
     # that is killed meanwhile.
-    with _lock(path):
+    with one_at_a_time(uri):
         if not path.exists():
             remove_unfinished(path)
             with whole_file(path) as unfinished:
@@ -131,26 +137,10 @@ def _make_ready(uri: str) -> None:
             database.execute("PRAGMA journal_mode=WAL")  # readers do not wait for a writer
 
 
-def _store_error(error: Exception) -> StoreError:
-    """Say that the store failed, and do not wait for it again in this process."""
-    os.environ[_RETRIES] = "0"
-    reason = str(error).strip().split("\n", 1)[0]
-    places = dict.fromkeys([mlflow.get_tracking_uri(), mlflow.get_registry_uri()])
-    return StoreError(
-        without_password(f"the tracking store {', registry '.join(places)} failed: {reason}\n")
-        + "Start or mend it, or set MLFLOW_TRACKING_URI to another; unset, the store is mlflow.db "
-        "in the project."
-    )
-
-
-def one_at_a_time() -> AbstractContextManager:
+def one_at_a_time(uri: str | None = None) -> AbstractContextManager:
     """Keep other processes off a SQLite store meanwhile; a server sees to that by itself."""
-    path = sqlite_path(mlflow.get_tracking_uri())
-    return nullcontext() if path is None else _lock(path)
-
-
-def _lock(path: Path) -> FileLock:
-    return FileLock(path.with_name("mlflow.db.lock"))
+    path = sqlite_path(uri or mlflow.get_tracking_uri())
+    return FileLock(path.with_name("mlflow.db.lock")) if path else nullcontext()
 
 
 def search_runs(filter_string: str) -> list[Run]:

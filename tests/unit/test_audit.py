@@ -22,13 +22,14 @@ def telemetry(make_telemetry):
 
 
 @pytest.fixture
-def results(make_fleet):
+def results(make_fleet, monkeypatch):
     """Return a function that audits telemetry and its features."""
 
     def found_in(telemetry, X, *, cv_pr_auc=HONEST, build=build_features):
         n = len(X)
         rows = TrainingRows(X, telemetry[col.LABEL].to_numpy(), np.ones(n), np.zeros(n, np.int8))
-        found = audit(make_fleet(telemetry), rows, cv_pr_auc=cv_pr_auc, build=build)
+        monkeypatch.setattr("hvs_lib.evaluation.audit.build_features", build)
+        found = audit(make_fleet(telemetry), rows, cv_pr_auc=cv_pr_auc)
         return found.set_index("check")["result"].tolist(), found
 
     return found_in
@@ -143,8 +144,6 @@ def test_the_audit_weighs_the_training_rows(make_fleet, telemetry):
 
 def test_single_features_refuse():
     X = pd.DataFrame({"x": [1.0, 2.0]})
-    with pytest.raises(ValueError, match="one length, got 2 and 3"):
-        single_feature_average_precision(X, [0, 1, 1])
     for y in ([0, 0], [1, 2]):
         with pytest.raises(ValueError, match=r"y must be 0 or 1 with at least one 1, got \["):
             single_feature_average_precision(X, y)

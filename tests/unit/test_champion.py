@@ -97,18 +97,17 @@ def test_the_incumbent_stays_unless_the_challenger_is_better(
         run_of("new"), run_of("old"), lambda run_id: scores(caught[run_id]), policy=policy
     )
     assert found.run["run_id"] == champion
-    assert found.replaced == (champion == "new")
     assert verdict in found.reason
 
 
 def test_the_first_champion_has_no_incumbent(scores):
     found = decide(run_of("new"), None, scores)
-    assert (found.run["run_id"], found.replaced) == ("new", True)
+    assert found.run["run_id"] == "new"
 
 
 def test_an_incumbent_that_leads_stays(scores):
     found = decide(run_of("old"), run_of("old"), scores)
-    assert not found.replaced
+    assert found.run["run_id"] == "old"
     assert "leads the ranking" in found.reason
 
 

@@ -165,8 +165,8 @@ def test_the_leaderboard_fits_the_terminal_and_names_the_model_in_every_part(mon
     metrics = {metric: 0.5 for _, name, _ in HEADLINES for metric in (name, f"{name}_low")}
     metrics |= {f"{name}_high": 0.75 for _, name, _ in HEADLINES}
     leaderboard = results_table({"XGBoost, class weight": metrics}).reset_index(names="model")
-    champion = {"name": "a", "run_id": "b", "version": "1"}
-    monkeypatch.setattr("hvs_lib.tracking.runs.last_comparison", lambda: (leaderboard, champion))
+    tags = {"champion_name": "a", "champion_run_id": "b", "champion_version": "1"}
+    monkeypatch.setattr("hvs_lib.tracking.runs.last_comparison", lambda: (leaderboard, tags))
     monkeypatch.setenv("COLUMNS", "100")
     cli._show_verdict()
     said = capsys.readouterr().out

@@ -233,7 +233,7 @@ def test_top_features_are_the_largest_contributions(telemetry, champion, tmp_pat
     first = pd.read_csv(tmp_path / "alarms.csv").iloc[0]
     same = telemetry[col.MODULE].astype(str) == first[col.MODULE]
     row = np.flatnonzero(same & (telemetry[col.TIMESTAMP] == first["alarm_start"]))
-    found = contributions(champion.pipeline, build_features(telemetry).iloc[row]).iloc[0]
+    found = contributions(champion.model.classifier, build_features(telemetry).iloc[row]).iloc[0]
     top = found.sort_values(ascending=False, kind="stable").head(3)
     assert [first[f"feature_{k}"] for k in (1, 2, 3)] == top.index.tolist()
     np.testing.assert_allclose([first[f"contribution_{k}"] for k in (1, 2, 3)], top, rtol=1e-5)

@@ -26,7 +26,6 @@ from hvs_lib.sqlite_store import BesideTheStore
 from hvs_lib.tracking import champion
 from hvs_lib.tracking.model_files import ModelError, load_model
 from hvs_lib.tracking.runs import (
-    AUDIT,
     close_execution,
     close_killed_runs,
     comparable_runs,
@@ -454,7 +453,8 @@ def test_model_card_is_an_artifact_of_the_registered_version(run, protocol):
 
 def test_audit_is_found_by_the_telemetry(run):
     assert read_audit(DATA) is None
-    mlflow.log_text(pd.DataFrame({"check": ["a"], "found": [0.5]}).to_csv(index=False), AUDIT)
+    audit = pd.DataFrame({"check": ["a"], "found": [0.5]})
+    mlflow.log_text(audit.to_csv(index=False), "leakage_audit.csv")
     mlflow.set_tag("audited", "true")
     assert read_audit(DATA).to_dict("list") == {"check": ["a"], "found": [0.5]}
     assert read_audit("0" * 64) is None
