@@ -6,7 +6,6 @@ import ast
 import base64
 import contextlib
 import difflib
-import inspect
 import io
 import itertools
 import logging
@@ -311,10 +310,17 @@ def _check_values(parameters: Mapping[str, object]) -> None:
     from hvs_lib.telemetry.fleet import check_fleet
     from hvs_lib.tracking.champion import check_policy
 
-    checks = (check_fleet, check_split, check_protocol, check_search, check_sampling, check_policy)
-    for check in checks:
-        names = inspect.signature(check).parameters
-        if parameters.keys() >= names.keys():  # the notebook has them
+    budget = ("max_nuisance_alarms_per_site_day", "missed_event_costs")
+    checks = {
+        check_fleet: ("sites", "seed"),
+        check_split: ("test_size", "n_folds", "split"),
+        check_protocol: ("normal_stride", "hazard_stride", *budget, "build_up", "n_jobs"),
+        check_search: ("scoring", "n_iter"),
+        check_sampling: ("smote_k_neighbors", "sampling_strategy"),
+        check_policy: ("policy", "min_precision"),
+    }
+    for check, names in checks.items():
+        if parameters.keys() >= set(names):  # the notebook has them
             try:
                 check(**{name: parameters[name] for name in names})
             except ValueError as error:
