@@ -17,12 +17,14 @@ from numba import njit
 
 from hvs_lib import columns as col
 from hvs_lib.progress import steps
+from hvs_lib.telemetry.codes import module_codes, rack_codes
 from hvs_lib.telemetry.files import DataError
 from hvs_lib.telemetry.fleet import Fleet
 from hvs_lib.telemetry.quality import sampling_interval_s
 
 WINDOWS_MIN = (1, 5, 10)
 CARRY_S = 60.0  # a missing reading repeats the last one for so long, then it is NaN
+SIBLINGS = "other modules in the rack"
 MIN_SPAN = 0.4  # share of a window that a slope's readings must span; 30 s data span half of 1 min
 
 # What is computed: the signals, then the statistics kept of each. Edit here.
@@ -161,6 +163,21 @@ def _prepared(telemetry: pd.DataFrame) -> tuple[np.ndarray, Callable]:
         _roll(times[rows], modules - modules[0], signals[rows], places, features)
 
     return bounds, fill
+
+
+def sources_of(rows: pd.DataFrame, missing: pd.Series) -> list[str]:
+    """Name what features can be made from: the sensors that read, and siblings in the rack.
+
+    Parameters
+    ----------
+    rows : DataFrame, shape (n_samples, n_columns)
+        With the ids.
+    missing : Series, shape (n_sensors,)
+        Share of the rows without a reading.
+    """
+    sensors = [name for name in col.SENSORS if missing.get(name, 1.0) < 1]
+    alone = module_codes(rows).max() == rack_codes(rows).max()
+    return sensors if alone else [*sensors, SIBLINGS]
 
 
 def check_interval(interval_s: float) -> list[str]:

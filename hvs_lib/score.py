@@ -19,10 +19,10 @@ from xgboost import DMatrix, XGBClassifier
 
 from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, raise_alarms
-from hvs_lib.evaluation.calibration import METHODS, CalibratedClassifier
+from hvs_lib.evaluation.calibration import METHODS, CalibratedClassifier, limit_log_odds
 from hvs_lib.evaluation.outcomes import OUTCOMES
 from hvs_lib.evaluation.scores import IS_FAULT, scores_frame
-from hvs_lib.features import check_interval, features_in_parts
+from hvs_lib.features import check_interval, features_in_parts, sources_of
 from hvs_lib.project import whole_file
 from hvs_lib.telemetry.codes import event_codes, rack_codes
 from hvs_lib.telemetry.files import DataError
@@ -48,6 +48,7 @@ class Champion:
     alarm: Alarm
     interval_s: float  # between two rows of a module [s]
     fault_types: frozenset[str] = frozenset()  # causes of faults
+    sources: tuple[str, ...] = ()  # what its features were made from, see `sources_of`
 
 
 @dataclass
@@ -86,7 +87,9 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
         )
     interval_s = float(metadata.get("interval_s", np.nan))  # NaN: logged before it was kept
     fault_types = frozenset(json.loads(metadata.get("fault_types", "[]")))
-    return Champion(fixed.estimator.estimator, read_alarm(metadata), interval_s, fault_types)
+    sources = tuple(json.loads(metadata.get("sources", "[]")))
+    model, alarm = fixed.estimator.estimator, read_alarm(metadata)
+    return Champion(model, alarm, interval_s, fault_types, sources)
 
 
 def score_file(
@@ -112,6 +115,7 @@ def score_file(
     output = Path(output).resolve()
     _check_output(output, Path(path))
     tally, findings, intervals_s, judged, n_events = Tally(), [], [], [], 0
+    lacking = set(champion.sources)
     with (
         whole_file(output) as unfinished,
         closing(read_racks(path, keep_fill_values=keep_fill_values)) as parts,
@@ -119,6 +123,7 @@ def score_file(
         for share, telemetry in parts:
             findings += telemetry.attrs["findings"]
             intervals_s.append(sampling_interval_s(telemetry))
+            lacking -= set(sources_of(telemetry, telemetry[col.SENSORS].isna().mean()))
             alarms = score_racks(telemetry, champion)
             # Six digits: where a forest has threads, they add up in any order.
             digits, is_first = "%.6g", not tally.racks
@@ -132,7 +137,13 @@ def score_file(
             on_progress(share)
         if judged:
             tally.outcomes = _outcomes_told(pd.concat(judged), n_events)
-        tally.warnings = _interval_notes(float(np.median(intervals_s)), champion)
+        if lacking:
+            names = ", ".join(name for name in champion.sources if name in lacking)
+            tally.warnings.append(
+                f"the model was trained with what this file lacks: {names}; it takes their usual "
+                "values, so its scores are less certain"
+            )
+        tally.warnings += _interval_notes(float(np.median(intervals_s)), champion)
     tally.warnings += describe(findings, tally.rows)
     return tally
 
@@ -203,6 +214,8 @@ def score_racks(telemetry: pd.DataFrame, champion: Champion) -> pd.DataFrame:
             table["alarm_start"] = alarms[col.TIMESTAMP].dt.strftime("%Y-%m-%dT%H:%M:%S")
             table["score"] = alarms["y_score"]
             found = contributions(champion.model.classifier, at_start)
+            if champion.model.limit_power:
+                found["fixed limits"] = limit_log_odds(at_start, champion.model.limit_power)
             tables.append(table.join(_top_features(found)))
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
     if col.LABEL not in telemetry:

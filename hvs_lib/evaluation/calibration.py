@@ -170,8 +170,12 @@ def weigh_by_limits(y_score: np.ndarray, X: pd.DataFrame, power: float) -> np.nd
     """
     if power == 0:
         return y_score
-    ratio = np.maximum(fixed_threshold_score(X), LEAST_RATIO)
-    return expit(_log_odds(y_score)[:, 0] + power * np.log(ratio))
+    return expit(_log_odds(y_score)[:, 0] + limit_log_odds(X, power))
+
+
+def limit_log_odds(X: pd.DataFrame, power: float) -> np.ndarray:
+    """Return what `weigh_by_limits` adds to the log-odds, shape (n_samples,)."""
+    return power * np.log(np.maximum(fixed_threshold_score(X), LEAST_RATIO))
 
 
 def _log_odds(y_score: np.ndarray) -> np.ndarray:

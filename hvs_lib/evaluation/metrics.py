@@ -150,26 +150,47 @@ def _counted(y_true: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _event_metrics(track: AlarmTrack, threshold: float) -> dict[str, float]:
-    n_alarms = len(track.alarms(threshold))
     swept = track.sweep(np.array([threshold]))
-    lead = swept.lead_min[0][~np.isnan(swept.lead_min[0])]
-    n_events, days = len(track.outcomes.event_rows), track.site_days
     counts = {"nuisance": int(swept.n_nuisance[0]), "fault": int(swept.n_fault[0])}
-    result = {"n_events": n_events, "n_events_caught": len(lead), "site_days": days}
+    result = event_metrics(swept.lead_min[0], counts, track.site_days)
+    if n_alarms := len(track.alarms(threshold)):
+        result["alarm_precision"] = 1 - counts["nuisance"] / n_alarms
+    return result
+
+
+def event_metrics(
+    lead_min: np.ndarray, counts: Mapping[str, int], site_days: float
+) -> dict[str, float]:
+    """Measure the alarms of some racks, of which the events and counts may be added up.
+
+    Parameters
+    ----------
+    lead_min : array, shape (n_events,)
+        Lead time of each event [min], NaN where it is missed.
+    counts : mapping of str to int
+        Alarms of each outcome, "nuisance" and "fault".
+    site_days : float
+        Observed time [d].
+
+    Returns
+    -------
+    dict of str to float
+        The `EVENT_METRICS` but alarm_precision, with intervals.
+    """
+    lead, n_events = lead_min[~np.isnan(lead_min)], len(lead_min)
+    result = {"n_events": n_events, "n_events_caught": len(lead), "site_days": site_days}
     if n_events:
         caught = {"event_recall": len(lead)}
         caught |= {f"event_recall_{m}min": int(np.sum(lead >= m)) for m in LEADS_MIN}
         for name, count in caught.items():
             low, high = clopper_pearson(count, n_events)
             result |= {name: count / n_events, f"{name}_low": low, f"{name}_high": high}
-    if n_alarms:
-        result["alarm_precision"] = 1 - counts["nuisance"] / n_alarms
     if len(lead):
         result["lead_time_median_min"] = np.median(lead)
         result["lead_time_p10_min"] = np.quantile(lead, 0.1)
     for outcome, count in counts.items():
         result[f"n_{outcome}_alarms"] = count
-        if days:
-            rate, (low, high) = f"{outcome}_alarms_per_site_day", poisson_interval(count, days)
-            result |= {rate: count / days, f"{rate}_low": low, f"{rate}_high": high}
+        if site_days:
+            rate, (low, high) = f"{outcome}_alarms_per_site_day", poisson_interval(count, site_days)
+            result |= {rate: count / site_days, f"{rate}_low": low, f"{rate}_high": high}
     return result

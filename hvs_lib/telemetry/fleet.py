@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,12 +73,19 @@ class Fleet:
         """Return the partition that holds a row."""
         return int(np.searchsorted(self.starts, row, side="right")) - 1
 
-    def map(self, function: Callable[[int], object], *, n_jobs: int = -1) -> Iterable:
+    def map(
+        self,
+        function: Callable[[int], object],
+        partitions: Sequence[int] | None = None,
+        *,
+        n_jobs: int = -1,
+    ) -> Iterable:
         """Yield what a function returns for each partition, in order, under a progress bar."""
+        partitions = range(len(self.paths)) if partitions is None else partitions
         done = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(
-            delayed(function)(partition) for partition in range(len(self.paths))
+            delayed(function)(partition) for partition in partitions
         )
-        return steps(done, "partitions", total=len(self.paths))
+        return steps(done, "partitions", total=len(partitions))
 
 
 def load_fleet(

@@ -32,7 +32,7 @@ from hvs_lib.evaluation.calibration import METHODS
 from hvs_lib.evaluation.metrics import undefined_metrics
 from hvs_lib.evaluation.protocol import Assessment, Protocol
 from hvs_lib.evaluation.splits import TEST
-from hvs_lib.features import build_features
+from hvs_lib.features import build_features, sources_of
 from hvs_lib.progress import STEP, log_line
 from hvs_lib.project import EXECUTION, MODEL_PACKAGES, code_version, package_versions
 from hvs_lib.report import plots
@@ -214,7 +214,11 @@ def _model_to_log(assessment: Assessment, protocol: Protocol) -> dict[str, objec
         "pyfunc_predict_fn": "predict_proba",
         "pip_requirements": [f"{name}=={version(name)}" for name in MODEL_PACKAGES],
         "metadata": _alarm_params(assessment)
-        | {"interval_s": protocol.interval_s, "fault_types": json.dumps(protocol.faults)},
+        | {
+            "interval_s": protocol.interval_s,
+            "fault_types": json.dumps(protocol.faults),
+            "sources": json.dumps(sources_of(protocol.fleet.rows, protocol.fleet.missing)),
+        },
     }
 
 
@@ -237,6 +241,7 @@ def _protocol_params(protocol: Protocol) -> dict[str, object]:
         "n_features": protocol.training.X.shape[1],
         "normal_stride": protocol.normal_stride,
         "hazard_stride": protocol.hazard_stride,
+        "build_up": protocol.build_up,
         "modules_per_site": protocol.modules_per_site,
         "interval_s": protocol.interval_s,
         **goal,
@@ -259,6 +264,7 @@ def _alarm_params(assessment: Assessment) -> dict[str, object]:
         "alarm_n": alarm.rule.n,
         "alarm_refractory_min": alarm.rule.refractory_min,
         "calibration": assessment.calibration.method,
+        "limit_power": assessment.limit_power,
     }
 
 

@@ -1,0 +1,157 @@
+"""Robustness: what is left of a model where sensors are missing, or telemetry comes otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from sklearn import config_context
+from sklearn.base import BaseEstimator
+
+from hvs_lib import columns as col
+from hvs_lib.evaluation.alarms import Alarm, AlarmTrack, outcomes_of
+from hvs_lib.evaluation.metrics import event_metrics
+from hvs_lib.evaluation.scores import IS_FAULT, scores_frame
+from hvs_lib.features import features_in_parts
+from hvs_lib.telemetry.codes import module_codes
+from hvs_lib.telemetry.fleet import Fleet
+
+GAS = (col.CO, col.H2, col.VOC)
+_PART = 100_000  # rows whose features are in memory at a time
+
+
+def without(
+    telemetry: pd.DataFrame, rng: np.random.Generator, *, sensors: Collection[str]
+) -> pd.DataFrame:
+    """Take sensors away."""
+    return telemetry.drop(columns=[*sensors])
+
+
+def without_siblings(telemetry: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """Make a rack of each module."""
+    alone = module_codes(telemetry).astype(str)
+    return telemetry.assign(**{col.RACK: pd.Categorical(alone, np.unique(alone))})
+
+
+def every(telemetry: pd.DataFrame, rng: np.random.Generator, *, seconds: float) -> pd.DataFrame:
+    """Sample each module so often; between two rows, its sensors are interpolated."""
+    modules = telemetry.groupby(module_codes(telemetry))
+    return pd.concat([_sampled(rows, seconds) for _, rows in modules], ignore_index=True)
+
+
+def _sampled(rows: pd.DataFrame, seconds: float) -> pd.DataFrame:
+    """Sample the rows of one module."""
+    time_s = rows[col.TIMESTAMP].to_numpy("datetime64[us]").astype(np.int64) / 1e6
+    wanted = np.arange(time_s[0], time_s[-1] + 1e-6, seconds)
+    latest = np.searchsorted(time_s, wanted + 1e-6) - 1
+    sampled = rows.iloc[latest].reset_index(drop=True)
+    sampled[col.TIMESTAMP] = (wanted * 1e6).round().astype("datetime64[us]")
+    for name in col.SENSORS:
+        sampled[name] = np.interp(wanted, time_s, rows[name].to_numpy(float)).astype(np.float32)
+    return sampled
+
+
+def with_losses(telemetry: pd.DataFrame, rng: np.random.Generator, *, share: float) -> pd.DataFrame:
+    """Lose a share of the readings, each by itself."""
+    lost = rng.random((len(telemetry), len(col.SENSORS))) < share
+    return telemetry.assign(**telemetry[col.SENSORS].mask(lost))
+
+
+def with_clocks_apart(
+    telemetry: pd.DataFrame, rng: np.random.Generator, *, seconds: float
+) -> pd.DataFrame:
+    """Let the clock of every second module be ahead."""
+    ahead = pd.to_timedelta(module_codes(telemetry) % 2 * seconds, unit="s")
+    return telemetry.assign(**{col.TIMESTAMP: telemetry[col.TIMESTAMP] + ahead})
+
+
+def with_twice_the_noise(telemetry: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """Double the standard deviation of the noise, which the second differences tell."""
+    readings = telemetry[col.SENSORS].to_numpy(np.float64)
+    curvature = np.abs(np.diff(readings, n=2, axis=0))
+    sd = 1.4826 * np.nanmedian(curvature, axis=0) / np.sqrt(6)  # of normal noise
+    noisy = readings + np.sqrt(3) * sd * rng.standard_normal(readings.shape)
+    noisy = pd.DataFrame(noisy.astype(np.float32), telemetry.index, col.SENSORS)
+    return telemetry.assign(**noisy.assign(**noisy[[*GAS]].clip(lower=0)))
+
+
+# What changes, and on every how many-th partition it is tried: a row a second is ten times as many.
+CHANGES: dict[str, tuple[Callable[[pd.DataFrame, np.random.Generator], pd.DataFrame], int]] = {
+    "as it is": (lambda telemetry, rng: telemetry, 1),
+    "no gas": (partial(without, sensors=GAS), 1),
+    "no current": (partial(without, sensors=[col.CURRENT]), 1),
+    "no siblings": (without_siblings, 1),
+    "no room air": (partial(without, sensors=[col.AMBIENT]), 1),
+    "a row every 1 s": (partial(every, seconds=1.0), 4),
+    "a row every 30 s": (partial(every, seconds=30.0), 1),
+    "a row every 60 s": (partial(every, seconds=60.0), 1),
+    "5 % of readings lost": (partial(with_losses, share=0.05), 1),
+    "clocks 5 s apart": (partial(with_clocks_apart, seconds=5.0), 1),
+    "twice the noise": (with_twice_the_noise, 1),
+}
+
+
+def assess_changes(
+    fleet: Fleet,
+    racks: Collection[str],
+    model: BaseEstimator,
+    alarm: Alarm,
+    *,
+    fault_types: Collection[str] = (),
+    modules_per_site: float,
+    seed: int = 42,
+    n_jobs: int = -1,
+) -> Iterable[tuple[str, dict[str, float]]]:
+    """Judge a model on racks that it was not fitted on, under each of `CHANGES`.
+
+    Parameters
+    ----------
+    fleet : Fleet
+    racks : collection of str
+        Names of the racks to judge on, as "site/rack".
+    model : estimator
+        From `load_model`.
+    alarm : Alarm
+        It was logged with.
+    fault_types : collection of str
+        Causes (Event_Type) of real faults.
+    modules_per_site : float
+        To count site-days by.
+    seed : int
+        Of what is lost, and of the noise.
+    n_jobs : int
+        Partitions at once, in threads.
+
+    Yields
+    ------
+    name, metrics : str, dict of str to float
+        Those of `event_metrics`.
+    """
+    names = fleet.rows[col.SITE].astype(str) + "/" + fleet.rows[col.RACK].astype(str)
+    judged = names.isin([*racks]).to_numpy()
+    partitions = [
+        k for k in range(len(fleet.paths)) if judged[fleet.starts[k] : fleet.starts[k + 1]].any()
+    ]
+
+    def count(change: Callable, partition: int) -> tuple:
+        telemetry = fleet.telemetry(partition)
+        telemetry = telemetry[judged[telemetry.index]].reset_index(drop=True)
+        changed = change(telemetry, np.random.default_rng([seed, partition]))
+        with config_context(assume_finite=True):  # NaN is imputed
+            scores = [model.predict_proba(X)[:, 1] for X in features_in_parts(changed, rows=_PART)]
+        if len(changed) == len(telemetry):
+            changed[col.RACK] = telemetry[col.RACK]
+        frame = scores_frame(changed, np.arange(len(changed)), np.concatenate(scores))
+        if IS_FAULT in frame:
+            frame[IS_FAULT] = frame[col.EVENT_TYPE].isin(fault_types)
+        track = AlarmTrack(outcomes_of(frame), alarm.rule, modules_per_site)
+        swept = track.sweep(np.array([alarm.threshold]))
+        return swept.lead_min[0], swept.n_nuisance[0], swept.n_fault[0], track.site_days
+
+    for name, (change, step) in CHANGES.items():
+        found = fleet.map(partial(count, change), partitions[::step], n_jobs=n_jobs)
+        lead_min, n_nuisance, n_fault, site_days = zip(*found, strict=True)
+        counts = {"nuisance": int(sum(n_nuisance)), "fault": int(sum(n_fault))}
+        yield name, event_metrics(np.concatenate(lead_min), counts, sum(site_days))
