@@ -42,6 +42,15 @@ KEPT = {
     **dict.fromkeys(VS_RACK, ("mean_5min", "mean_10min", "slope_5min", "slope_10min")),
 }
 
+# What a site may lack, by what is in the names of the features that it is needed for.
+SENSOR_KINDS = {
+    "gas": (col.CO, col.H2, col.VOC),
+    "current and charge": (col.CURRENT, col.SOC),
+    "voltage": (col.VOLTAGE,),
+    "siblings": ("__vs_rack",),
+    "room air": (col.AMBIENT, "__minus_air"),
+}
+
 # The same in numbers. The compiled code is cached until this file changes, so what depends on
 # another file is an argument to it, and its constants stand here.
 _LANES = 16  # room for the signals, a multiple of 8 that the compiler can vectorise
@@ -163,6 +172,30 @@ def _prepared(telemetry: pd.DataFrame) -> tuple[np.ndarray, Callable]:
         _roll(times[rows], modules - modules[0], signals[rows], places, features)
 
     return bounds, fill
+
+
+def features_needing(kind: str) -> list[str]:
+    """List the features that a site without one of `SENSOR_KINDS` lacks."""
+    return [n for n in feature_names() if any(part in n for part in SENSOR_KINDS[kind])]
+
+
+def with_sensors_dropped(X: pd.DataFrame, *, share: float, seed: int) -> pd.DataFrame:
+    """Drop each of `SENSOR_KINDS` from a share of the rows, so that a model learns to do without.
+
+    Parameters
+    ----------
+    X : DataFrame, shape (n_samples, n_features)
+        From `build_features`; stays as it is.
+    share : float
+        Of the rows, drawn for each kind by itself.
+    seed : int
+        Of the draws.
+    """
+    rng, values = np.random.default_rng(seed), X.to_numpy(copy=True)
+    for kind in SENSOR_KINDS:
+        rows = np.flatnonzero(rng.random(len(X)) < share)
+        values[np.ix_(rows, X.columns.get_indexer(features_needing(kind)))] = np.nan
+    return pd.DataFrame(values, index=X.index, columns=X.columns, copy=False)
 
 
 def sources_of(rows: pd.DataFrame, missing: pd.Series) -> list[str]:

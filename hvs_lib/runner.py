@@ -314,7 +314,14 @@ def _check_values(parameters: Mapping[str, object]) -> None:
     checks = {
         check_fleet: ("sites", "seed"),
         check_split: ("test_size", "n_folds", "split"),
-        check_protocol: ("normal_stride", "hazard_stride", *budget, "build_up", "n_jobs"),
+        check_protocol: (
+            "normal_stride",
+            "hazard_stride",
+            *budget,
+            "build_up",
+            "drop_sensors",
+            "n_jobs",
+        ),
         check_search: ("scoring", "n_iter"),
         check_sampling: ("smote_k_neighbors", "sampling_strategy"),
         check_policy: ("policy", "min_precision"),

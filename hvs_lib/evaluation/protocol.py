@@ -32,7 +32,7 @@ from hvs_lib.evaluation.metrics import EVENT_METRICS, evaluate
 from hvs_lib.evaluation.outcomes import Outcomes
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.evaluation.splits import Split, rows_to_fit
-from hvs_lib.features import build_features, features_of
+from hvs_lib.features import build_features, features_of, with_sensors_dropped
 from hvs_lib.telemetry.codes import hazard_types, rack_codes, site_codes
 from hvs_lib.telemetry.fleet import Fleet
 from hvs_lib.telemetry.quality import sampling_interval_s
@@ -175,8 +175,10 @@ class Protocol:
         Causes (Event_Type) of real faults, besides those that occur with label 1.
     build_up : {"normal", "left out", "hazard"}
         What models are told of the rows of an event before its label window.
+    drop_sensors : float
+        Share of the training rows from which each of `SENSOR_KINDS` is dropped.
     seed : int
-        Of the bootstrap.
+        Of the bootstrap, and of what is dropped.
     rules : tuple of AlarmRule
         To choose from.
     n_jobs : int
@@ -193,6 +195,7 @@ class Protocol:
     missed_event_costs: float = 0.0
     fault_types: tuple[str, ...] = ()
     build_up: str = "normal"
+    drop_sensors: float = 0.0
     seed: int = 42
     rules: tuple[AlarmRule, ...] = RULES
     n_jobs: int = -1
@@ -201,7 +204,7 @@ class Protocol:
     def __post_init__(self):
         check_protocol(
             self.normal_stride, self.hazard_stride, self.max_nuisance_alarms_per_site_day,
-            self.missed_event_costs, self.build_up, self.n_jobs,
+            self.missed_event_costs, self.build_up, self.drop_sensors, self.n_jobs,
         )  # fmt: skip
 
     def fit(self, pipeline: Pipeline, *, share: float = 1.0, build_up: str = "") -> Fits:
@@ -301,6 +304,7 @@ class Protocol:
         numbers, outcomes = self._parts[0]
         place = pd.Index(numbers).get_indexer(rows)
         X = features_of(self.fleet, rows, n_jobs=self.n_jobs)
+        X = with_sensors_dropped(X, share=self.drop_sensors, seed=self.seed)
         return TrainingRows(X, y, weight, fold, outcomes.alarm_on[place], outcomes.lead_min[place])
 
     def drawn(self, share: float) -> np.ndarray:
@@ -448,6 +452,7 @@ def check_protocol(
     max_nuisance_alarms_per_site_day: float,
     missed_event_costs: float,
     build_up: str,
+    drop_sensors: float,
     n_jobs: int,
 ) -> None:
     """Refuse settings of a `Protocol` that are out of range, with a ValueError."""
@@ -464,5 +469,7 @@ def check_protocol(
         )
     if build_up not in BUILD_UP:
         raise ValueError(f"build_up must be one of {', '.join(BUILD_UP)}, got {build_up!r}.")
+    if not 0 <= drop_sensors < 1:
+        raise ValueError(f"drop_sensors must be between 0 and 1, got {drop_sensors}.")
     if n_jobs == 0:
         raise ValueError("n_jobs must be 1 or more, or -1 for as many as cores, got 0.")

@@ -14,25 +14,11 @@ from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, AlarmTrack, outcomes_of
 from hvs_lib.evaluation.metrics import event_metrics
 from hvs_lib.evaluation.scores import IS_FAULT, scores_frame
-from hvs_lib.features import features_in_parts
+from hvs_lib.features import SENSOR_KINDS, features_in_parts, features_needing
 from hvs_lib.telemetry.codes import module_codes
 from hvs_lib.telemetry.fleet import Fleet
 
-GAS = (col.CO, col.H2, col.VOC)
 _PART = 100_000  # rows whose features are in memory at a time
-
-
-def without(
-    telemetry: pd.DataFrame, rng: np.random.Generator, *, sensors: Collection[str]
-) -> pd.DataFrame:
-    """Take sensors away."""
-    return telemetry.drop(columns=[*sensors])
-
-
-def without_siblings(telemetry: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    """Make a rack of each module."""
-    alone = module_codes(telemetry).astype(str)
-    return telemetry.assign(**{col.RACK: pd.Categorical(alone, np.unique(alone))})
 
 
 def every(telemetry: pd.DataFrame, rng: np.random.Generator, *, seconds: float) -> pd.DataFrame:
@@ -74,23 +60,19 @@ def with_twice_the_noise(telemetry: pd.DataFrame, rng: np.random.Generator) -> p
     sd = 1.4826 * np.nanmedian(curvature, axis=0) / np.sqrt(6)  # of normal noise
     noisy = readings + np.sqrt(3) * sd * rng.standard_normal(readings.shape)
     noisy = pd.DataFrame(noisy.astype(np.float32), telemetry.index, col.SENSORS)
-    return telemetry.assign(**noisy.assign(**noisy[[*GAS]].clip(lower=0)))
+    return telemetry.assign(**noisy.assign(**noisy[[*SENSOR_KINDS["gas"]]].clip(lower=0)))
 
 
-# What changes, and on every how many-th partition it is tried: a row a second is ten times as many.
-CHANGES: dict[str, tuple[Callable[[pd.DataFrame, np.random.Generator], pd.DataFrame], int]] = {
-    "as it is": (lambda telemetry, rng: telemetry, 1),
-    "no gas": (partial(without, sensors=GAS), 1),
-    "no current": (partial(without, sensors=[col.CURRENT]), 1),
-    "no siblings": (without_siblings, 1),
-    "no room air": (partial(without, sensors=[col.AMBIENT]), 1),
-    "a row every 1 s": (partial(every, seconds=1.0), 4),
-    "a row every 30 s": (partial(every, seconds=30.0), 1),
-    "a row every 60 s": (partial(every, seconds=60.0), 1),
-    "5 % of readings lost": (partial(with_losses, share=0.05), 1),
-    "clocks 5 s apart": (partial(with_clocks_apart, seconds=5.0), 1),
-    "twice the noise": (with_twice_the_noise, 1),
+# How telemetry may come, besides as it is.
+CHANGES: dict[str, Callable[[pd.DataFrame, np.random.Generator], pd.DataFrame]] = {
+    "a row every 1 s": partial(every, seconds=1.0),
+    "a row every 30 s": partial(every, seconds=30.0),
+    "a row every 60 s": partial(every, seconds=60.0),
+    "5 % of readings lost": partial(with_losses, share=0.05),
+    "clocks 5 s apart": partial(with_clocks_apart, seconds=5.0),
+    "twice the noise": with_twice_the_noise,
 }
+_EVERY_FOURTH = ("a row every 1 s",)  # ten times as many rows: on every fourth partition only
 
 
 def assess_changes(
@@ -104,7 +86,8 @@ def assess_changes(
     seed: int = 42,
     n_jobs: int = -1,
 ) -> Iterable[tuple[str, dict[str, float]]]:
-    """Judge a model on racks that it was not fitted on, under each of `CHANGES`.
+    """Judge a model on racks that it was not fitted on, without each of `SENSOR_KINDS`
+    and under each of `CHANGES`.
 
     Parameters
     ----------
@@ -135,23 +118,27 @@ def assess_changes(
         k for k in range(len(fleet.paths)) if judged[fleet.starts[k] : fleet.starts[k + 1]].any()
     ]
 
-    def count(change: Callable, partition: int) -> tuple:
+    def count(name: str, partition: int) -> tuple:
         telemetry = fleet.telemetry(partition)
         telemetry = telemetry[judged[telemetry.index]].reset_index(drop=True)
-        changed = change(telemetry, np.random.default_rng([seed, partition]))
-        with config_context(assume_finite=True):  # NaN is imputed
-            scores = [model.predict_proba(X)[:, 1] for X in features_in_parts(changed, rows=_PART)]
-        if len(changed) == len(telemetry):
-            changed[col.RACK] = telemetry[col.RACK]
-        frame = scores_frame(changed, np.arange(len(changed)), np.concatenate(scores))
+        if name in CHANGES:
+            telemetry = CHANGES[name](telemetry, np.random.default_rng([seed, partition]))
+        lacking = features_needing(name.removeprefix("no ")) if name.startswith("no ") else []
+        scores = []
+        for X in features_in_parts(telemetry, rows=_PART):
+            X[lacking] = np.nan
+            with config_context(assume_finite=True):  # NaN is imputed
+                scores.append(model.predict_proba(X)[:, 1])
+        frame = scores_frame(telemetry, np.arange(len(telemetry)), np.concatenate(scores))
         if IS_FAULT in frame:
             frame[IS_FAULT] = frame[col.EVENT_TYPE].isin(fault_types)
         track = AlarmTrack(outcomes_of(frame), alarm.rule, modules_per_site)
         swept = track.sweep(np.array([alarm.threshold]))
         return swept.lead_min[0], swept.n_nuisance[0], swept.n_fault[0], track.site_days
 
-    for name, (change, step) in CHANGES.items():
-        found = fleet.map(partial(count, change), partitions[::step], n_jobs=n_jobs)
+    for name in ("as it is", *(f"no {kind}" for kind in SENSOR_KINDS), *CHANGES):
+        chosen = partitions[:: 4 if name in _EVERY_FOURTH else 1]
+        found = fleet.map(partial(count, name), chosen, n_jobs=n_jobs)
         lead_min, n_nuisance, n_fault, site_days = zip(*found, strict=True)
         counts = {"nuisance": int(sum(n_nuisance)), "fault": int(sum(n_fault))}
         yield name, event_metrics(np.concatenate(lead_min), counts, sum(site_days))

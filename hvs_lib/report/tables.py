@@ -6,6 +6,7 @@ import pandas as pd
 
 from hvs_lib import columns as col
 from hvs_lib.evaluation.scores import IS_FAULT
+from hvs_lib.evaluation.uncertainty import clopper_pearson
 
 # Heading, metric, digits. AP is average precision; "cv" is out of fold, which choices are made on.
 HEADLINES = (
@@ -18,6 +19,9 @@ HEADLINES = (
     ("fault/site-day", "fault_alarms_per_site_day", 2),
     ("median lead [min]", "lead_time_median_min", 1),
 )
+
+
+BUDGETS = (0.1, 0.3, 1.0, 3.0, 10.0)  # nuisance alarms per site-day
 
 
 def results_table(metrics: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
@@ -43,6 +47,32 @@ def cell(found: Mapping[str, float], metric: str, digits: int) -> str:
     if pd.isna(low):
         return f"{value:.{digits}f}"
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def at_budgets(curve: pd.DataFrame, n_events: int) -> dict[str, str]:
+    """Read off what some alarm budgets buy: the event recall with its interval, the median lead.
+
+    Parameters
+    ----------
+    curve : DataFrame, shape (n_thresholds, n_columns)
+        From `alarm_curve`.
+    n_events : int
+        Behind it.
+
+    Returns
+    -------
+    dict of str to str
+        For each of `BUDGETS` the highest recall within it, at the earliest warning.
+    """
+    found = {}
+    for budget in BUDGETS:
+        within = curve[curve["nuisance_alarms_per_site_day"] <= budget]
+        best = within.sort_values(["event_recall", "event_recall_5min"], kind="stable").iloc[-1]
+        low, high = clopper_pearson(round(best["event_recall"] * n_events), n_events)
+        lead = best["lead_time_median_min"]
+        minutes = "" if pd.isna(lead) else f", {lead:.0f} min"
+        found[f"{budget:g} a day"] = f"{best['event_recall']:.2f} [{low:.2f}, {high:.2f}]{minutes}"
+    return found
 
 
 def caught_by_cause(events: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
