@@ -318,7 +318,6 @@ def _check_values(parameters: Mapping[str, object]) -> None:
             "normal_stride",
             "hazard_stride",
             *budget,
-            "build_up",
             "drop_sensors",
             "n_jobs",
         ),

@@ -96,14 +96,13 @@ def check_search(scoring: str, n_iter: int) -> None:
 def _prepare(pipeline: Pipeline, protocol: Protocol, number: int) -> PreparedFold:
     rows = protocol.training
     held = rows.fold == number
-    fitted, y = rows.to_fit(protocol.build_up)
-    kept = fitted & ~held
-    prepare = clone(pipeline[:-1]).fit(rows.X[kept])
+    X, y, weight = rows.X[~held], rows.y[~held], rows.weight[~held]
+    prepare = clone(pipeline[:-1]).fit(X)
     bins = {"max_bin": pipeline[-1].max_bin} if pipeline[-1].max_bin else {}
-    weights = {} if sets_ratio(pipeline) else {"weight": rows.weight[kept]}
-    fitting = QuantileDMatrix(prepare.transform(rows.X[kept]), label=y[kept], **weights, **bins)
+    weights = {} if sets_ratio(pipeline) else {"weight": weight}
+    fitting = QuantileDMatrix(prepare.transform(X), label=y, **weights, **bins)
     held_out = QuantileDMatrix(prepare.transform(rows.X[held]), ref=fitting)
-    key = cache.key(protocol.key, protocol.build_up, pipeline, number)
+    key = cache.key(protocol.key, pipeline, number)
     return PreparedFold(fitting, held_out, key, Lock())
 
 

@@ -68,11 +68,13 @@ class TrainingRows:
     alarm_on: np.ndarray
     lead_min: np.ndarray
 
-    def to_fit(self, build_up: str = "normal") -> tuple[np.ndarray, np.ndarray]:
+    def to_fit(self, build_up: str) -> tuple[np.ndarray, np.ndarray]:
         """Return which rows to fit on and their labels, both of shape (n_samples,).
 
         The build-up of an event comes before its label window; fit it as one of `BUILD_UP` says.
         """
+        if build_up not in BUILD_UP:
+            raise ValueError(f"build_up must be one of {', '.join(BUILD_UP)}, got {build_up!r}.")
         is_build_up = (self.alarm_on >= 0) & (self.y == 0)
         if build_up == "left out":
             return ~is_build_up, self.y
@@ -173,8 +175,6 @@ class Protocol:
         Cost of a missed event, in nuisance alarms; above 0 it takes the budget's place.
     fault_types : tuple of str
         Causes (Event_Type) of real faults, besides those that occur with label 1.
-    build_up : {"normal", "left out", "hazard"}
-        What models are told of the rows of an event before its label window.
     drop_sensors : float
         Share of the training rows from which each of `SENSOR_KINDS` is dropped.
     seed : int
@@ -194,7 +194,6 @@ class Protocol:
     max_nuisance_alarms_per_site_day: float = 1.0
     missed_event_costs: float = 0.0
     fault_types: tuple[str, ...] = ()
-    build_up: str = "normal"
     drop_sensors: float = 0.0
     seed: int = 42
     rules: tuple[AlarmRule, ...] = RULES
@@ -204,10 +203,10 @@ class Protocol:
     def __post_init__(self):
         check_protocol(
             self.normal_stride, self.hazard_stride, self.max_nuisance_alarms_per_site_day,
-            self.missed_event_costs, self.build_up, self.drop_sensors, self.n_jobs,
+            self.missed_event_costs, self.drop_sensors, self.n_jobs,
         )  # fmt: skip
 
-    def fit(self, pipeline: Pipeline, *, share: float = 1.0, build_up: str = "") -> Fits:
+    def fit(self, pipeline: Pipeline, *, share: float = 1.0, build_up: str = "normal") -> Fits:
         """Fit a pipeline on all training rows and without each fold, side by side.
 
         Parameters
@@ -216,13 +215,13 @@ class Protocol:
             From `make_pipeline`; stays unfitted.
         share : float
             Of each fold's sites or racks to fit on, for a learning curve.
-        build_up : str
-            One of `BUILD_UP`; empty: the protocol's.
+        build_up : {"normal", "left out", "hazard"}
+            What to fit the rows of an event before its label window as.
         """
         own = any(type(step).__module__ == "__main__" for _, step in pipeline.steps)
         memory = None if own else self.memory  # the key holds no code of a notebook
         cached = check_memory(memory).cache(models.fit, ignore=["X", "y", "weight"])
-        rows, build_up = self.training, build_up or self.build_up
+        rows = self.training
         fitted, y = rows.to_fit(build_up)
         drawn = fitted & self.drawn(share)
 
@@ -451,7 +450,6 @@ def check_protocol(
     hazard_stride: int,
     max_nuisance_alarms_per_site_day: float,
     missed_event_costs: float,
-    build_up: str,
     drop_sensors: float,
     n_jobs: int,
 ) -> None:
@@ -467,8 +465,6 @@ def check_protocol(
             f"missed_event_costs must be 0 or more, got {missed_event_costs}: 0 keeps to the alarm "
             "budget."
         )
-    if build_up not in BUILD_UP:
-        raise ValueError(f"build_up must be one of {', '.join(BUILD_UP)}, got {build_up!r}.")
     if not 0 <= drop_sensors < 1:
         raise ValueError(f"drop_sensors must be between 0 and 1, got {drop_sensors}.")
     if n_jobs == 0:

@@ -126,7 +126,7 @@ def assess_changes(
         lacking = features_needing(name.removeprefix("no ")) if name.startswith("no ") else []
         scores = []
         for X in features_in_parts(telemetry, rows=_PART):
-            X[lacking] = np.nan
+            X[lacking] = np.float32(np.nan)
             with config_context(assume_finite=True):  # NaN is imputed
                 scores.append(model.predict_proba(X)[:, 1])
         frame = scores_frame(telemetry, np.arange(len(telemetry)), np.concatenate(scores))

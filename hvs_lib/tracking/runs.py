@@ -241,7 +241,6 @@ def _protocol_params(protocol: Protocol) -> dict[str, object]:
         "n_features": protocol.training.X.shape[1],
         "normal_stride": protocol.normal_stride,
         "hazard_stride": protocol.hazard_stride,
-        "build_up": protocol.build_up,
         "drop_sensors": protocol.drop_sensors,
         "modules_per_site": protocol.modules_per_site,
         "interval_s": protocol.interval_s,

@@ -72,7 +72,7 @@ def test_each_notebook_is_one_finished_parent_run(smoke, number, experiment):
 
 @pytest.mark.parametrize(
     ("experiment", "models", "references", "candidates"),
-    [("Baseline", 7, 4, 0), ("Tuning", 1, 0, 3), ("SMOTE", 7, 0, 0), ("Comparison", 0, 0, 0)],
+    [("Baseline", 7, 4, 0), ("Tuning", 2, 0, 3), ("SMOTE", 11, 0, 0), ("Comparison", 0, 0, 0)],
 )
 def test_children(smoke, experiment, models, references, candidates):
     found = {role: children_of(experiment, role) for role in ("model", "reference", "candidate")}

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
@@ -9,7 +10,9 @@ from hvs_lib.evaluation.calibration import (
     calibrate,
     choose_calibration,
     fit_platt,
+    weigh_by_limits,
 )
+from hvs_lib.models import FIXED_LIMITS, fixed_threshold_score
 
 
 def too_sure(p):
@@ -105,3 +108,38 @@ def test_calibrated_classifier_maps_the_probabilities():
     expected = calibrate(calibrator, scores)
     np.testing.assert_array_equal(model.predict_proba(X)[:, 1], expected)
     np.testing.assert_allclose(model.predict_proba(X).sum(axis=1), 1)
+
+
+def readings(ratios):
+    """Features of which the gas is at so many times its limit, and nothing else reads."""
+    X = pd.DataFrame(np.nan, range(len(ratios)), list(FIXED_LIMITS))
+    return X.assign(**{name: limit * np.array(ratios) for name, limit in FIXED_LIMITS.items()})
+
+
+def test_limits_multiply_the_odds_by_a_power_of_the_reading():
+    X, score = readings([0.5, 1.0, 2.0]), np.array([0.5, 0.2, 0.5])
+    weighed = weigh_by_limits(score, X, 3.0)
+    np.testing.assert_allclose(weighed / (1 - weighed), [1 / 8, 0.25, 8.0])
+    np.testing.assert_array_equal(weigh_by_limits(score, X, 0.0), score)
+
+
+def test_without_a_reading_that_has_a_limit_the_order_is_the_models():
+    X, score = readings([np.nan, np.nan, 0.1]), np.array([0.3, 0.6, 0.6])
+    assert (fixed_threshold_score(X) < 0.25).all()
+    weighed = weigh_by_limits(score, X, 3.0)
+    assert 0 < weighed[0] < weighed[1] == weighed[2]
+
+
+def test_a_classifier_weighs_by_the_limits_before_it_calibrates():
+    y, score, _, _ = sample(too_sure, n=500)
+    X = readings(np.linspace(0.1, 3, 500))
+    inner = LogisticRegression().fit(X, y)
+    scores = weigh_by_limits(inner.predict_proba(X)[:, 1], X, 3.0)
+    calibrator = fit_platt(y, score)
+    model = CalibratedClassifier(inner, calibrator, limit_power=3.0)
+    np.testing.assert_array_equal(model.predict_proba(X)[:, 1], calibrate(calibrator, scores))
+    old = CalibratedClassifier(inner, calibrator)
+    del old.limit_power  # logged before there was one
+    np.testing.assert_array_equal(
+        old.predict_proba(X), CalibratedClassifier(inner, calibrator).predict_proba(X)
+    )

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from hvs_lib import columns as col
 from hvs_lib import features
-from hvs_lib.features import build_features, feature_names, features_of
+from hvs_lib.features import (
+    SENSOR_KINDS,
+    SIBLINGS,
+    build_features,
+    feature_names,
+    features_needing,
+    features_of,
+    sources_of,
+)
 
 START = np.datetime64("2024-03-01T00:00:00", "us")
 MODULE_KEYS = [col.SITE, col.RACK, col.MODULE]
@@ -410,3 +418,26 @@ def test_partitions_without_a_wanted_row_are_not_read(make_fleet, monkeypatch):
     )
     features_of(fleet, fleet.starts[[1, 3]] + 5)
     assert sorted(read) == [1, 3]
+
+
+def without(telemetry, kind):
+    """Take sensors, or the siblings, away before the features are built."""
+    if kind == "siblings":
+        return telemetry.assign(**{col.RACK: telemetry[col.MODULE]})
+    return telemetry.drop(columns=[name for name in SENSOR_KINDS[kind] if name in telemetry])
+
+
+@pytest.mark.parametrize("kind", SENSOR_KINDS)
+def test_a_kind_of_sensor_names_the_features_that_need_it(kind):
+    telemetry = random_telemetry(3, missing=0.0)
+    X, lacking = build_features(telemetry), build_features(without(telemetry, kind))
+    X[features_needing(kind)] = np.float32(np.nan)
+    pd.testing.assert_frame_equal(X, lacking, check_exact=True)
+
+
+def test_sources_are_the_sensors_that_read_and_siblings_if_there_are_any():
+    telemetry = random_telemetry(1, racks=1, modules=2).assign(**{col.VOC: np.nan})
+    missing = telemetry[col.SENSORS].isna().mean()
+    sensors = [name for name in col.SENSORS if name != col.VOC]
+    assert sources_of(telemetry, missing) == [*sensors, SIBLINGS]
+    assert sources_of(without(telemetry, "siblings"), missing) == sensors

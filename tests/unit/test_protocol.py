@@ -10,11 +10,17 @@ from sklearn.linear_model import LogisticRegression
 from xgboost import XGBClassifier
 
 from hvs_lib import columns as col
+from hvs_lib import models
 from hvs_lib.evaluation.alarms import Alarm, AlarmRule
-from hvs_lib.evaluation.calibration import Calibration, choose_calibration, fit_platt
-from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.calibration import (
+    Calibration,
+    choose_calibration,
+    fit_platt,
+    weigh_by_limits,
+)
+from hvs_lib.evaluation.protocol import BUILD_UP, Protocol
 from hvs_lib.evaluation.splits import split_fleet, thin_rows
-from hvs_lib.features import build_features, features_of
+from hvs_lib.features import build_features, features_needing, features_of
 from hvs_lib.models import make_pipeline
 from hvs_lib.telemetry.codes import rack_codes, site_codes
 
@@ -169,6 +175,26 @@ def test_reference_scores_every_row_and_is_not_calibrated(protocol, telemetry):
     np.testing.assert_array_equal(found.raw_cv_scores, readings[protocol.training.X.index])
 
 
+def test_limits_weigh_every_score_and_are_logged_with_the_model(protocol, pipeline, telemetry):
+    fits = protocol.fit(pipeline)
+    both = {"plain": fits, "limits": replace(fits, limit_power=3.0)}
+    found, X = dict(protocol.assess_all(both)), build_features(telemetry)
+    kept = protocol.training.X.index
+    plain, weighed = (found[name].raw_cv_scores for name in both)
+    np.testing.assert_array_equal(weighed, weigh_by_limits(plain, X.loc[kept], 3.0))
+    test = X.iloc[protocol.split.test]
+    deployed = found["limits"].deployable().predict_proba(test)[:, 1]
+    np.testing.assert_allclose(deployed, found["limits"].test_scores["y_score"], atol=1e-12)
+    assert not np.allclose(deployed, found["plain"].test_scores["y_score"])
+
+
+def test_models_that_impute_otherwise_share_nothing(protocol, pipeline):
+    """A model of a share of the racks has other medians than one of all."""
+    alone = protocol._score([protocol.fit(pipeline, share=0.5)])[0]
+    beside = protocol._score([protocol.fit(pipeline), protocol.fit(pipeline, share=0.5)])[1]
+    np.testing.assert_array_equal(alone, beside)
+
+
 # --- the training rows ---------------------------------------------------------------------------
 
 
@@ -185,6 +211,65 @@ def test_training_rows_are_thinned_and_weighted_by_their_strides(protocol, telem
     of_class = [rows.weight[rows.y == value].sum() for value in (0, 1)]
     everything = telemetry[col.LABEL].iloc[split.train].value_counts()
     assert of_class == pytest.approx([everything[0], everything[1]], rel=0.02)
+
+
+def with_build_up(make_telemetry):
+    """Give each event ten more rows before its label window, in its Event_ID."""
+    telemetry = make_telemetry(**TABLE)
+    first = telemetry.groupby(col.EVENT_ID, observed=True).head(1).index
+    for row in first:
+        telemetry.loc[row - 10 : row, [col.EVENT_ID, col.EVENT_TYPE]] = telemetry.loc[
+            row, [col.EVENT_ID, col.EVENT_TYPE]
+        ].to_numpy()
+    return telemetry
+
+
+def test_the_build_up_of_events_is_fitted_as_asked(make_telemetry, make_fleet, pipeline):
+    protocol = protocol_of(make_fleet(with_build_up(make_telemetry)))
+    rows, table = protocol.training, protocol.fleet.rows
+    named = table[col.EVENT_ID].notna().to_numpy()[rows.X.index]
+    build_up = named & (rows.y == 0)
+    assert build_up.sum() > 4
+    fitted = {name: rows.to_fit(name) for name in BUILD_UP}
+    for name, (kept, y) in fitted.items():
+        np.testing.assert_array_equal(kept, ~build_up | (name != "left out"))
+        np.testing.assert_array_equal(y, rows.y | (build_up & (name == "hazard")))
+    alone = [
+        models.fit(pipeline, rows.X[kept], y[kept], rows.weight[kept])[0]
+        for kept, y in fitted.values()
+    ]
+    for name, model in zip(BUILD_UP, alone, strict=True):
+        expected = model.predict_proba(rows.X)
+        found = protocol.fit(pipeline, build_up=name).models[-1]
+        np.testing.assert_array_equal(found.predict_proba(rows.X), expected)
+    with pytest.raises(ValueError, match="build_up must be one of normal, left out, hazard, got"):
+        protocol.fit(pipeline, build_up="some")
+
+
+def test_training_rows_know_the_time_to_the_point_of_no_return(make_telemetry, make_fleet):
+    protocol = protocol_of(make_fleet(with_build_up(make_telemetry)))
+    rows = protocol.training
+    on_event = rows.alarm_on >= 0
+    assert (rows.y[~on_event] == 0).all()
+    assert np.isnan(rows.lead_min[~on_event]).all()
+    last = 22 * 10 / 60 + 20 / 60  # the label ends 30 s before the PNR
+    assert 0.5 <= rows.lead_min[on_event].min() < rows.lead_min[on_event].max() <= last
+
+
+def test_sensors_are_dropped_from_training_rows_and_from_no_others(fleet, protocol, pipeline):
+    dropping = replace(protocol, drop_sensors=0.3)
+    whole, X = protocol.training.X, dropping.training.X
+    changed = ~(X.eq(whole) | (X.isna() & whole.isna()))
+    assert X.to_numpy()[changed].size
+    assert np.isnan(X.to_numpy()[changed]).all()
+    gas = features_needing("gas")
+    without_gas = X[gas].isna().all(axis=1)
+    assert 0.1 < without_gas.mean() < 0.5
+    assert not changed.loc[~without_gas, gas].any(axis=None), "all of a kind or nothing"
+    pd.testing.assert_frame_equal(dropping.training.X, replace(dropping).training.X)
+    assert dropping.key != protocol.key
+    fits = dropping.fit(pipeline)
+    np.testing.assert_array_equal(dropping._score([fits]), protocol._score([fits]))
 
 
 def test_a_fold_that_thinning_leaves_without_a_hazardous_row_is_refused(make_fleet):

@@ -1,9 +1,11 @@
+import numpy as np
 import pandas as pd
 
 from hvs_lib import columns as col
 from hvs_lib.report.tables import (
     HEADLINES,
     alarmed_by_kind,
+    at_budgets,
     caught_by_cause,
     results_table,
     weak_causes,
@@ -63,3 +65,18 @@ def test_telemetry_without_names_has_no_kinds():
 def test_causes_with_less_than_half_of_their_events_caught_are_weak():
     assert weak_causes(EVENTS) == ["short", "unknown"]
     assert weak_causes(EVENTS[:2]) == [], "half is not fewer than half"
+
+
+def test_a_budget_buys_the_most_events_within_it_at_the_earliest_warning():
+    curve = pd.DataFrame(
+        {
+            "nuisance_alarms_per_site_day": [0.0, 0.0, 0.0, 0.5, 2.0, 20.0],
+            "event_recall": [0.0, 0.5, 0.5, 0.9, 0.8, 1.0],
+            "event_recall_5min": [0.0, 0.1, 0.3, 0.9, 0.8, 1.0],
+            "lead_time_median_min": [np.nan, 3.0, 6.0, 12.0, 15.0, 20.0],
+        }
+    )
+    found = at_budgets(curve, n_events=10)
+    assert found["0.1 a day"] == found["0.3 a day"] == "0.50 [0.19, 0.81], 6 min"
+    assert found["1 a day"] == found["3 a day"] == "0.90 [0.55, 1.00], 12 min"
+    assert at_budgets(curve[:1], n_events=10)["10 a day"] == "0.00 [0.00, 0.31]"

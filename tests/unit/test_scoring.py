@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from scipy.special import logit
+from sklearn.base import clone
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from xgboost import XGBClassifier
@@ -39,6 +40,7 @@ from hvs_lib.tracking.model_files import ModelError
 from hvs_lib.tracking.runs import log_assessment, prepare, tags_of
 
 pytestmark = pytest.mark.slow
+NEVER_QUIET = Alarm(AlarmRule(k=1, n=1), threshold=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -376,6 +378,28 @@ def test_telemetry_at_another_rate_and_doubtful_readings_are_told(uri, make_tele
     assert f"{col.TEMP_MAX} in 60 rows (25.00%): 327.67" in told[2]
     kept = CliRunner().invoke(main, [*command, "--keep-fill-values"]).output
     assert "327.67" not in kept
+
+
+def test_what_the_file_lacks_is_told_in_one_line(uri, make_telemetry, tmp_path):
+    telemetry = make_telemetry(racks=2, modules=1, event_racks=(0,))
+    save_telemetry(telemetry.drop(columns=[col.CO, col.VOLTAGE]), tmp_path / "t.csv")
+    command = ["score", str(tmp_path / "t.csv"), "--output", str(tmp_path / "a.csv")]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    (told,) = [line for line in result.output.splitlines() if "lacks" in line]
+    assert f"lacks: {col.VOLTAGE}, {col.CO}, other modules in the rack;" in told
+
+
+def test_limits_are_among_what_raises_a_score(telemetry, champion):
+    """What they add to the log-odds, beside the model's features."""
+    model = clone(champion.model, safe=False).set_params(limit_power=50.0)
+    alarms = score.score_racks(telemetry, replace(champion, model=model, alarm=NEVER_QUIET))
+    top = alarms[[f"feature_{k}" for k in (1, 2, 3)]]
+    assert not (top == "fixed limits").to_numpy().any(), "all readings are below their limits"
+    hot = telemetry.assign(**{col.TEMP_MAX: np.float32(120.0)})
+    alarms = score.score_racks(hot, replace(champion, model=model, alarm=NEVER_QUIET))
+    assert (alarms["feature_1"] == "fixed limits").all()
+    np.testing.assert_allclose(alarms["contribution_1"], 50 * np.log(2.0))
 
 
 def test_a_score_that_is_terminated_leaves_nothing_behind(uri, telemetry, tmp_path, monkeypatch):

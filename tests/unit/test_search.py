@@ -9,17 +9,21 @@ from sklearn.model_selection import ParameterSampler
 from xgboost import XGBClassifier
 
 from hvs_lib import cache, models, search
+from hvs_lib import columns as col
 from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.splits import split_fleet
 from hvs_lib.models import make_pipeline
-from hvs_lib.search import check_search, random_search
+from hvs_lib.search import check_search, random_search, score_candidate
 
 SPACE = {"classify__max_depth": randint(1, 6), "classify__n_estimators": randint(5, 40)}
 
 
 @pytest.fixture(scope="module")
-def protocol(make_fleet):
-    fleet = make_fleet(racks=12, rows=90, event_racks=tuple(range(8)))
+def protocol(make_telemetry, make_fleet):
+    telemetry = make_telemetry(racks=12, rows=90, event_racks=tuple(range(8)), event_rows=45)
+    for row in telemetry.groupby(col.EVENT_ID, observed=True).head(1).index:  # the build-up
+        telemetry.loc[row : row + 14, col.LABEL] = 0
+    fleet = make_fleet(telemetry)
     split = split_fleet(fleet.rows, test_size=0.25, n_folds=3, seed=1)
     return Protocol(fleet, split, normal_stride=3, hazard_stride=2)
 
@@ -59,6 +63,34 @@ def test_scores_are_those_of_the_whole_pipeline_on_each_fold(protocol, pipeline,
             assert of_folds == pytest.approx(by_hand, abs=1e-9)
             assert scores[f"cv_{name}"] == pytest.approx(np.mean(by_hand), abs=1e-9)
             assert scores[f"cv_{name}_std"] == pytest.approx(np.std(by_hand), abs=1e-9)
+
+
+def test_early_catches_are_counted_at_the_budget(protocol):
+    """By hand: each quiet row at or above the threshold stands for its weight in rows."""
+    rows, rng = protocol.training, np.random.default_rng(0)
+    hazard = rng.random(len(rows.y)).round(2)
+    quiet, alarms_per_row = rows.alarm_on == -1, 10 / (30 * 60)
+    budget = protocol.max_nuisance_alarms_per_site_day * protocol.site_days
+    nuisance = {
+        t: rows.weight[quiet & (hazard >= t)].sum() * alarms_per_row for t in np.unique(hazard)
+    }
+    threshold = min([t for t, alarms in nuisance.items() if alarms <= budget], default=2.0)
+    scores = score_candidate(protocol, hazard)
+    for number in range(3):
+        events = set(rows.alarm_on[(rows.fold == number) & (rows.alarm_on >= 0)])
+        early = (rows.lead_min >= 5) & (hazard >= threshold) & (rows.fold == number)
+        share = len(set(rows.alarm_on[early])) / len(events)
+        assert scores[f"cv_event_recall_5min_fold_{number + 1}"] == pytest.approx(share)
+
+
+def test_a_looser_budget_catches_more_events_early(protocol):
+    hazard = np.random.default_rng(0).random(len(protocol.training.y))
+    caught = [
+        score_candidate(replace(protocol, max_nuisance_alarms_per_site_day=budget), hazard)
+        for budget in (1e-6, 120.0, 1e6)
+    ]
+    recall = [found["cv_event_recall_5min"] for found in caught]
+    assert recall[0] == 0 < recall[1] < recall[2] == 1
 
 
 def test_a_ratio_that_the_classifier_sets_is_not_weighted_again(protocol, folds):
@@ -112,7 +144,10 @@ def test_the_number_of_threads_changes_nothing(protocol, pipeline):
     ("changed", "message"),
     [
         ({"scoring": "f1_clas"}, "scoring must be one of f1_class1, pr_auc, .* mean 'f1_class1'"),
-        ({"scoring": "f1"}, "scoring must be one of f1_class1, pr_auc, got 'f1'"),
+        (
+            {"scoring": "f1"},
+            "scoring must be one of f1_class1, pr_auc, event_recall_5min, got 'f1'",
+        ),
         ({"n_iter": 0}, "n_iter must be at least 1, got 0"),
     ],
 )

@@ -1,0 +1,110 @@
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import BaseEstimator, ClassifierMixin
+
+from hvs_lib import columns as col
+from hvs_lib.evaluation.alarms import Alarm, AlarmRule, event_table
+from hvs_lib.evaluation.metrics import evaluate
+from hvs_lib.evaluation.robustness import (
+    CHANGES,
+    assess_changes,
+    every,
+    with_clocks_apart,
+    with_losses,
+    with_twice_the_noise,
+)
+from hvs_lib.evaluation.scores import scores_frame
+from hvs_lib.features import SENSOR_KINDS, build_features
+
+ALARM = Alarm(AlarmRule(k=2, n=3), threshold=0.5)
+
+
+class Hottest(ClassifierMixin, BaseEstimator):
+    """Alarms where a module is warmer than its siblings; without them, never."""
+
+    def predict_proba(self, X):
+        excess = np.nan_to_num(X[f"{col.TEMP_MAX}__vs_rack"].to_numpy(float), nan=-10.0)
+        hazard = np.clip(excess / 6, 0, 1)
+        return np.column_stack([1 - hazard, hazard])
+
+
+@pytest.fixture(scope="module")
+def telemetry(make_telemetry):
+    return make_telemetry(sites=2, racks=4, modules=3, event_racks=(0, 2, 5), event_rows=24)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def found(telemetry, make_fleet):
+    fleet = make_fleet(telemetry)
+    racks = [f"Site{s:02d}/{rack}" for s in (1, 2) for rack in telemetry[col.RACK].unique()[:3]]
+    options = {"fault_types": [], "modules_per_site": 12.0, "n_jobs": 1}
+    return dict(assess_changes(fleet, racks, Hottest(), ALARM, **options)), racks
+
+
+def test_telemetry_as_it_is_has_the_metrics_of_these_racks(found, telemetry):
+    changes, racks = found
+    names = telemetry[col.SITE].astype(str) + "/" + telemetry[col.RACK].astype(str)
+    rows = np.flatnonzero(names.isin(racks))
+    y_score = Hottest().predict_proba(build_features(telemetry))[rows, 1]
+    scores = scores_frame(telemetry, rows, y_score)
+    metrics = evaluate(scores, ALARM, modules_per_site=12.0)
+    assert changes["as it is"]["n_events"] == 3
+    for name, value in changes["as it is"].items():
+        assert metrics[name] == pytest.approx(value), name
+
+
+def test_each_kind_of_sensor_and_each_change_is_tried(found):
+    changes, _ = found
+    assert list(changes) == ["as it is", *(f"no {kind}" for kind in SENSOR_KINDS), *CHANGES]
+    assert changes["as it is"]["event_recall"] == changes["no gas"]["event_recall"] == 1
+    assert changes["no siblings"]["event_recall"] == 0
+
+
+def test_a_row_is_what_was_last_known_or_lies_between_two(telemetry, rng):
+    module = telemetry[:60]
+    fine, coarse = every(module, rng, seconds=1.0), every(module, rng, seconds=30.0)
+    assert len(fine) == 10 * (len(module) - 1) + 1
+    pd.testing.assert_frame_equal(fine[::10].reset_index(drop=True), module.reset_index(drop=True))
+    pd.testing.assert_frame_equal(coarse, module[::3].reset_index(drop=True))
+    middle = (module[col.TEMP_MAX].iloc[0] + module[col.TEMP_MAX].iloc[1]) / 2
+    assert fine[col.TEMP_MAX][5] == pytest.approx(middle, abs=1e-5)
+    whole = every(telemetry, rng, seconds=30.0)
+    assert whole[col.MODULE].tolist() == telemetry[col.MODULE][::3].tolist()
+
+
+def test_readings_are_lost_one_by_one(telemetry, rng):
+    lost = with_losses(telemetry, rng, share=0.05)[col.SENSORS].isna()
+    assert lost.mean().to_numpy() == pytest.approx(0.05, abs=0.02)
+    assert lost.any(axis=1).mean() > 0.2
+
+
+def test_clocks_are_apart_by_module(telemetry, rng):
+    apart = with_clocks_apart(telemetry, rng, seconds=5.0)[col.TIMESTAMP] - telemetry[col.TIMESTAMP]
+    of_module = apart.groupby(telemetry[col.MODULE], observed=True).nunique()
+    assert (of_module == 1).all()
+    assert sorted(apart.dt.total_seconds().unique()) == [0.0, 5.0]
+
+
+def test_the_noise_is_twice_as_large(rng):
+    noise = rng.normal(0, 0.3, (6000, len(col.SENSORS))) + 50
+    telemetry = pd.DataFrame(noise.astype(np.float32), columns=col.SENSORS)
+    found = with_twice_the_noise(telemetry, rng).std()
+    np.testing.assert_allclose(found, 0.6, rtol=0.05)
+
+
+def test_lead_times_and_counts_add_up_over_the_partitions(found, telemetry):
+    changes, _ = found
+    lead = event_table(
+        scores_frame(
+            telemetry, np.arange(len(telemetry)),
+            Hottest().predict_proba(build_features(telemetry))[:, 1],
+        ),
+        ALARM,
+    )["lead_time_min"]  # fmt: skip
+    assert changes["as it is"]["lead_time_median_min"] == pytest.approx(lead.median())
