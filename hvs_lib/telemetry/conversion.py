@@ -1,8 +1,4 @@
-"""From columns as written to columns with types.
-
-A column that converts as a whole gets its type here. One that does not stays text, and the rules
-refuse it with the cells that are wrong.
-"""
+"""From columns as written to columns with types; one with cells that do not convert stays text."""
 
 import numpy as np
 import pandas as pd
@@ -34,14 +30,19 @@ def to_frame(columns: dict[str, arrow.ChunkedArray]) -> pd.DataFrame:
     return pd.DataFrame(frame, copy=False)
 
 
-def _encoded(array: arrow.ChunkedArray) -> arrow.DictionaryArray:
-    """Return a text column as one dictionary-encoded array with int32 codes."""
+def codes_and_words(array: arrow.ChunkedArray) -> tuple[np.ndarray, pd.Series]:
+    """Return int codes (-1 = missing) and the words, trimmed, of a text column."""
     if not arrow.types.is_dictionary(array.type):
         array = _text(array).dictionary_encode()
     # other codes may have no room for "missing" or for the words of all chunks
     array = array.cast(arrow.dictionary(arrow.int32(), array.type.value_type, array.type.ordered))
     array = array.unify_dictionaries().combine_chunks()
-    return array.chunk(0) if isinstance(array, arrow.ChunkedArray) else array
+    encoded = array.chunk(0) if isinstance(array, arrow.ChunkedArray) else array
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    words = pd.Series(encoded.dictionary.to_pylist(), dtype="str").str.strip()
+    used = np.zeros(len(words), dtype=bool)  # a category may be without rows
+    used[codes[codes >= 0]] = True
+    return codes, words.where(used & ~words.isin(MISSING))
 
 
 def _text(array: arrow.ChunkedArray) -> arrow.ChunkedArray:
@@ -52,16 +53,6 @@ def _text(array: arrow.ChunkedArray) -> arrow.ChunkedArray:
     if arrow.types.is_duration(array.type):  # must not pass for a number
         return arrow.compute.binary_join_element_wise(words, array.type.unit, " ")
     return words
-
-
-def codes_and_words(array: arrow.ChunkedArray) -> tuple[np.ndarray, pd.Series]:
-    """Return int codes (-1 = missing) and the words, trimmed, of a text column."""
-    encoded = _encoded(array)
-    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    words = pd.Series(encoded.dictionary.to_pylist(), dtype="str").str.strip()
-    used = np.zeros(len(words), dtype=bool)  # a category may be without rows
-    used[codes[codes >= 0]] = True
-    return codes, words.where(used & ~words.isin(MISSING))
 
 
 def _to_category(array: arrow.ChunkedArray) -> pd.Categorical:
