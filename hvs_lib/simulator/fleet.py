@@ -34,15 +34,12 @@ class SiteRun(NamedTuple):
 
 
 def simulate_fleet(
-    sites: int,
-    hours: float,
-    seed: int,
-    *,
-    n_jobs: int = 1,
-    drop_lost_racks: bool = True,
-    progress: bool = False,
+    sites: int, hours: float, seed: int, *, n_jobs: int = 1, progress: bool = False
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Simulate the telemetry of a fleet of battery storage sites, sampled every 10 s.
+
+    All rows of a rack are left out from 30 s before its first point of no return (PNR) on: the
+    warning would come too late.
 
     Parameters
     ----------
@@ -54,9 +51,6 @@ def simulate_fleet(
         One seed gives the same telemetry whatever ``n_jobs`` or the number of sites beside.
     n_jobs : int
         Threads; -1 = all cores.
-    drop_lost_racks : bool
-        Leave out all rows of a rack from 30 s before its first point of no return (PNR) on: the
-        warning would come too late.
     progress : bool
         Show a progress bar.
 
@@ -66,8 +60,8 @@ def simulate_fleet(
         Columns ``col.TELEMETRY``, sorted by site, rack, module and time.
     events : DataFrame
         One row per hazard and look-alike: Event_ID, Event_Type, Site_ID, Rack_ID, Module_ID
-        (missing where it covers more than one), Onset, Vent, PNR (NaT = never), Hazard (PNR
-        reached), Labelled (rows with label 1 are left).
+        (missing where it covers more than one), Onset, PNR (NaT = never), Hazard (PNR reached),
+        Labelled (rows with label 1 are left).
 
     Raises
     ------
@@ -82,15 +76,13 @@ def simulate_fleet(
         raise ValueError(f"seed must be 0 or greater, got {seed}.")
     if n_jobs == 0:
         raise ValueError("n_jobs must be at least 1, or -1 for all cores, got 0.")
-    work = (
-        delayed(simulate_site)(site, hours, seed, drop_lost_racks=drop_lost_racks)
-        for site in range(sites)
+    done = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(
+        delayed(simulate_site)(site, hours, seed) for site in range(sites)
     )
-    done = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(work)
     return to_frames(list(steps(done, "sites", total=sites) if progress else done))
 
 
-def simulate_site(site: int, hours: float, seed: int, *, drop_lost_racks: bool = True) -> SiteRun:
+def simulate_site(site: int, hours: float, seed: int) -> SiteRun:
     """Simulate one site; its number, from 0, and the seed fix every draw."""
     n = round(hours * 3600.0 / DT_S)
     streams = np.random.SeedSequence(seed, spawn_key=(site,)).spawn(4)
@@ -108,7 +100,7 @@ def simulate_site(site: int, hours: float, seed: int, *, drop_lost_racks: bool =
         known += fates(rack, here, truth)
         rng = np.random.default_rng(sensors[rack])
         seen = measure(truth, plan.around["current_A"], here, n, rng)
-        readings.append(seen[..., : samples_until(truth.pnr_s.min(), n) if drop_lost_racks else n])
+        readings.append(seen[..., : samples_until(truth.pnr_s.min(), n)])
     known.sort(key=lambda fate: (fate.event.onset, fate.event.rack, fate.event.module))
 
     parts = []
@@ -193,11 +185,11 @@ def _events_frame(runs: list[SiteRun]) -> pd.DataFrame:
             event, rack, module = fate.event, fate.event.rack, fate.event.module
             place = RACKS[rack] if rack >= 0 else None
             part = MODULES[rack * N_MODULES + module] if module >= 0 else None
-            times = map(_time, (event.onset * DT_S, fate.vent_s, fate.pnr_s))
+            times = map(_time, (event.onset * DT_S, fate.pnr_s))
             name = f"{site}-E{i + 1:03d}"
             rows.append((name, event.cause, site, place, part, *times, fate.hazard, i in labelled))
     ids = [col.EVENT_ID, col.EVENT_TYPE, col.SITE, col.RACK, col.MODULE]
-    times = ["Onset", "Vent", "PNR"]
+    times = ["Onset", "PNR"]
     frame = pd.DataFrame(rows, columns=[*ids, *times, "Hazard", "Labelled"])
     types = dict.fromkeys(ids, "str") | dict.fromkeys(times, "datetime64[us]")
     return frame.astype(types | dict.fromkeys(["Hazard", "Labelled"], "bool"))

@@ -134,7 +134,6 @@ STATE = np.dtype(
         ("vented", "f8", 2),
         ("retained", "f8", (2, 4)),  # gas in a closed cell [mol]
         ("ignites_s", "f8"),  # the core
-        ("vent_s", "f8"),
         ("pnr_s", "f8"),
         ("sensor_ppm", "f8", 3),
         ("middle", "f8", 3),  # temperatures halfway through a step
@@ -156,7 +155,6 @@ class RackTruth(NamedTuple):
     voltage_V: np.ndarray  # (n_modules, n_steps)
     soc: np.ndarray  # (n_modules, n_steps) of the string, as the BMS counts it
     gas_ppm: np.ndarray  # (n_modules, 3, n_steps) VOC, CO, H2 at the lagging sensor
-    vent_s: np.ndarray  # (n_modules,) first vent; inf = none
     pnr_s: np.ndarray  # (n_modules,) point of no return; inf = none
 
 
@@ -377,7 +375,6 @@ def vent(module, traits, c, now):
     if pressure_Pa < traits.vent_Pa and not burning:
         return 0.0
     module.vented[c] = 1.0
-    module.vent_s = min(module.vent_s, now)
     flash = SOLVENT_FLASH * x[SOLVENT]
     x[SOLVENT] -= flash
     for g in range(4):
@@ -546,8 +543,7 @@ def at_rest(around: np.ndarray, traits: np.ndarray) -> tuple[np.ndarray, np.ndar
     modules["sensor_ppm"] = rack["ppm"]
     modules["soc"] = modules["soc_f"] = traits["soc"]
     modules["cells"] = FRESH_CELL
-    for name in ("ignites_s", "vent_s", "pnr_s"):
-        modules[name] = np.inf
+    modules["ignites_s"] = modules["pnr_s"] = np.inf
     return modules, rack[0]
 
 
@@ -565,8 +561,6 @@ def simulate(drive: np.ndarray, around: np.ndarray, traits: np.ndarray) -> RackT
     n, n_steps = drive.shape
     modules, rack = at_rest(around, traits)
     series = [(3, n, n_steps), (n_steps,), (n, n_steps), (n, n_steps), (n, 3, n_steps)]
-    truth = RackTruth(
-        *(np.empty(shape, np.float32) for shape in series), modules["vent_s"], modules["pnr_s"]
-    )
+    truth = RackTruth(*(np.empty(shape, np.float32) for shape in series), modules["pnr_s"])
     run(modules, rack, traits, drive, around, truth)
     return truth
