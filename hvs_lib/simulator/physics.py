@@ -232,10 +232,8 @@ def react(module, traits, c, now, step_s):
     x, dx, gas, temp_C = module.cells[c], module.change, module.gas, module.middle[c]
     burning = c == 1 and now >= module.ignites_s
     if temp_C < QUIET_C and not burning:
-        for i in range(N_STATES):
-            dx[i] = 0.0
-        for g in range(4):
-            gas[g] = 0.0
+        dx[:] = 0.0
+        gas[:] = 0.0
         return 0.0, 0.0
     soc = module.soc if c else module.soc_f
     charge = min(max(soc, 0.0), 1.0)
@@ -363,11 +361,9 @@ def vent(module, traits, c, now):
     """
     x, gas, retained = module.cells[c], module.gas, module.retained[c]
     kelvin = module.middle[c] + KELVIN
-    total = 0.0
-    for g in range(4):
-        retained[g] += gas[g]
-        total += retained[g]
-        gas[g] = 0.0
+    retained += gas
+    gas[:] = 0.0
+    total = retained[0] + retained[1] + retained[2] + retained[3]
     vapour_Pa = 101325.0 * np.exp(-33.5e3 / R_GAS * (1.0 / kelvin - 1.0 / 363.4))
     gas_Pa = total * R_GAS * kelvin / HEADSPACE_M3
     pressure_Pa = 101325.0 * kelvin / 298.0 + 0.5 * vapour_Pa + gas_Pa
@@ -377,8 +373,7 @@ def vent(module, traits, c, now):
     module.vented[c] = 1.0
     flash = SOLVENT_FLASH * x[SOLVENT]
     x[SOLVENT] -= flash
-    for g in range(4):
-        gas[g] = retained[g]
+    gas[:] = retained
     gas[0] += flash * SOLVENT_KG / SOLVENT_KG_MOL
     return flash * SOLVENT_KG * SOLVENT_J_KG
 
@@ -392,13 +387,11 @@ def apply_chemistry(module, traits, current_A, now, step):
     ejected = 0.0
     for c in range(2):
         made, taken = react(module, traits, c, now, step)
-        for i in range(N_STATES):
-            module.cells[c, i] += module.change[i]
+        module.cells[c] += module.change
         module.gas[0] -= module.change[SOLVENT] * SOLVENT_KG / SOLVENT_KG_MOL
         if c == 0 and module.soc_f > SIDE_FROM and current_A > 0.0:
             side_mol = side_share(module.soc_f) * 0.5 * current_A * step / FARADAY
-            for g in range(4):
-                module.gas[g] += SIDE_YIELD[g] * side_mol
+            module.gas[:] += SIDE_YIELD * side_mol
         if module.vented[c] == 0.0:
             taken += vent(module, traits, c, now + step)
         ejecta = EJECTA_SHARE * made if module.middle[c] > EJECTA_C else 0.0
@@ -460,9 +453,8 @@ def advance(modules, rack, traits, drive, around, k, now, step):
     """
     quiet = is_quiet(modules)
     for m in range(modules.size):
-        for node in range(3):
-            modules[m].middle[node] = modules[m].temp[node]
-            modules[m].heat[node] = 0.0
+        modules[m].middle[:] = modules[m].temp
+        modules[m].heat[:] = 0.0
     air_W = heat_flows(modules, traits, drive, around, k, rack.air)
     if not quiet:
         step = shorten_step(modules, traits, now, step)
@@ -477,8 +469,8 @@ def advance(modules, rack, traits, drive, around, k, now, step):
     current, ejected = around[k].current_A, 0.0
     for m in range(modules.size):
         module = modules[m]
+        module.emitted[:] = 0.0
         module.emitted[0] = drive[m, k].leak_mol_s * step
-        module.emitted[1] = module.emitted[2] = 0.0
         if not quiet:
             ejected += apply_chemistry(module, traits[m], current, now, step)
         before = module.temp[0]
@@ -519,9 +511,8 @@ def run(modules, rack, traits, drive, around, truth):
         truth.air_C[k] = rack.air
         for m in range(modules.size):
             module = modules[m]
-            for i in range(3):
-                truth.temp_C[i, m, k] = module.temp[i]
-                truth.gas_ppm[m, i, k] = module.sensor_ppm[i]
+            truth.temp_C[:, m, k] = module.temp
+            truth.gas_ppm[m, :, k] = module.sensor_ppm
             joint = drive[m, k].joint_ohm
             truth.voltage_V[m, k] = module_voltage(module, traits[m], around[k].current_A, joint)
             truth.soc[m, k] = module.soc
