@@ -88,14 +88,12 @@ def followed(path: Path, say: Callable[[str], None]) -> Iterator[None]:
         last = False
         while not last:
             last = at_end.wait(0.5)
-            with contextlib.suppress(OSError), open(path, "rb") as file:
-                file.seek(place)
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break  # being written
-                    place += len(line)
-                    text = line.decode("utf-8", errors="replace").rstrip("\n")
-                    text = text[len(time.strftime(_TIME)) :]
+            with contextlib.suppress(OSError):
+                new = path.read_bytes()[place:]
+                new = new[: new.rfind(b"\n") + 1]  # the last line may be being written
+                place += len(new)
+                for line in new.decode("utf-8", errors="replace").split("\n"):
+                    text = line[len(time.strftime(_TIME)) :]
                     if text.startswith(STEP):
                         say(text)
 

@@ -34,12 +34,15 @@ class SiteRun(NamedTuple):
 
 
 def simulate_fleet(
-    sites: int, hours: float, seed: int, *, n_jobs: int = 1, progress: bool = False
+    sites: int,
+    hours: float,
+    seed: int,
+    *,
+    n_jobs: int = 1,
+    drop_lost_racks: bool = True,
+    progress: bool = False,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Simulate the telemetry of a fleet of battery storage sites, sampled every 10 s.
-
-    All rows of a rack are left out from 30 s before its first point of no return (PNR) on: the
-    warning would come too late.
 
     Parameters
     ----------
@@ -51,6 +54,9 @@ def simulate_fleet(
         One seed gives the same telemetry whatever ``n_jobs`` or the number of sites beside.
     n_jobs : int
         Threads; -1 = all cores.
+    drop_lost_racks : bool
+        Leave out all rows of a rack from 30 s before its first point of no return (PNR) on: the
+        warning would come too late.
     progress : bool
         Show a progress bar.
 
@@ -77,12 +83,13 @@ def simulate_fleet(
     if n_jobs == 0:
         raise ValueError("n_jobs must be at least 1, or -1 for all cores, got 0.")
     done = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(
-        delayed(simulate_site)(site, hours, seed) for site in range(sites)
+        delayed(simulate_site)(site, hours, seed, drop_lost_racks=drop_lost_racks)
+        for site in range(sites)
     )
     return to_frames(list(steps(done, "sites", total=sites) if progress else done))
 
 
-def simulate_site(site: int, hours: float, seed: int) -> SiteRun:
+def simulate_site(site: int, hours: float, seed: int, *, drop_lost_racks: bool = True) -> SiteRun:
     """Simulate one site; its number, from 0, and the seed fix every draw."""
     n = round(hours * 3600.0 / DT_S)
     streams = np.random.SeedSequence(seed, spawn_key=(site,)).spawn(4)
@@ -100,7 +107,7 @@ def simulate_site(site: int, hours: float, seed: int) -> SiteRun:
         known += fates(rack, here, truth)
         rng = np.random.default_rng(sensors[rack])
         seen = measure(truth, plan.around["current_A"], here, n, rng)
-        readings.append(seen[..., : samples_until(truth.pnr_s.min(), n)])
+        readings.append(seen[..., : samples_until(truth.pnr_s.min(), n) if drop_lost_racks else n])
     known.sort(key=lambda fate: (fate.event.onset, fate.event.rack, fate.event.module))
 
     parts = []

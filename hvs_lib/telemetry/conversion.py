@@ -57,30 +57,29 @@ def _text(array: arrow.ChunkedArray) -> arrow.ChunkedArray:
 
 def _to_category(array: arrow.ChunkedArray) -> pd.Categorical:
     codes, words = codes_and_words(array)
-    sorted_words = pd.Index(sorted(words.dropna().unique()), dtype="str")
+    ids = pd.Categorical(words)
     # one more entry, so that code -1 (missing) maps to itself
-    renamed = np.append(sorted_words.get_indexer(words), -1).astype(np.int32)
-    return pd.Categorical.from_codes(renamed[codes], categories=sorted_words)
+    return pd.Categorical.from_codes(np.append(ids.codes, -1)[codes], dtype=ids.dtype)
 
 
 def _to_times(array: arrow.ChunkedArray) -> pd.Series:
     if arrow.types.is_timestamp(array.type) or arrow.types.is_date(array.type):
-        return _from_timestamps(array)
+        # a zoned Arrow timestamp counts from the epoch in UTC already
+        kind = arrow.timestamp("us", tz=getattr(array.type, "tz", None))
+        rounds = getattr(array.type, "unit", None) == "ns"
+        try:
+            return pd.Series(array.cast(kind, safe=not rounds).to_numpy())
+        except arrow.ArrowInvalid:  # a year beyond 290,000: as text, for the rules to refuse
+            times = array.to_numpy()
+            return pd.Series(times.astype("str"), dtype="str").mask(np.isnat(times))
     codes, words = codes_and_words(array)
     if is_time(words).all() and one_zone_style(words).all():
         return pd.Series(np.append(as_times(words).to_numpy(), np.datetime64("NaT"))[codes])
+    return _as_words(codes, words)
+
+
+def _as_words(codes: np.ndarray, words: pd.Series) -> pd.Series:
     return pd.Series(np.append(words.to_numpy(object), None)[codes], dtype="str")
-
-
-def _from_timestamps(array: arrow.ChunkedArray) -> pd.Series:
-    # a zoned Arrow timestamp counts from the epoch in UTC already
-    zone = getattr(array.type, "tz", None)
-    rounds = getattr(array.type, "unit", None) == "ns"
-    try:
-        return pd.Series(array.cast(arrow.timestamp("us", tz=zone), safe=not rounds).to_numpy())
-    except arrow.ArrowInvalid:  # a year beyond 290,000: as text, for the rules to refuse
-        times = array.to_numpy()
-        return pd.Series(times.astype("str"), dtype="str").mask(np.isnat(times))
 
 
 def as_times(values: pd.Series) -> pd.Series:
@@ -102,7 +101,7 @@ def _to_numbers(array: arrow.ChunkedArray, dtype: type) -> np.ndarray | pd.Serie
     words = words.mask(words.isin(MISSING_NUMBERS))
     if is_number(words).all():
         return np.append(as_numbers(words).to_numpy(dtype), dtype("nan"))[codes]
-    return pd.Series(np.append(words.to_numpy(object), None)[codes], dtype="str")
+    return _as_words(codes, words)
 
 
 def as_numbers(values: pd.Series) -> pd.Series:

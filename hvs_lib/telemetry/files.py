@@ -195,6 +195,7 @@ def _is_parquet(path: Path) -> bool:
 
 def _check_path(path: Path) -> None:
     """Refuse what is not a telemetry file before anything is opened."""
+    problem = ""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -204,18 +205,20 @@ def _check_path(path: Path) -> None:
         near = difflib.get_close_matches(path.name, present, n=1)
         cure = f"did you mean {near[0]}?" if near else "check the path."
         problem = f"The file must exist, got a path to nothing; {cure}"
-        raise refusal(path, problem) from None
     except (OSError, ValueError) as error:  # a link to itself, a zero byte, a forbidden folder
         reason = getattr(error, "strerror", None) or str(error)
-        raise refusal(path, f"The path must lead to a file, got: {reason}; check it.") from error
-    if stat.S_ISDIR(found.st_mode):
-        raise refusal(path, "The path must name a file, got a directory; name one file in it.")
-    if not stat.S_ISREG(found.st_mode):
-        raise refusal(path, "The path must name a regular file, got a pipe or device; save it.")
-    if not path.name.lower().endswith(SUFFIXES):
-        raise refusal(path, _unknown_format(path))
-    if found.st_size == 0:
-        raise refusal(path, _EMPTY)
+        problem = f"The path must lead to a file, got: {reason}; check it."
+    else:
+        if stat.S_ISDIR(found.st_mode):
+            problem = "The path must name a file, got a directory; name one file in it."
+        elif not stat.S_ISREG(found.st_mode):
+            problem = "The path must name a regular file, got a pipe or device; save it."
+        elif not path.name.lower().endswith(SUFFIXES):
+            problem = _unknown_format(path)
+        elif found.st_size == 0:
+            problem = _EMPTY
+    if problem:
+        raise refusal(path, problem)
 
 
 def _unknown_format(path: Path) -> str:

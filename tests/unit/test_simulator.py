@@ -243,9 +243,9 @@ def test_resting_rack_settles_at_the_room_temperature():
 
 
 def forced_site(monkeypatch, events, site=0, hours=6.0):
-    """Return telemetry and events table of a site that goes through the events."""
+    """Return telemetry and events table of a site that goes through the events, all rows kept."""
     monkeypatch.setattr(simulated, "draw_events", lambda *_: events)
-    return to_frames([simulate_site(site, hours, 5)])
+    return to_frames([simulate_site(site, hours, 5, drop_lost_racks=False)])
 
 
 def forced_events(monkeypatch, cause, n_racks=16, **params):
@@ -390,6 +390,16 @@ def test_lost_racks_end_thirty_seconds_before_their_first_pnr(fleet):
     assert (first_pnr[kept] < end).sum() > 10
     assert (limit - last[kept] < pd.Timedelta(seconds=10)).all()
     assert (limit >= last[kept]).all()
+
+
+def test_kept_racks_hold_the_same_rows():
+    short, _ = simulate_fleet(1, 6.0, 3)
+    whole, events = simulate_fleet(1, 6.0, 3, drop_lost_racks=False)
+    assert len(short) < len(whole) == 64 * 2160
+    assert events["Hazard"].any()
+    common = whole.merge(short[col.KEYS], on=col.KEYS)
+    pd.testing.assert_frame_equal(common[col.SENSORS], short[col.SENSORS])
+    pd.testing.assert_series_equal(common[col.LABEL], short[col.LABEL])
 
 
 def test_event_rows_begin_at_the_onset(fleet):
