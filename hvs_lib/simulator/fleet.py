@@ -152,8 +152,8 @@ def to_frames(runs: list[SiteRun]) -> tuple[pd.DataFrame, pd.DataFrame]:
     Consumes the columns of the runs, so that no more than one column is ever held twice.
     """
     events = _events_frame(runs)
-    kinds = sorted(events[col.EVENT_TYPE].unique())
-    kind = np.append(pd.Categorical(events[col.EVENT_TYPE], categories=kinds).codes, np.int8(-1))
+    kinds = pd.Categorical(events[col.EVENT_TYPE])
+    kind = np.append(kinds.codes, np.int8(-1))  # number -1, no event, has none
     first = 0
     for run in runs:
         run.columns["event"][run.columns["event"] >= 0] += first
@@ -163,22 +163,17 @@ def to_frames(runs: list[SiteRun]) -> tuple[pd.DataFrame, pd.DataFrame]:
         return np.concatenate([run.columns.pop(name) for run in runs])
 
     lengths = [run.columns["step"].size for run in runs]
-    time = joined("step").astype(np.int64)
-    time *= int(DT_S * 1e6)
-    time += START.astype(np.int64)
+    site = np.repeat(np.arange(len(runs), dtype=np.int16), lengths)
     module, number = joined("module"), joined("event")
     columns = {
-        col.TIMESTAMP: time.view(START.dtype),
-        col.SITE: _category(
-            np.repeat(np.arange(len(runs), dtype=np.int16), lengths),
-            [f"Site{run.site + 1:02d}" for run in runs],
-        ),
+        col.TIMESTAMP: START + joined("step") * np.timedelta64(int(DT_S), "s"),
+        col.SITE: _category(site, [f"Site{run.site + 1:02d}" for run in runs]),
         col.RACK: _category(module // N_MODULES, RACKS),
         col.MODULE: _category(module, MODULES),
         **{name: joined(name) for name in col.SENSORS},
         col.LABEL: joined("label"),
         col.EVENT_ID: _category(number, events[col.EVENT_ID].tolist()),
-        col.EVENT_TYPE: _category(kind[number], kinds),
+        col.EVENT_TYPE: _category(kind[number], kinds.categories),
     }
     return pd.DataFrame(columns, copy=False), events
 
@@ -195,11 +190,10 @@ def _events_frame(runs: list[SiteRun]) -> pd.DataFrame:
             times = map(_time, (event.onset * DT_S, fate.pnr_s))
             name = f"{site}-E{i + 1:03d}"
             rows.append((name, event.cause, site, place, part, *times, fate.hazard, i in labelled))
-    ids = [col.EVENT_ID, col.EVENT_TYPE, col.SITE, col.RACK, col.MODULE]
-    times = ["Onset", "PNR"]
-    frame = pd.DataFrame(rows, columns=[*ids, *times, "Hazard", "Labelled"])
-    types = dict.fromkeys(ids, "str") | dict.fromkeys(times, "datetime64[us]")
-    return frame.astype(types | dict.fromkeys(["Hazard", "Labelled"], "bool"))
+    types = dict.fromkeys([col.EVENT_ID, col.EVENT_TYPE, col.SITE, col.RACK, col.MODULE], "str")
+    types |= dict.fromkeys(["Onset", "PNR"], "datetime64[us]")
+    types |= dict.fromkeys(["Hazard", "Labelled"], "bool")
+    return pd.DataFrame(rows, columns=list(types)).astype(types)
 
 
 def _time(seconds: float) -> np.datetime64:
@@ -208,5 +202,5 @@ def _time(seconds: float) -> np.datetime64:
     return START + np.timedelta64(round(seconds * 1e6), "us")
 
 
-def _category(codes: np.ndarray, names: list[str]) -> pd.Categorical:
+def _category(codes: np.ndarray, names: Sequence[str]) -> pd.Categorical:
     return pd.Categorical.from_codes(codes, pd.Index(names, dtype="str"))

@@ -10,7 +10,7 @@ import pandera.pandas as pa
 from pandera.errors import SchemaError, SchemaErrorReason, SchemaErrors
 
 from hvs_lib import columns as col
-from hvs_lib.telemetry.codes import module_codes, order_of
+from hvs_lib.telemetry.codes import module_codes
 from hvs_lib.telemetry.conversion import as_numbers, as_times, is_number, is_time, one_zone_style
 from hvs_lib.telemetry.files import count_rows
 
@@ -117,15 +117,12 @@ def _is_plausible(values: pd.Series, low: float, high: float) -> pd.Series:
 
 def _is_first_of_instant(frame: pd.DataFrame) -> pd.Series:
     """Refuse a second row of the same module and time."""
-    unique = np.ones(len(frame), dtype=bool)
-    if {col.RACK, col.MODULE, col.TIMESTAMP} <= set(frame.columns):
-        times = as_times(frame[col.TIMESTAMP]).to_numpy()
-        modules = module_codes(frame)
-        order = order_of(modules, times)
-        modules, times = (modules, times) if order is None else (modules[order], times[order])
-        again = (modules[1:] == modules[:-1]) & (times[1:] == times[:-1]) & (modules[1:] >= 0)
-        unique[np.arange(1, len(frame))[again] if order is None else order[1:][again]] = False
-    return pd.Series(unique, index=frame.index)
+    if not {col.RACK, col.MODULE, col.TIMESTAMP} <= set(frame):
+        return pd.Series(True, index=frame.index)
+    times = as_times(frame[col.TIMESTAMP])
+    modules = pd.Series(module_codes(frame), index=frame.index)
+    again = pd.concat([modules, times], axis=1).duplicated()
+    return ~again | (modules < 0) | times.isna()
 
 
 def broken_rules(
