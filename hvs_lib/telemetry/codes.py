@@ -83,3 +83,11 @@ def hazard_types(telemetry: pd.DataFrame) -> list[str]:
         return []
     labelled = telemetry.loc[telemetry[col.LABEL] == 1, col.EVENT_TYPE]
     return sorted(map(str, labelled.dropna().unique()))
+
+
+def order_of(modules: np.ndarray, times: np.ndarray) -> np.ndarray | None:
+    """Return the rows in the order of module and time, None if they are so already."""
+    step, later = np.diff(modules), times[1:] >= times[:-1]
+    if np.all((step > 0) | ((step == 0) & later)):
+        return None
+    return np.lexsort((times, modules))

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as arrow
 
 from hvs_lib import columns as col
-from hvs_lib.telemetry.codes import module_codes
+from hvs_lib.telemetry.codes import module_codes, order_of
 from hvs_lib.telemetry.conversion import to_frame, zone_styles
 from hvs_lib.telemetry.files import READ_ERRORS, TelemetryFile, readable, refusal
 from hvs_lib.telemetry.quality import (
@@ -194,8 +194,5 @@ def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
     if col.LABEL in columns:
         columns[col.LABEL] = columns[col.LABEL].astype(np.int8)
     result = pd.DataFrame({name: columns[name] for name in col.TELEMETRY if name in columns})
-    modules, times = module_codes(result), result[col.TIMESTAMP].to_numpy()
-    step, later = np.diff(modules), times[1:] >= times[:-1]
-    if np.all((step > 0) | ((step == 0) & later)):  # is so already: nothing is copied
-        return result
-    return result.take(np.lexsort((times, modules))).reset_index(drop=True)
+    order = order_of(module_codes(result), result[col.TIMESTAMP].to_numpy())
+    return result if order is None else result.take(order).reset_index(drop=True)
