@@ -184,4 +184,4 @@ def _time(seconds: float) -> np.datetime64:
 
 
 def _category(codes: np.ndarray, names: Sequence[str]) -> pd.Categorical:
-    return pd.Categorical.from_codes(codes, pd.Index(names, dtype="str"))
+    return pd.Categorical.from_codes(codes, pd.Index(list(names), dtype="str"))
