@@ -16,26 +16,14 @@ LOG_FILE = "HVS_LOG_FILE"  # environment variable: another file than `runs/hvs.l
 STEP = "  "  # before the lines of a step, so that they stand under those of their notebook
 _LINES, _PAUSE_S = 20, 1.0  # of a bar in the log: how many at most, how far apart at least
 _TIME = "%Y-%m-%d %H:%M:%S "  # before each line
-_STAMP = len(time.strftime(_TIME))
 
 
 class ProgressBar(tqdm):
     """A bar that vanishes when it is closed, and leaves a line in the log for each step.
 
     The bar goes to a terminal or a notebook only, on standard output, since a notebook shows
-    standard error as a warning. The log gets twenty lines at most, a second apart at least.
-
-    Parameters
-    ----------
-    total : float
-        All of the work, in any unit.
-    unit : str
-        The unit's name, in the plural.
-
-    Attributes
-    ----------
-    done : float
-        Counted so far.
+    standard error as a warning. `total` is all of the work, in any `unit`, which is named in the
+    plural; `done` is what was counted so far.
     """
 
     def __init__(self, total: float, unit: str):
@@ -48,20 +36,19 @@ class ProgressBar(tqdm):
         self._unit = unit
         self._start = self._told = time.monotonic()
         self.done = 0.0
-        self._of = total
 
     def update(self, n: float = 1) -> None:
         """Count n more."""
         super().update(n)
-        per_line = max(self._of / _LINES, 1)
+        per_line = max(self.total / _LINES, 1)
         lines, self.done = self.done // per_line, self.done + n
         now = time.monotonic()
-        waited = self.done >= self._of or now - self._told >= _PAUSE_S
+        waited = self.done >= self.total or now - self._told >= _PAUSE_S
         if self.done // per_line > lines and waited:
             self._told = now
-            seconds = (now - self._start) * max(self._of - self.done, 0) / self.done
+            seconds = (now - self._start) * max(self.total - self.done, 0) / self.done
             left = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-            log_line(f"{STEP}{self.done:g} of {self._of:g} {self._unit}, {left} left")
+            log_line(f"{STEP}{self.done:g} of {self.total:g} {self._unit}, {left} left")
 
 
 def steps(items: Iterable, unit: str, *, total: int | None = None) -> Iterator:
@@ -90,12 +77,8 @@ def log_line(text: str) -> None:
 def followed(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Hand on the lines of the steps in a log while they are written, from a thread.
 
-    Parameters
-    ----------
-    path : Path
-        The log, which need not be there yet.
-    say : callable
-        Called with each line of a step, without its time; at the end it has got them all.
+    `say` gets each line of a step, without its time; at the end it has got them all. The log need
+    not be there yet.
     """
     place = path.stat().st_size if path.exists() else 0
     at_end = Event()
@@ -105,13 +88,12 @@ def followed(path: Path, say: Callable[[str], None]) -> Iterator[None]:
         last = False
         while not last:
             last = at_end.wait(0.5)
-            with contextlib.suppress(OSError), open(path, "rb") as file:
-                file.seek(place)
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break  # being written
-                    place += len(line)
-                    text = line.decode("utf-8", errors="replace").rstrip("\n")[_STAMP:]
+            with contextlib.suppress(OSError):
+                new = path.read_bytes()[place:]
+                new = new[: new.rfind(b"\n") + 1]  # the last line may be being written
+                place += len(new)
+                for line in new.decode("utf-8", errors="replace").split("\n"):
+                    text = line[len(time.strftime(_TIME)) :]
                     if text.startswith(STEP):
                         say(text)
 

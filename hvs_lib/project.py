@@ -21,15 +21,11 @@ EXECUTION = "HVS_EXECUTION_ID"  # tells a kernel which execution by the runner i
 MODEL_PACKAGES = (
     "mlflow", "scikit-learn", "imbalanced-learn", "xgboost", "numpy", "pandas", "skops",
 )  # fmt: skip
-_PACKAGES = (*MODEL_PACKAGES, "scipy", "numba", "pyarrow")
-
 
 _ENVIRONMENT = {
-    # Idle OpenMP threads sleep instead of spinning: with another busy process on the cores an
-    # XGBoost fit is otherwise many times slower.
+    # Idle OpenMP threads sleep: beside a busy process XGBoost is otherwise many times slower.
     "OMP_WAIT_POLICY": "PASSIVE",
-    # Linear algebra adds up in an order that depends on the number of its threads, which
-    # scikit-learn's neighbours change for a while, or for good where folds run side by side.
+    # Linear algebra adds up in an order that depends on the number of its threads.
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     # A headless log and a committed notebook hold results, not MLflow's advice.
@@ -53,22 +49,16 @@ class StoreError(HvsError):
 def project_root() -> Path:
     """Return the folder that holds data/, runs/ and the tracking store.
 
-    Returns
-    -------
-    Path
-        `HVS_PROJECT_ROOT` if that is set, else the folder above the package.
+    It is `HVS_PROJECT_ROOT` if that is set, else the folder above the package.
     """
     chosen = os.environ.get("HVS_PROJECT_ROOT")
     return Path(chosen).expanduser().resolve() if chosen else Path(__file__).resolve().parents[1]
 
 
 def sources_sha256(*patterns: str) -> str:
-    """Return the SHA-256 of the package's source files that match a pattern, names included.
+    """Return the SHA-256 of the package's source files, names included.
 
-    Parameters
-    ----------
-    *patterns : str
-        As for `Path.glob`, from the package's folder, such as ``simulator/**/*.py``.
+    The patterns are as for `Path.glob`, from the package's folder, such as ``simulator/**/*.py``.
     """
     package = Path(__file__).parent
     digest = hashlib.sha256()
@@ -80,7 +70,8 @@ def sources_sha256(*patterns: str) -> str:
 
 def package_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that the metrics depend on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+    packages = (*MODEL_PACKAGES, "scipy", "numba", "pyarrow")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
 def code_version() -> dict[str, str]:
@@ -94,11 +85,8 @@ def code_version() -> dict[str, str]:
         commit, dirty = git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
     except (OSError, subprocess.CalledProcessError):
         commit, dirty = "none", "unknown"
-    return {
-        "git_commit": commit,
-        "git_dirty": str(dirty).lower(),
-        "workbook_version": __version__,
-    }
+    dirty = str(dirty).lower()
+    return {"git_commit": commit, "git_dirty": dirty, "workbook_version": __version__}
 
 
 @contextmanager
@@ -124,16 +112,14 @@ def remove_unfinished(path: Path) -> None:
 @contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables, which child processes inherit, for a while."""
-    before = {name: os.environ.get(name) for name in variables}
+    before = {name: os.environ[name] for name in variables if name in os.environ}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in variables:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def set_environment() -> None:

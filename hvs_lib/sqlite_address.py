@@ -19,14 +19,9 @@ def sqlite_uri(path: Path, uri: str = "sqlite://") -> str:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """Return the file of a SQLite store; None for another kind of store.
+    """Return the file of a SQLite store, None for another kind of store.
 
-    A relative path starts at the project root, whatever the working directory.
-
-    Raises
-    ------
-    StoreError
-        For a database in memory, or one that is named by an address of its own.
+    A relative path starts at the project root. A StoreError refuses a database in memory.
     """
     if not uri.startswith("sqlite"):
         return None

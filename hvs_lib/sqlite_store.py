@@ -1,9 +1,8 @@
 """Artifacts of a store in a SQLite file that go where the file goes.
 
-MLflow keeps addresses of artifacts as they are, so absolute ones break where a project is moved,
-copied or mounted elsewhere. Here they begin with ``hvs:/``, the folder of the SQLite file; MLflow
-finds the scheme by the entry point ``mlflow.artifact_repository`` in pyproject.toml, and imports
-this file for it; nothing else may import it before MLflow.
+Absolute addresses of artifacts break where a project is moved or mounted elsewhere. Here they
+begin with ``hvs:/``, the folder of the SQLite file. MLflow imports this file by its entry point in
+pyproject.toml; nothing else may import it before MLflow.
 """
 
 from urllib.parse import urlsplit

@@ -1,11 +1,11 @@
 """From a seed to a telemetry table: sites, labels, frames."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
+from pandas.api.types import union_categoricals
 
 from hvs_lib import columns as col
 from hvs_lib.progress import steps
@@ -19,18 +19,6 @@ LABEL_FROM_S = col.LABEL_FROM_MIN * 60.0 + col.LABEL_UNTIL_S  # before the PNR
 HORIZON = int(np.ceil(LABEL_FROM_S / DT_S))  # samples past the end: the last labels know them
 RACKS = [f"Rack{row}{i}" for row in "AB" for i in range(1, 5)]
 MODULES = [f"{rack}_Module{m:02d}" for rack in RACKS for m in range(1, N_MODULES + 1)]
-
-
-class SiteRun(NamedTuple):
-    """The rows of one site in compact columns, and its events.
-
-    ``columns`` holds the sensors by name, ``step`` int32, ``module`` int8 (position in MODULES),
-    ``label`` int8 and ``event`` int32 (position in ``events``; -1 = none), each of shape (n,).
-    """
-
-    site: int
-    columns: dict[str, np.ndarray]
-    events: list[Fate]
 
 
 def simulate_fleet(
@@ -66,8 +54,8 @@ def simulate_fleet(
         Columns ``col.TELEMETRY``, sorted by site, rack, module and time.
     events : DataFrame
         One row per hazard and look-alike: Event_ID, Event_Type, Site_ID, Rack_ID, Module_ID
-        (missing where it covers more than one), Onset, Vent, PNR (NaT = never), Hazard (PNR
-        reached), Labelled (rows with label 1 are left).
+        (missing where it covers more than one), Onset, PNR (NaT = never), Hazard (PNR reached),
+        Labelled (rows with label 1 are left).
 
     Raises
     ------
@@ -82,16 +70,30 @@ def simulate_fleet(
         raise ValueError(f"seed must be 0 or greater, got {seed}.")
     if n_jobs == 0:
         raise ValueError("n_jobs must be at least 1, or -1 for all cores, got 0.")
-    work = (
+    done = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(
         delayed(simulate_site)(site, hours, seed, drop_lost_racks=drop_lost_racks)
         for site in range(sites)
     )
-    done = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(work)
-    return to_frames(list(steps(done, "sites", total=sites) if progress else done))
+    done = list(steps(done, "sites", total=sites) if progress else done)
+    tables = [telemetry for telemetry, _ in done]
+    columns = {}
+    for name in col.TELEMETRY:
+        parts = [table.pop(name) for table in tables]  # no more than one column is held twice
+        if parts[0].dtype == "category":
+            columns[name] = union_categoricals(parts, sort_categories=name == col.EVENT_TYPE)
+        else:
+            columns[name] = np.concatenate(parts)
+    events = pd.concat([events for _, events in done], ignore_index=True)
+    return pd.DataFrame(columns, copy=False), events
 
 
-def simulate_site(site: int, hours: float, seed: int, *, drop_lost_racks: bool = True) -> SiteRun:
-    """Simulate one site; its number, from 0, and the seed fix every draw."""
+def simulate_site(
+    site: int, hours: float, seed: int, *, drop_lost_racks: bool = True
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Simulate one site; its number, from 0, and the seed fix every draw.
+
+    Returns its telemetry and its events, as `simulate_fleet` does.
+    """
     n = round(hours * 3600.0 / DT_S)
     streams = np.random.SeedSequence(seed, spawn_key=(site,)).spawn(4)
     rng_site, rng_events = np.random.default_rng(streams[1]), np.random.default_rng(streams[2])
@@ -115,11 +117,26 @@ def simulate_site(site: int, hours: float, seed: int, *, drop_lost_racks: bool =
     for rack, seen in enumerate(readings):
         modules, times = np.indices(seen.shape[1:], np.int32)
         label, event = mark_rows(known, rack, seen.shape[2])
-        module = (rack * N_MODULES + modules).astype(np.int8)
-        parts.append({"step": times, "module": module, "label": label, "event": event})
-        parts[-1] |= zip(col.SENSORS, seen, strict=True)
-    columns = {name: np.concatenate([part[name].ravel() for part in parts]) for name in parts[0]}
-    return SiteRun(site, columns, known)
+        parts.append({"step": times, "module": rack * N_MODULES + modules, "event": event})
+        parts[-1] |= {col.LABEL: label, **dict(zip(col.SENSORS, seen, strict=True))}
+    rows = {name: np.concatenate([part[name].ravel() for part in parts]) for name in parts[0]}
+
+    name = f"Site{site + 1:02d}"
+    events = _events_frame(name, known)
+    events["Labelled"] = np.isin(events.index, rows["event"][rows[col.LABEL] == 1])
+    kinds = pd.Categorical(events[col.EVENT_TYPE])
+    kind = np.append(kinds.codes, -1)  # event -1, none, has no kind
+    columns = {
+        col.TIMESTAMP: START + rows["step"] * np.timedelta64(int(DT_S), "s"),
+        col.SITE: _category(np.zeros(len(rows["step"]), np.int8), [name]),
+        col.RACK: _category(rows["module"] // N_MODULES, RACKS),
+        col.MODULE: _category(rows["module"], MODULES),
+        **{name: rows[name] for name in col.SENSORS},
+        col.LABEL: rows[col.LABEL],
+        col.EVENT_ID: _category(rows["event"], events[col.EVENT_ID]),
+        col.EVENT_TYPE: _category(kind[rows["event"]], kinds.categories),
+    }
+    return pd.DataFrame(columns, copy=False), events
 
 
 def mark_rows(known: Sequence[Fate], rack: int, n_steps: int) -> tuple[np.ndarray, np.ndarray]:
@@ -147,60 +164,17 @@ def samples_until(pnr_s: float, n_steps: int) -> int:
     return int(np.clip(last + 1, 0, n_steps))
 
 
-def to_frames(runs: list[SiteRun]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Join the sites' rows into one telemetry table and one table of events.
-
-    Consumes the columns of the runs, so that no more than one column is ever held twice.
-    """
-    events = _events_frame(runs)
-    kinds = sorted(events[col.EVENT_TYPE].unique())
-    kind = np.append(pd.Categorical(events[col.EVENT_TYPE], categories=kinds).codes, np.int8(-1))
-    first = 0
-    for run in runs:
-        run.columns["event"][run.columns["event"] >= 0] += first
-        first += len(run.events)
-
-    def joined(name: str) -> np.ndarray:
-        return np.concatenate([run.columns.pop(name) for run in runs])
-
-    lengths = [run.columns["step"].size for run in runs]
-    time = joined("step").astype(np.int64)
-    time *= int(DT_S * 1e6)
-    time += START.astype(np.int64)
-    module, number = joined("module"), joined("event")
-    columns = {
-        col.TIMESTAMP: time.view(START.dtype),
-        col.SITE: _category(
-            np.repeat(np.arange(len(runs), dtype=np.int16), lengths),
-            [f"Site{run.site + 1:02d}" for run in runs],
-        ),
-        col.RACK: _category(module // N_MODULES, RACKS),
-        col.MODULE: _category(module, MODULES),
-        **{name: joined(name) for name in col.SENSORS},
-        col.LABEL: joined("label"),
-        col.EVENT_ID: _category(number, events[col.EVENT_ID].tolist()),
-        col.EVENT_TYPE: _category(kind[number], kinds),
-    }
-    return pd.DataFrame(columns, copy=False), events
-
-
-def _events_frame(runs: list[SiteRun]) -> pd.DataFrame:
+def _events_frame(site: str, known: Sequence[Fate]) -> pd.DataFrame:
     rows = []
-    for run in runs:
-        site = f"Site{run.site + 1:02d}"
-        labelled = set(run.columns["event"][run.columns["label"] == 1].tolist())
-        for i, fate in enumerate(run.events):
-            event, rack, module = fate.event, fate.event.rack, fate.event.module
-            place = RACKS[rack] if rack >= 0 else None
-            part = MODULES[rack * N_MODULES + module] if module >= 0 else None
-            times = map(_time, (event.onset * DT_S, fate.vent_s, fate.pnr_s))
-            name = f"{site}-E{i + 1:03d}"
-            rows.append((name, event.cause, site, place, part, *times, fate.hazard, i in labelled))
-    ids = [col.EVENT_ID, col.EVENT_TYPE, col.SITE, col.RACK, col.MODULE]
-    times = ["Onset", "Vent", "PNR"]
-    frame = pd.DataFrame(rows, columns=[*ids, *times, "Hazard", "Labelled"])
-    types = dict.fromkeys(ids, "str") | dict.fromkeys(times, "datetime64[us]")
-    return frame.astype(types | dict.fromkeys(["Hazard", "Labelled"], "bool"))
+    for i, fate in enumerate(known):
+        event, rack, module = fate.event, fate.event.rack, fate.event.module
+        place = RACKS[rack] if rack >= 0 else None
+        part = MODULES[rack * N_MODULES + module] if module >= 0 else None
+        times = map(_time, (event.onset * DT_S, fate.pnr_s))
+        rows.append((f"{site}-E{i + 1:03d}", event.cause, site, place, part, *times, fate.hazard))
+    types = dict.fromkeys([col.EVENT_ID, col.EVENT_TYPE, col.SITE, col.RACK, col.MODULE], "str")
+    types |= dict.fromkeys(["Onset", "PNR"], "datetime64[us]") | {"Hazard": "bool"}
+    return pd.DataFrame(rows, columns=list(types)).astype(types)
 
 
 def _time(seconds: float) -> np.datetime64:
@@ -209,5 +183,5 @@ def _time(seconds: float) -> np.datetime64:
     return START + np.timedelta64(round(seconds * 1e6), "us")
 
 
-def _category(codes: np.ndarray, names: list[str]) -> pd.Categorical:
-    return pd.Categorical.from_codes(codes, pd.Index(names, dtype="str"))
+def _category(codes: np.ndarray, names: Sequence[str]) -> pd.Categorical:
+    return pd.Categorical.from_codes(codes, pd.Index(list(names), dtype="str"))

@@ -134,7 +134,6 @@ STATE = np.dtype(
         ("vented", "f8", 2),
         ("retained", "f8", (2, 4)),  # gas in a closed cell [mol]
         ("ignites_s", "f8"),  # the core
-        ("vent_s", "f8"),
         ("pnr_s", "f8"),
         ("sensor_ppm", "f8", 3),
         ("middle", "f8", 3),  # temperatures halfway through a step
@@ -156,7 +155,6 @@ class RackTruth(NamedTuple):
     voltage_V: np.ndarray  # (n_modules, n_steps)
     soc: np.ndarray  # (n_modules, n_steps) of the string, as the BMS counts it
     gas_ppm: np.ndarray  # (n_modules, 3, n_steps) VOC, CO, H2 at the lagging sensor
-    vent_s: np.ndarray  # (n_modules,) first vent; inf = none
     pnr_s: np.ndarray  # (n_modules,) point of no return; inf = none
 
 
@@ -234,10 +232,8 @@ def react(module, traits, c, now, step_s):
     x, dx, gas, temp_C = module.cells[c], module.change, module.gas, module.middle[c]
     burning = c == 1 and now >= module.ignites_s
     if temp_C < QUIET_C and not burning:
-        for i in range(N_STATES):
-            dx[i] = 0.0
-        for g in range(4):
-            gas[g] = 0.0
+        dx[:] = 0.0
+        gas[:] = 0.0
         return 0.0, 0.0
     soc = module.soc if c else module.soc_f
     charge = min(max(soc, 0.0), 1.0)
@@ -365,11 +361,9 @@ def vent(module, traits, c, now):
     """
     x, gas, retained = module.cells[c], module.gas, module.retained[c]
     kelvin = module.middle[c] + KELVIN
-    total = 0.0
-    for g in range(4):
-        retained[g] += gas[g]
-        total += retained[g]
-        gas[g] = 0.0
+    retained += gas
+    gas[:] = 0.0
+    total = retained[0] + retained[1] + retained[2] + retained[3]
     vapour_Pa = 101325.0 * np.exp(-33.5e3 / R_GAS * (1.0 / kelvin - 1.0 / 363.4))
     gas_Pa = total * R_GAS * kelvin / HEADSPACE_M3
     pressure_Pa = 101325.0 * kelvin / 298.0 + 0.5 * vapour_Pa + gas_Pa
@@ -377,11 +371,9 @@ def vent(module, traits, c, now):
     if pressure_Pa < traits.vent_Pa and not burning:
         return 0.0
     module.vented[c] = 1.0
-    module.vent_s = min(module.vent_s, now)
     flash = SOLVENT_FLASH * x[SOLVENT]
     x[SOLVENT] -= flash
-    for g in range(4):
-        gas[g] = retained[g]
+    gas[:] = retained
     gas[0] += flash * SOLVENT_KG / SOLVENT_KG_MOL
     return flash * SOLVENT_KG * SOLVENT_J_KG
 
@@ -395,13 +387,11 @@ def apply_chemistry(module, traits, current_A, now, step):
     ejected = 0.0
     for c in range(2):
         made, taken = react(module, traits, c, now, step)
-        for i in range(N_STATES):
-            module.cells[c, i] += module.change[i]
+        module.cells[c] += module.change
         module.gas[0] -= module.change[SOLVENT] * SOLVENT_KG / SOLVENT_KG_MOL
         if c == 0 and module.soc_f > SIDE_FROM and current_A > 0.0:
             side_mol = side_share(module.soc_f) * 0.5 * current_A * step / FARADAY
-            for g in range(4):
-                module.gas[g] += SIDE_YIELD[g] * side_mol
+            module.gas[:] += SIDE_YIELD * side_mol
         if module.vented[c] == 0.0:
             taken += vent(module, traits, c, now + step)
         ejecta = EJECTA_SHARE * made if module.middle[c] > EJECTA_C else 0.0
@@ -463,9 +453,8 @@ def advance(modules, rack, traits, drive, around, k, now, step):
     """
     quiet = is_quiet(modules)
     for m in range(modules.size):
-        for node in range(3):
-            modules[m].middle[node] = modules[m].temp[node]
-            modules[m].heat[node] = 0.0
+        modules[m].middle[:] = modules[m].temp
+        modules[m].heat[:] = 0.0
     air_W = heat_flows(modules, traits, drive, around, k, rack.air)
     if not quiet:
         step = shorten_step(modules, traits, now, step)
@@ -480,8 +469,8 @@ def advance(modules, rack, traits, drive, around, k, now, step):
     current, ejected = around[k].current_A, 0.0
     for m in range(modules.size):
         module = modules[m]
+        module.emitted[:] = 0.0
         module.emitted[0] = drive[m, k].leak_mol_s * step
-        module.emitted[1] = module.emitted[2] = 0.0
         if not quiet:
             ejected += apply_chemistry(module, traits[m], current, now, step)
         before = module.temp[0]
@@ -522,9 +511,8 @@ def run(modules, rack, traits, drive, around, truth):
         truth.air_C[k] = rack.air
         for m in range(modules.size):
             module = modules[m]
-            for i in range(3):
-                truth.temp_C[i, m, k] = module.temp[i]
-                truth.gas_ppm[m, i, k] = module.sensor_ppm[i]
+            truth.temp_C[:, m, k] = module.temp
+            truth.gas_ppm[m, :, k] = module.sensor_ppm
             joint = drive[m, k].joint_ohm
             truth.voltage_V[m, k] = module_voltage(module, traits[m], around[k].current_A, joint)
             truth.soc[m, k] = module.soc
@@ -546,8 +534,7 @@ def at_rest(around: np.ndarray, traits: np.ndarray) -> tuple[np.ndarray, np.ndar
     modules["sensor_ppm"] = rack["ppm"]
     modules["soc"] = modules["soc_f"] = traits["soc"]
     modules["cells"] = FRESH_CELL
-    for name in ("ignites_s", "vent_s", "pnr_s"):
-        modules[name] = np.inf
+    modules["ignites_s"] = modules["pnr_s"] = np.inf
     return modules, rack[0]
 
 
@@ -565,8 +552,6 @@ def simulate(drive: np.ndarray, around: np.ndarray, traits: np.ndarray) -> RackT
     n, n_steps = drive.shape
     modules, rack = at_rest(around, traits)
     series = [(3, n, n_steps), (n_steps,), (n, n_steps), (n, n_steps), (n, 3, n_steps)]
-    truth = RackTruth(
-        *(np.empty(shape, np.float32) for shape in series), modules["vent_s"], modules["pnr_s"]
-    )
+    truth = RackTruth(*(np.empty(shape, np.float32) for shape in series), modules["pnr_s"])
     run(modules, rack, traits, drive, around, truth)
     return truth

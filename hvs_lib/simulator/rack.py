@@ -217,7 +217,6 @@ class Fate(NamedTuple):
     """What became of an event."""
 
     event: Event
-    vent_s: float = np.inf  # first vent of the module; inf = none
     pnr_s: float = np.inf  # point of no return; inf = none
 
     @property
@@ -239,12 +238,12 @@ def fates(rack: int, events: Sequence[Event], truth: RackTruth) -> list[Fate]:
     """
     result = []
     propagates = int(np.ceil(min(truth.pnr_s.min() / DT_S, 2**31)))
-    for m, (vent_s, pnr_s) in enumerate(zip(truth.vent_s, truth.pnr_s, strict=True)):
+    for m, pnr_s in enumerate(truth.pnr_s):
         own = [event for event in events if event.module == m]
         begun = [event for event in own if event.onset * DT_S < pnr_s]
         blamed = max(begun, key=lambda e: (e.cause in HAZARDS, e.onset), default=None)
         if blamed is None and np.isfinite(pnr_s):
             blamed = Event("propagation", propagates, rack=rack, module=m)
             own.append(blamed)
-        result += [Fate(e, vent_s, pnr_s) if e is blamed else Fate(e) for e in own]
+        result += [Fate(e, pnr_s) if e is blamed else Fate(e) for e in own]
     return result

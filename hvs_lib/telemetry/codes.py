@@ -14,10 +14,6 @@ def site_codes(telemetry: pd.DataFrame) -> np.ndarray:
 def rack_codes(telemetry: pd.DataFrame) -> np.ndarray:
     """Number the racks, a rack being a Rack_ID of a site.
 
-    Parameters
-    ----------
-    telemetry : DataFrame of shape (n_samples, n_columns)
-
     Returns
     -------
     ndarray of shape (n_samples,), int32
@@ -81,14 +77,7 @@ def event_codes(telemetry: pd.DataFrame) -> np.ndarray:
 def hazard_types(telemetry: pd.DataFrame) -> list[str]:
     """Name the causes that reach a point of no return somewhere in the telemetry.
 
-    Parameters
-    ----------
-    telemetry : DataFrame of shape (n_samples, n_columns)
-
-    Returns
-    -------
-    list of str
-        The values of Event_Type that occur with label 1, sorted; none without these columns.
+    Returns the values of Event_Type that occur with label 1, sorted; none without these columns.
     """
     if not {col.LABEL, col.EVENT_TYPE} <= set(telemetry.columns):
         return []

@@ -1,8 +1,4 @@
-"""From columns as written to columns with types.
-
-A column that converts as a whole gets its type here. One that does not stays text, and the rules
-refuse it with the cells that are wrong.
-"""
+"""From columns as written to columns with types; one with cells that do not convert stays text."""
 
 import numpy as np
 import pandas as pd
@@ -34,14 +30,19 @@ def to_frame(columns: dict[str, arrow.ChunkedArray]) -> pd.DataFrame:
     return pd.DataFrame(frame, copy=False)
 
 
-def _encoded(array: arrow.ChunkedArray) -> arrow.DictionaryArray:
-    """Return a text column as one dictionary-encoded array with int32 codes."""
+def codes_and_words(array: arrow.ChunkedArray) -> tuple[np.ndarray, pd.Series]:
+    """Return int codes (-1 = missing) and the words, trimmed, of a text column."""
     if not arrow.types.is_dictionary(array.type):
         array = _text(array).dictionary_encode()
     # other codes may have no room for "missing" or for the words of all chunks
     array = array.cast(arrow.dictionary(arrow.int32(), array.type.value_type, array.type.ordered))
     array = array.unify_dictionaries().combine_chunks()
-    return array.chunk(0) if isinstance(array, arrow.ChunkedArray) else array
+    encoded = array.chunk(0) if isinstance(array, arrow.ChunkedArray) else array
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    words = pd.Series(encoded.dictionary.to_pylist(), dtype="str").str.strip()
+    used = np.zeros(len(words), dtype=bool)  # a category may be without rows
+    used[codes[codes >= 0]] = True
+    return codes, words.where(used & ~words.isin(MISSING))
 
 
 def _text(array: arrow.ChunkedArray) -> arrow.ChunkedArray:
@@ -54,42 +55,31 @@ def _text(array: arrow.ChunkedArray) -> arrow.ChunkedArray:
     return words
 
 
-def codes_and_words(array: arrow.ChunkedArray) -> tuple[np.ndarray, pd.Series]:
-    """Return int codes (-1 = missing) and the words, trimmed, of a text column."""
-    encoded = _encoded(array)
-    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    words = pd.Series(encoded.dictionary.to_pylist(), dtype="str").str.strip()
-    used = np.zeros(len(words), dtype=bool)  # a category may be without rows
-    used[codes[codes >= 0]] = True
-    return codes, words.where(used & ~words.isin(MISSING))
-
-
 def _to_category(array: arrow.ChunkedArray) -> pd.Categorical:
     codes, words = codes_and_words(array)
-    sorted_words = pd.Index(sorted(words.dropna().unique()), dtype="str")
+    ids = pd.Categorical(words)
     # one more entry, so that code -1 (missing) maps to itself
-    renamed = np.append(sorted_words.get_indexer(words), -1).astype(np.int32)
-    return pd.Categorical.from_codes(renamed[codes], categories=sorted_words)
+    return pd.Categorical.from_codes(np.append(ids.codes, -1)[codes], dtype=ids.dtype)
 
 
 def _to_times(array: arrow.ChunkedArray) -> pd.Series:
     if arrow.types.is_timestamp(array.type) or arrow.types.is_date(array.type):
-        return _from_timestamps(array)
+        # a zoned Arrow timestamp counts from the epoch in UTC already
+        kind = arrow.timestamp("us", tz=getattr(array.type, "tz", None))
+        rounds = getattr(array.type, "unit", None) == "ns"
+        try:
+            return pd.Series(array.cast(kind, safe=not rounds).to_numpy())
+        except arrow.ArrowInvalid:  # a year beyond 290,000: as text, for the rules to refuse
+            times = array.to_numpy()
+            return pd.Series(times.astype("str"), dtype="str").mask(np.isnat(times))
     codes, words = codes_and_words(array)
     if is_time(words).all() and one_zone_style(words).all():
         return pd.Series(np.append(as_times(words).to_numpy(), np.datetime64("NaT"))[codes])
+    return _as_words(codes, words)
+
+
+def _as_words(codes: np.ndarray, words: pd.Series) -> pd.Series:
     return pd.Series(np.append(words.to_numpy(object), None)[codes], dtype="str")
-
-
-def _from_timestamps(array: arrow.ChunkedArray) -> pd.Series:
-    # a zoned Arrow timestamp counts from the epoch in UTC already
-    zone = getattr(array.type, "tz", None)
-    rounds = getattr(array.type, "unit", None) == "ns"
-    try:
-        return pd.Series(array.cast(arrow.timestamp("us", tz=zone), safe=not rounds).to_numpy())
-    except arrow.ArrowInvalid:  # a year beyond 290,000: as text, for the rules to refuse
-        times = array.to_numpy()
-        return pd.Series(times.astype("str"), dtype="str").mask(np.isnat(times))
 
 
 def as_times(values: pd.Series) -> pd.Series:
@@ -111,7 +101,7 @@ def _to_numbers(array: arrow.ChunkedArray, dtype: type) -> np.ndarray | pd.Serie
     words = words.mask(words.isin(MISSING_NUMBERS))
     if is_number(words).all():
         return np.append(as_numbers(words).to_numpy(dtype), dtype("nan"))[codes]
-    return pd.Series(np.append(words.to_numpy(object), None)[codes], dtype="str")
+    return _as_words(codes, words)
 
 
 def as_numbers(values: pd.Series) -> pd.Series:

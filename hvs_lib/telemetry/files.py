@@ -7,9 +7,8 @@ import hashlib
 import io
 import stat
 import zlib
-from collections import deque
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -32,15 +31,7 @@ _EMPTY = "The file must hold telemetry, got an empty file; export it again."
 
 
 class DataError(HvsError, ValueError):
-    """Telemetry that cannot be used, with every reason at once.
-
-    Parameters
-    ----------
-    title : str
-        What cannot be done, with the name of the file where there is one.
-    problems : list of str
-        One sentence per problem: the rule, the value found, the cure.
-    """
+    """Telemetry that cannot be used: a title, and a sentence per problem with rule, value, cure."""
 
     def __init__(self, title: str, problems: list[str]):
         super().__init__(title, problems)
@@ -59,15 +50,19 @@ def refusal(path: Path, *problems: str) -> DataError:
     return DataError(f"{path} cannot be used", list(problems))
 
 
-def unreadable(path: Path, error: Exception) -> DataError:
-    """Return the error of a file that a reader gave up on with one of `READ_ERRORS`."""
-    reason = " ".join(str(error).split())[:200].rstrip(". ")
-    return refusal(
-        path,
-        f"The file must be readable as {'Parquet' if _is_parquet(path) else 'CSV'}, got: {reason};"
-        " it may be truncated, damaged, protected or not of the format that its name says: copy or"
-        " export it again.",
-    )
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Refuse a file that a reader gives up on with one of `READ_ERRORS`."""
+    try:
+        yield
+    except READ_ERRORS as error:
+        reason = " ".join(str(error).split())[:200].rstrip(". ")
+        raise refusal(
+            path,
+            f"The file must be readable as {'Parquet' if _is_parquet(path) else 'CSV'}, got:"
+            f" {reason}; it may be truncated, damaged, protected or not of the format that its name"
+            " says: copy or export it again.",
+        ) from error
 
 
 def count_rows(rows: int) -> str:
@@ -86,11 +81,8 @@ class TelemetryFile:
 
     Attributes
     ----------
-    path : Path
-    names : list of str
-        Every column of the file.
-    known : list of str
-        Those of `columns.TELEMETRY`, in that order.
+    names, known : list of str
+        Every column of the file; those of `columns.TELEMETRY`, in that order.
     problems : list of str
         What is wrong with the file's columns and rows, whatever the cells hold.
 
@@ -103,11 +95,9 @@ class TelemetryFile:
     def __init__(self, path: Path):
         _check_path(path)
         self.path = path
-        try:
+        with readable(path):
             is_parquet = _is_parquet(path)
             self.names = arrow.parquet.read_schema(path).names if is_parquet else _csv_header(path)
-        except READ_ERRORS as error:
-            raise unreadable(path, error) from error
         self.known = [name for name in col.TELEMETRY if name in self.names]
         self.problems = [
             f"{name} must appear once, got {self.names.count(name)} columns of this name; rename or"
@@ -124,23 +114,30 @@ class TelemetryFile:
                 if not file.metadata.num_rows:
                     yield file.read(columns=self.known)
                 for batch in file.iter_batches(columns=self.known):
-                    yield _without_views(arrow.Table.from_batches([batch]))
+                    yield _as_text(arrow.Table.from_batches([batch]), arrow.types.is_string_view)
         elif self.known:
             yield from self._csv_batches(as_text=False)
 
     def columns(self) -> dict[str, arrow.ChunkedArray]:
         """Return the known columns whole; a CSV file with a bad cell is all text."""
-        try:
-            batches = list(self.batches())
-        except arrow.ArrowInvalid:
-            if _is_parquet(self.path):
-                raise
-            # Rare and slower, but then each bad cell can be named.
-            _check_lines(self.path)
-            deque(_first_lines(self.path), maxlen=0)  # refuses a quote that is not closed
-            batches = list(self._csv_batches(as_text=True))
-            if self._skipped:
-                self.problems.append(self._uneven())
+        with readable(self.path):
+            try:
+                batches = list(self.batches())
+            except arrow.ArrowInvalid:
+                if _is_parquet(self.path):
+                    raise
+                # Rare and slower, but then each bad cell can be named.
+                _check_lines(self.path)
+                for _ in _first_lines(self.path):
+                    pass  # refuses a quote that is not closed
+                batches = list(self._csv_batches(as_text=True))
+                if self._skipped:
+                    line = next(islice(_first_lines(self.path), self._skipped[0] - 1, None))
+                    self.problems.append(
+                        f"Every row must have the {len(self.names)} columns of the header,"
+                        f" {count_rows(len(self._skipped))} not, the first at line {line}; the file"
+                        " is cut off or a cell holds an unquoted comma: export it again."
+                    )
         table = arrow.concat_tables(batches) if batches else arrow.table({})
         return dict(zip(table.column_names, table.columns, strict=True))
 
@@ -187,14 +184,6 @@ class TelemetryFile:
         if not as_text:
             _check_quotes(self.path, n_rows)
 
-    def _uneven(self) -> str:
-        line = next(islice(_first_lines(self.path), self._skipped[0] - 1, None))
-        return (
-            f"Every row must have the {len(self.names)} columns of the header,"
-            f" {count_rows(len(self._skipped))} not, the first at line {line}; the file is cut off"
-            " or a cell holds an unquoted comma: export it again."
-        )
-
 
 def _compression(path: Path) -> str | None:
     return "gzip" if path.suffix.lower() == ".gz" else None
@@ -206,6 +195,7 @@ def _is_parquet(path: Path) -> bool:
 
 def _check_path(path: Path) -> None:
     """Refuse what is not a telemetry file before anything is opened."""
+    problem = ""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -215,18 +205,20 @@ def _check_path(path: Path) -> None:
         near = difflib.get_close_matches(path.name, present, n=1)
         cure = f"did you mean {near[0]}?" if near else "check the path."
         problem = f"The file must exist, got a path to nothing; {cure}"
-        raise refusal(path, problem) from None
     except (OSError, ValueError) as error:  # a link to itself, a zero byte, a forbidden folder
         reason = getattr(error, "strerror", None) or str(error)
-        raise refusal(path, f"The path must lead to a file, got: {reason}; check it.") from error
-    if stat.S_ISDIR(found.st_mode):
-        raise refusal(path, "The path must name a file, got a directory; name one file in it.")
-    if not stat.S_ISREG(found.st_mode):
-        raise refusal(path, "The path must name a regular file, got a pipe or device; save it.")
-    if not path.name.lower().endswith(SUFFIXES):
-        raise refusal(path, _unknown_format(path))
-    if found.st_size == 0:
-        raise refusal(path, _EMPTY)
+        problem = f"The path must lead to a file, got: {reason}; check it."
+    else:
+        if stat.S_ISDIR(found.st_mode):
+            problem = "The path must name a file, got a directory; name one file in it."
+        elif not stat.S_ISREG(found.st_mode):
+            problem = "The path must name a regular file, got a pipe or device; save it."
+        elif not path.name.lower().endswith(SUFFIXES):
+            problem = _unknown_format(path)
+        elif found.st_size == 0:
+            problem = _EMPTY
+    if problem:
+        raise refusal(path, problem)
 
 
 def _unknown_format(path: Path) -> str:
@@ -236,13 +228,10 @@ def _unknown_format(path: Path) -> str:
     )
 
 
-def _without_views(table: arrow.Table) -> arrow.Table:
-    """Turn string views, which few Arrow functions take, into strings."""
-    for place, column in enumerate(table.schema):
-        if arrow.types.is_string_view(column.type):
-            text = table.column(place).cast(arrow.string())
-            table = table.set_column(place, column.name, text)
-    return table
+def _as_text(table: arrow.Table, is_kind: Callable[[arrow.DataType], bool]) -> arrow.Table:
+    """Turn columns of a kind, which not every Arrow function takes, into plain strings."""
+    types = [arrow.string() if is_kind(field.type) else field.type for field in table.schema]
+    return table.cast(arrow.schema(zip(table.column_names, types, strict=True)))
 
 
 def _open(path: Path):
@@ -254,31 +243,26 @@ def _csv_header(path: Path) -> list[str]:
     with _open(path) as file:
         lines = iter(partial(file.readline, _BLOCK), b"")
         line = next((line for line in lines if line.strip()), b"")
+    header, problem = line.rstrip(b"\r\n"), ""
     if not line:
-        raise refusal(path, _EMPTY)
-    ends = line.endswith((b"\n", b"\r"))
-    line = line.rstrip(b"\r\n")
-    if b"\0" in line:
+        problem = _EMPTY
+    elif b"\0" in header:
         problem = "The text must be UTF-8, got UTF-16 or binary data; save the file as 'CSV UTF-8'."
-        raise refusal(path, problem)
-    if b"\r" in line:
+    elif b"\r" in header:
         problem = "Lines must end in LF or CR LF, got CR alone; save the file as 'CSV UTF-8'."
-        raise refusal(path, problem)
-    if len(line) == _BLOCK:
+    elif len(header) == _BLOCK:
         problem = "The first line must name the columns, got one of 8 MB or more; add names."
+    if problem:
         raise refusal(path, problem)
-    try:
-        names = next(csv.reader([line.decode("utf-8-sig")]))
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, line, error, 1) from error
+    names = next(csv.reader([_decoded(path, header, 1).removeprefix("\ufeff")]))
     if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
-        raise refusal(
-            path,
+        problem = (
             f"Columns must be separated by commas, the header is {names[0][:60]!r};"
-            " save it with commas between columns and points in decimals.",
+            " save it with commas between columns and points in decimals."
         )
-    if not ends:
+    elif header == line:
         problem = "The table must have rows, got a header alone; export it again."
+    if problem:
         raise refusal(path, problem)
     return names
 
@@ -293,19 +277,18 @@ def _check_lines(path: Path) -> None:
                     " drop the column that holds so much, or export the file again."
                 )
                 raise refusal(path, problem)
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise _not_utf8(path, line, error, number) from error
+            _decoded(path, line, number)
 
 
-def _not_utf8(path: Path, line: bytes, error: UnicodeDecodeError, number: int) -> DataError:
-    byte = line[error.start] if error.start < len(line) else 0
-    return refusal(
-        path,
-        f"The text must be UTF-8, got the byte 0x{byte:02x} at line {number};"
-        " save the file as 'CSV UTF-8'.",
-    )
+def _decoded(path: Path, line: bytes, number: int) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        problem = (
+            f"The text must be UTF-8, got the byte 0x{line[error.start]:02x} at line {number};"
+            " save the file as 'CSV UTF-8'."
+        )
+        raise refusal(path, problem) from error
 
 
 def _check_quotes(path: Path, n_rows: int) -> None:
@@ -318,7 +301,8 @@ def _check_quotes(path: Path, n_rows: int) -> None:
             end = block[-1:]
     n_lines += end != b"\n"
     if n_quotes and n_lines != 1 + n_rows:  # some cell or blank line makes more lines than rows
-        deque(_first_lines(path), maxlen=0)
+        for _ in _first_lines(path):
+            pass
 
 
 def _first_lines(path: Path) -> Iterator[int]:
@@ -385,31 +369,21 @@ def check_new(path: Path) -> None:
 def write(telemetry: pd.DataFrame, path: Path, stamps: dict[bytes, bytes]) -> None:
     """Write a file such that a reader sees the old one or the whole new one."""
     table = arrow.Table.from_pandas(telemetry, preserve_index=False)
+    readings = [name for name in col.SENSORS if name in table.column_names]
     with whole_file(path) as unfinished:
         if _is_parquet(path):
-            table = table.replace_schema_metadata({**(table.schema.metadata or {}), **stamps})
-            _write_parquet(table, unfinished)
+            arrow.parquet.write_table(
+                table.replace_schema_metadata({**(table.schema.metadata or {}), **stamps}),
+                unfinished,
+                compression="zstd",
+                row_group_size=131_072,  # so that the cores share the reading
+                write_page_checksum=True,
+                # noisy readings seldom repeat: a third smaller so, and quicker to read
+                use_dictionary=[name for name in table.column_names if name not in readings],
+                column_encoding=dict.fromkeys(readings, "BYTE_STREAM_SPLIT"),
+            )
         else:
-            _write_csv(table, unfinished)
-
-
-def _write_parquet(table: arrow.Table, path: Path) -> None:
-    readings = [name for name in col.SENSORS if name in table.column_names]
-    arrow.parquet.write_table(
-        table,
-        path,
-        compression="zstd",
-        row_group_size=131_072,  # so that the cores share the reading
-        write_page_checksum=True,
-        # noisy readings seldom repeat: a third smaller so, and quicker, than with a dictionary
-        use_dictionary=[name for name in table.column_names if name not in readings],
-        column_encoding=dict.fromkeys(readings, "BYTE_STREAM_SPLIT"),
-    )
-
-
-def _write_csv(table: arrow.Table, path: Path) -> None:
-    words = [arrow.types.is_dictionary(column.type) for column in table.schema]
-    plain = [a.cast(arrow.string()) if w else a for a, w in zip(table.columns, words, strict=True)]
-    table = arrow.Table.from_arrays(plain, names=table.column_names)
-    with arrow.output_stream(str(path), compression=_compression(path)) as stream:
-        arrow.csv.write_csv(table, stream, arrow.csv.WriteOptions(quoting_style="needed"))
+            table = _as_text(table, arrow.types.is_dictionary)
+            with arrow.output_stream(str(unfinished), compression=_compression(path)) as stream:
+                options = arrow.csv.WriteOptions(quoting_style="needed")
+                arrow.csv.write_csv(table, stream, options)

@@ -146,10 +146,10 @@ def _simulated(sites: int, seed: int) -> Fleet:
 
     def make(path: Path) -> None:
         # here, not at the top: it brings in numba, which reading a file does not need
-        from hvs_lib.simulator.fleet import simulate_site, to_frames
+        from hvs_lib.simulator.fleet import simulate_site
 
         site = int(path.stem.removeprefix("Site")) - 1
-        telemetry, _ = to_frames([simulate_site(site, SIMULATED_HOURS, seed)])
+        telemetry, _ = simulate_site(site, SIMULATED_HOURS, seed)
         stamps = {b"hvs_workbook_version": __version__.encode()}
         write(telemetry, path, stamps | {_FINGERPRINT: simulator_fingerprint().encode()})
 

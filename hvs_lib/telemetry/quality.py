@@ -3,6 +3,7 @@
 A finding is `[column, what, rows]`, so that those of a file's racks can be added up.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -32,8 +33,7 @@ FILL_VALUES = {
 }
 _MISSING = "treated as missing (keep_fill_values takes it as a reading)"
 
-# A module whose other readings come up to such a share of the fill value has read it: one that
-# burns at the end of its sensor's range, a pack of that voltage, a charge counted beyond 100 %.
+# A module whose other readings come up to such a share of the fill value has read it.
 _REACHED = dict.fromkeys(col.SENSORS, 0.5)
 _REACHED |= {col.SOC: 0.985} | dict.fromkeys([col.CO, col.H2, col.VOC], 0.05)
 
@@ -90,8 +90,7 @@ def clear_zero_modules(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Fin
         values = telemetry[name].to_numpy()
         zero = values == 0
         read = np.bincount(modules, ~zero & ~np.isnan(values)) > 0
-        dead = ~read & (np.bincount(modules, zero) >= _ROWS_OF_ZERO)
-        dead = dead[modules] & zero
+        dead = (~read & (np.bincount(modules, zero) >= _ROWS_OF_ZERO))[modules] & zero
         if dead.any():
             telemetry[name] = telemetry[name].mask(dead)
             found.append([name, f"0 throughout; {_MISSING}", int(dead.sum())])
@@ -123,9 +122,9 @@ def doubtful_current(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Findi
 
 def describe(findings: Iterable[Finding], n_rows: int) -> list[str]:
     """Say what was found in telemetry of so many rows; equal findings, of several racks, add up."""
-    rows: dict[tuple[str, str], int] = {}
+    rows: Counter = Counter()
     for name, what, count in findings:
-        rows[name, what] = rows.get((name, what), 0) + count
+        rows[name, what] += count
     return [
         f"{name} in {count:,} rows ({count / n_rows:.2%}): {what}"
         for (name, what), count in sorted(rows.items())

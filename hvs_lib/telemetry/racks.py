@@ -1,141 +1,94 @@
 """Sort the rows of a file into racks, however many they are and however they are ordered."""
 
-from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import pyarrow as arrow
-import pyarrow.parquet
 
 from hvs_lib import columns as col
-from hvs_lib.telemetry.conversion import codes_and_words
-from hvs_lib.telemetry.files import DataError
+from hvs_lib.telemetry.conversion import to_frame
+from hvs_lib.telemetry.files import refusal
 
 ROW = "row of the file"
-_ROWS_ON_DISK = 20_000  # of racks that are written, and read again, together
-
-
-class _Run(NamedTuple):
-    """Rows in the order of their racks, in memory or on the disk."""
-
-    rows: "arrow.Table | _RowsOnDisk"
-    racks: list[tuple[str, ...]]
-    starts: list[int]  # where the rows of each rack begin, and where the last ones end
-
-    def between(self, first: tuple[str, ...], last: tuple[str, ...]) -> arrow.Table:
-        """Return the rows of the racks from one to another."""
-        start = self.starts[bisect_left(self.racks, first)]
-        return self.rows.slice(start, self.starts[bisect_right(self.racks, last)] - start)
-
-
-class _RowsOnDisk(NamedTuple):
-    """The rows of a Parquet file, of which some are read at a time."""
-
-    path: Path
-
-    def slice(self, start: int, length: int) -> arrow.Table:
-        with arrow.parquet.ParquetFile(self.path) as file:
-            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-            starts = np.cumsum([0, *sizes])
-            first = np.searchsorted(starts, start, side="right") - 1
-            groups = range(first, np.searchsorted(starts, start + length))
-            return file.read_row_groups(list(groups)).slice(start - starts[first], length)
+ROWS_IN_MEMORY = 500_000  # wait for the end of their rack before they go to the disk
+_ROWS_ON_DISK = 20_000  # that are written, and read again, together
 
 
 class Racks:
-    """Sorts rows by rack: in sorted runs as they come, which are merged at the end."""
+    """Sorts rows by rack: in sorted runs as they come, on the disk but the last, then merged."""
 
-    def __init__(self, folder: Path, rows_in_memory: int):
+    def __init__(self, folder: Path):
         self.n_rows = 0
         self._folder = folder
-        self._most = rows_in_memory
-        self._on_disk: list[_Run] = []
-        self._in_memory: list[_Run] = []
-        self._n_in_memory = 0
+        self._waiting: list[arrow.Table] = []
+        # of each run the rows of each rack, and a function (start, length) -> rows
+        self._runs: list[tuple[Counter, Callable[[int, int], arrow.Table]]] = []
 
     def add(self, batch: arrow.Table) -> None:
         """Take rows, and number them from 0 in `ROW`."""
         number = np.arange(self.n_rows, self.n_rows + len(batch), dtype=np.int32)
-        self._in_memory.append(_sorted(batch.append_column(ROW, arrow.array(number))))
+        self._waiting.append(batch.append_column(ROW, arrow.array(number)))
         self.n_rows += len(batch)
-        self._n_in_memory += len(batch)
-        if self._n_in_memory > self._most:
-            self._write()
+        if sum(map(len, self._waiting)) > ROWS_IN_MEMORY:
+            sizes, rows = _sorted(self._waiting)
+            path = self._folder / f"{len(self._runs)}.arrow"
+            try:
+                _write(rows, path)
+            except OSError as error:
+                problem = (
+                    "The rows of racks that are not complete yet must find room there, got:"
+                    f" {error}; free some, or set TMPDIR to a folder on a larger disk."
+                )
+                raise refusal(self._folder, problem) from error
+            self._runs.append((sizes, partial(_read, path)))
+            self._waiting = []
 
     def complete(self, rows_together: int) -> Iterator[arrow.Table]:
         """Yield the rows of whole racks, small ones together up to about so many rows."""
-        runs, self._on_disk, self._in_memory = [*self._on_disk, *self._in_memory], [], []
-        return _merged(runs, rows_together)
-
-    def _write(self) -> None:
-        """Merge the runs in memory to one on the disk."""
-        path = self._folder / f"{self.n_rows}.parquet"
-        written = _Run(_RowsOnDisk(path), [], [0])
-        writer = None
-        try:
-            for table in _merged(self._in_memory, _ROWS_ON_DISK):
-                table, racks, starts = _sorted(table)
-                writer = writer or arrow.parquet.ParquetWriter(
-                    path, table.schema, compression="lz4"
-                )
-                writer.write_table(table, row_group_size=len(table))
-                written.racks.extend(racks)
-                written.starts.extend((written.starts[-1] + np.array(starts[1:])).tolist())
-            writer.close()
-        except OSError as error:
-            problem = (
-                f"The rows of racks that are not complete yet must find room there, got: {error};"
-                " free some, or set TMPDIR to a folder on a larger disk."
-            )
-            raise DataError(f"{self._folder} cannot be used", [problem]) from error
-        self._on_disk.append(written)
-        self._in_memory, self._n_in_memory = [], 0
+        runs, sizes = self._runs, Counter()
+        if self._waiting:
+            last, rows = _sorted(self._waiting)
+            runs, self._waiting = [*runs, (last, rows.slice)], []
+        for of_run, _ in runs:
+            sizes.update(of_run)
+        starts, racks, n_rows, n_done = [0] * len(runs), [], 0, 0
+        for rack in sorted(sizes):
+            racks.append(rack)
+            n_rows += sizes[rack]
+            if n_rows >= rows_together or n_done + n_rows == self.n_rows:
+                parts = []
+                for k, (of_run, between) in enumerate(runs):
+                    length = sum(of_run[rack] for rack in racks)
+                    parts.append(between(starts[k], length))
+                    starts[k] += length
+                yield arrow.concat_tables(parts)
+                racks, n_rows, n_done = [], 0, n_done + n_rows
 
 
-def _sorted(table: arrow.Table) -> _Run:
-    codes, names = _rack_of_row(table)
-    order = np.argsort(codes, kind="stable")
-    if not (np.diff(order) == 1).all():
-        table = table.take(arrow.array(order))
-    starts = np.searchsorted(codes[order], np.arange(len(names) + 1))
-    return _Run(table, names, starts.tolist())
+def _sorted(tables: list[arrow.Table]) -> tuple[Counter, arrow.Table]:
+    """Return how many rows each rack has, and the rows in the order of their racks."""
+    table = arrow.concat_tables(tables).unify_dictionaries()
+    ids = {name: table[name] for name in (col.SITE, col.RACK) if name in table.column_names}
+    ids = to_frame(ids)
+    for name in ids:  # a missing id counts as a name
+        ids[name] = ids[name].cat.set_categories(["", *ids[name].cat.categories]).fillna("")
+    by_rack = ids.groupby(list(ids), observed=True)
+    order = np.argsort(by_rack.ngroup().to_numpy(), kind="stable")
+    return Counter(by_rack.size().to_dict()), table.take(arrow.array(order))
 
 
-def _merged(runs: list[_Run], rows_together: int) -> Iterator[arrow.Table]:
-    """Yield the rows of one rack after the other, small ones together up to so many rows."""
-    sizes: Counter = Counter()
-    for run in runs:
-        sizes.update(dict(zip(run.racks, np.diff(run.starts).tolist(), strict=True)))
-    racks = sorted(sizes)
-    first, n_rows = 0, 0
-    for last, rack in enumerate(racks):
-        n_rows += sizes[rack]
-        if n_rows >= rows_together or last == len(racks) - 1:
-            yield concatenated([run.between(racks[first], rack) for run in runs])
-            first, n_rows = last + 1, 0
-            runs = [run for run in runs if run.racks[-1] > rack]  # frees the others
+def _write(rows: arrow.Table, path: Path) -> None:
+    options = arrow.ipc.IpcWriteOptions(compression="lz4")
+    with arrow.ipc.new_file(str(path), rows.schema, options=options) as file:
+        for start in range(0, len(rows), _ROWS_ON_DISK):
+            file.write_table(rows.slice(start, _ROWS_ON_DISK).combine_chunks())
 
 
-def concatenated(tables: list[arrow.Table]) -> arrow.Table:
-    """Join tables of the same columns; the disk may have changed the unit of their times."""
-    return arrow.concat_tables(tables, promote_options="permissive")
-
-
-def _rack_of_row(table: arrow.Table) -> tuple[np.ndarray, list[tuple[str, ...]]]:
-    """Number the racks of a table's rows, and name them; a missing id counts as a name."""
-    codes, words = np.zeros(len(table), dtype=np.int64), []
-    for name in (col.SITE, col.RACK):
-        if name in table.column_names:
-            found, ids = codes_and_words(table[name])
-            ids = pd.Categorical(ids.fillna(""), categories=sorted({"", *ids.dropna()}))
-            of_row = np.append(ids.codes, 0)[found]  # code -1, missing, counts as ""
-            codes = codes * len(ids.categories) + of_row
-            words.append(ids.categories.to_numpy(object))
-    used, number = np.unique(codes, return_inverse=True)
-    places = np.unravel_index(used, [len(ids) for ids in words])
-    ids = [of_key[place] for of_key, place in zip(words, places, strict=True)]
-    return number, list(zip(*ids, strict=True))
+def _read(path: Path, start: int, length: int) -> arrow.Table:
+    batches = range(start // _ROWS_ON_DISK, -(-(start + length) // _ROWS_ON_DISK))
+    with arrow.ipc.open_file(str(path)) as file:
+        table = arrow.Table.from_batches([file.get_batch(k) for k in batches], file.schema)
+    return table.slice(start % _ROWS_ON_DISK, length)

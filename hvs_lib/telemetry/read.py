@@ -1,7 +1,6 @@
 """Read telemetry: a whole file, or a few whole racks of it at a time, by the same steps."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +11,7 @@ import pyarrow as arrow
 from hvs_lib import columns as col
 from hvs_lib.telemetry.codes import module_codes, order_of
 from hvs_lib.telemetry.conversion import to_frame, zone_styles
-from hvs_lib.telemetry.files import READ_ERRORS, TelemetryFile, refusal, unreadable
+from hvs_lib.telemetry.files import READ_ERRORS, TelemetryFile, readable, refusal
 from hvs_lib.telemetry.quality import (
     Finding,
     clear_fill_values,
@@ -20,7 +19,7 @@ from hvs_lib.telemetry.quality import (
     doubtful_current,
     zero_columns,
 )
-from hvs_lib.telemetry.racks import ROW, Racks, concatenated
+from hvs_lib.telemetry.racks import ROW, Racks
 from hvs_lib.telemetry.rules import NO_SENSOR, broken_rules, untypical
 
 DEFAULT_SITE = "Site1"
@@ -54,21 +53,12 @@ def load_telemetry(
     DataError
         If the file cannot be read or breaks a rule of the table.
     """
-    file = TelemetryFile(Path(path))
-    reader = _Reader(file, require_label=require_label, keep_fill_values=keep_fill_values)
-    try:
-        columns = file.columns()
-    except READ_ERRORS as error:
-        raise unreadable(file.path, error) from error
-    return reader.telemetry(columns, file.row_name, all_rows=True)
+    reader = _Reader(path, require_label=require_label, keep_fill_values=keep_fill_values)
+    return reader.telemetry(reader.file.columns())
 
 
 def read_racks(
-    path: str | Path,
-    *,
-    require_label: bool = False,
-    rows_in_memory: int = 2_000_000,
-    keep_fill_values: bool = False,
+    path: str | Path, *, require_label: bool = False, keep_fill_values: bool = False
 ) -> Iterator[tuple[float, pd.DataFrame]]:
     """Yield the telemetry of whole racks, one or a few small ones at a time.
 
@@ -77,13 +67,7 @@ def read_racks(
 
     Parameters
     ----------
-    path : str or Path
-        As for `load_telemetry`.
-    require_label : bool, default=False
-        As for `load_telemetry`.
-    rows_in_memory : int, default=2_000_000
-        Rows that wait for the end of their rack before they go to the disk.
-    keep_fill_values : bool
+    path, require_label, keep_fill_values
         As for `load_telemetry`.
 
     Yields
@@ -97,44 +81,31 @@ def read_racks(
     DataError
         If the file or a rack of it breaks a rule of the table, or the folder has no room.
     """
-    file = TelemetryFile(Path(path))
     options = {"require_label": require_label, "keep_fill_values": keep_fill_values}
-    reader = _Reader(file, **options)
+    reader = _Reader(path, **options)
     with TemporaryDirectory(prefix="hvs-racks-") as folder:
-        racks = Racks(Path(folder), rows_in_memory)
+        racks = Racks(Path(folder))
         sample = reader.sort_into(racks)
         if sample is None:  # `load_telemetry` says what is wrong, if anything is
             yield 1.0, load_telemetry(path, **options)
             return
         if problems := untypical(sample):
-            raise refusal(file.path, *problems)
+            raise refusal(reader.file.path, *problems)
         done = 0
         for table in racks.complete(ROWS_TOGETHER):
             done += len(table)
-            columns = {name: table[name] for name in file.known}
-            row_name = partial(_row_name, file, table[ROW].to_numpy())
-            yield done / racks.n_rows, reader.telemetry(columns, row_name)
-
-
-def _row_name(file: TelemetryFile, numbers: np.ndarray, row: int) -> str:
-    return file.row_name(numbers[row])
+            columns = {name: table[name] for name in reader.file.known}
+            yield done / racks.n_rows, reader.telemetry(columns, table[ROW].to_numpy())
 
 
 class _Reader:
-    """The steps from a file's columns to telemetry, and what only all of its rows tell.
+    """The steps from a file's columns to telemetry, and what only all of its rows tell."""
 
-    Attributes
-    ----------
-    empty : set of str
-        Columns without a value so far that count as absent if that is all.
-    zero : set of str
-        Sensors without a value so far, or with none but 0, which stand for an absent one, too.
-    """
-
-    def __init__(self, file: TelemetryFile, *, require_label: bool, keep_fill_values: bool):
-        self.file = file
+    def __init__(self, path: str | Path, *, require_label: bool, keep_fill_values: bool):
+        self.file = TelemetryFile(Path(path))
         self.require_label = require_label
         self.keep_fill_values = keep_fill_values
+        # columns that count as absent if they have no value, or none but 0, in any row
         self.empty = {col.SITE, *col.SENSORS} | (set() if require_label else {col.LABEL})
         self.zero = set() if keep_fill_values else set(col.SENSORS)
 
@@ -148,19 +119,48 @@ class _Reader:
         try:
             for batch in self.file.batches():
                 racks.add(batch)
-                undecided = [name for name in known if name in self.empty | self.zero]
-                self._note(self._to_frame({name: batch[name] for name in undecided})[0])
+                self._note(self._some_columns(batch, self.empty | self.zero))
                 if len(zones) < 2:
                     zones |= zone_styles(batch[col.TIMESTAMP])
                 every = max(len(batch) // _SAMPLED, 1)
                 sample.append(batch.take(arrow.array(np.arange(0, len(batch), every))))
             if not racks.n_rows or self._is_silent or len(zones) > 1:
                 return None
-            rows = concatenated(sample)
             shown = {*col.KEYS[:3], *col.SENSORS} - self.zero
-            return self._to_frame({name: rows[name] for name in known if name in shown})[0]
+            return self._some_columns(arrow.concat_tables(sample), shown)
         except READ_ERRORS:
             return None
+
+    def telemetry(
+        self, columns: dict[str, arrow.ChunkedArray], rows: np.ndarray | None = None
+    ) -> pd.DataFrame:
+        """Validate the file, or these rows of whole racks, and give them types and order."""
+        file, whole = self.file, rows is None
+        with readable(file.path):
+            frame, findings = self._to_frame(columns)
+        if whole:
+            self._note(frame)
+        findings += zero_columns(frame, [name for name in frame if name in self.zero])
+        frame = frame.drop(columns=(self.empty | self.zero) & set(frame))
+        problems = [*file.problems, *untypical(frame)] if whole else []
+        problems += broken_rules(
+            frame,
+            file.names,
+            lambda row: file.row_name(row if whole else rows[row]),
+            require_label=self.require_label,
+        )
+        if self._is_silent:
+            problems.append(NO_SENSOR)
+        if problems:
+            raise refusal(file.path, *problems)
+        telemetry = _in_order(frame)
+        modules = module_codes(telemetry)
+        if not self.keep_fill_values:
+            findings += clear_zero_modules(telemetry, modules)
+        findings += doubtful_current(telemetry, modules)
+        ignored = [name for name in file.names if name not in col.TELEMETRY]
+        telemetry.attrs = {"ignored_columns": ignored, "findings": findings}
+        return telemetry
 
     @property
     def _is_silent(self) -> bool:
@@ -175,44 +175,12 @@ class _Reader:
             if (values != 0).any() or frame.empty:
                 self.zero.discard(name)
 
-    def _to_frame(
-        self, columns: dict[str, arrow.ChunkedArray]
-    ) -> tuple[pd.DataFrame, list[Finding]]:
+    def _to_frame(self, columns: dict) -> tuple[pd.DataFrame, list[Finding]]:
         frame = to_frame(columns)
         return frame, [] if self.keep_fill_values else clear_fill_values(frame)
 
-    def telemetry(
-        self,
-        columns: dict[str, arrow.ChunkedArray],
-        row_name: Callable[[int], str],
-        *,
-        all_rows: bool = False,
-    ) -> pd.DataFrame:
-        """Validate the rows of whole racks, or of the file, and give them types and order."""
-        try:
-            frame, findings = self._to_frame(columns)
-        except READ_ERRORS as error:
-            raise unreadable(self.file.path, error) from error
-        if all_rows:
-            self._note(frame)
-        zero = [name for name in col.SENSORS if name in self.zero & set(frame)]
-        findings += zero_columns(frame, zero)
-        frame = frame.drop(columns=(self.empty | self.zero) & set(frame))
-        problems = [*self.file.problems, *untypical(frame)] if all_rows else []
-        names, require_label = self.file.names, self.require_label
-        problems += broken_rules(frame, names, row_name, require_label=require_label)
-        if self._is_silent:
-            problems.append(NO_SENSOR)
-        if problems:
-            raise refusal(self.file.path, *problems)
-        telemetry = _in_order(frame)
-        modules = module_codes(telemetry)
-        if not self.keep_fill_values:
-            findings += clear_zero_modules(telemetry, modules)
-        findings += doubtful_current(telemetry, modules)
-        ignored = [name for name in names if name not in col.TELEMETRY]
-        telemetry.attrs = {"ignored_columns": ignored, "findings": findings}
-        return telemetry
+    def _some_columns(self, rows: arrow.Table, names: set[str]) -> pd.DataFrame:
+        return self._to_frame({name: rows[name] for name in self.file.known if name in names})[0]
 
 
 def _in_order(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """What telemetry holds, in numbers and in words."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -30,8 +30,8 @@ def summarize(telemetry: pd.DataFrame, missing: Mapping[str, float] | None = Non
     Returns
     -------
     dict
-        `rows, sites, racks, modules, start, end, hours, interval_s, module_days, missing` (share
-        of rows per sensor), `sensors_absent, ignored_columns, warnings`; with a label also `events,
+        `rows, sites, racks, modules, start, end, hours, interval_s, missing` (share of rows per
+        sensor), `sensors_absent, ignored_columns, warnings`; with a label also `events,
         event_racks, labelled_rows, prevalence`; with Event_ID also `look_alikes`: the ids without
         a labelled row; with Event_Type also `event_types`: ids per type.
     """
@@ -42,7 +42,7 @@ def summarize(telemetry: pd.DataFrame, missing: Mapping[str, float] | None = Non
     warnings = describe(telemetry.attrs.get("findings", []), len(telemetry))
     if col.LABEL in telemetry and not telemetry.get(col.EVENT_ID, pd.Series()).notna().any():
         warnings.append(NO_FAULTS)
-    return {
+    summary = {
         "rows": len(telemetry),
         "sites": telemetry[col.SITE].nunique(),
         "racks": int(rack_codes(telemetry).max()) + 1,
@@ -51,21 +51,16 @@ def summarize(telemetry: pd.DataFrame, missing: Mapping[str, float] | None = Non
         "end": times.max().isoformat(),
         "hours": span_s / 3600,
         "interval_s": interval_s,
-        "module_days": len(telemetry) * interval_s / 86400,
         "missing": {name: float(share) for name, share in missing.items()},
         "sensors_absent": [name for name, share in missing.items() if share == 1],
         "ignored_columns": list(telemetry.attrs.get("ignored_columns", [])),
         "warnings": warnings,
-        **_event_summary(telemetry),
     }
-
-
-def _event_summary(telemetry: pd.DataFrame) -> dict:
     if col.LABEL not in telemetry:
-        return {}
+        return summary
     codes = event_codes(telemetry)
     labelled = codes >= 0
-    summary = {
+    summary |= {
         "events": int(codes.max(initial=-1)) + 1,
         "event_racks": len(np.unique(rack_codes(telemetry)[labelled])),
         "labelled_rows": int(labelled.sum()),
@@ -84,32 +79,29 @@ def _event_summary(telemetry: pd.DataFrame) -> dict:
 
 def format_summary(summary: dict) -> str:
     """Lay out what `summarize` returns for a terminal, one line per fact."""
-    return "\n".join(f"{name:<17}{value}" for name, value in _facts(summary))
-
-
-def _facts(summary: dict) -> Iterator[tuple[str, str]]:
-    for name in ("rows", "sites", "racks", "modules"):
-        yield name, f"{summary[name]:,}"
-    yield "time", f"{summary['start']} to {summary['end']} UTC, {summary['hours']:.2f} h"
-    yield "interval", f"{summary['interval_s']:g} s"
+    facts = [(name, f"{summary[name]:,}") for name in ("rows", "sites", "racks", "modules")]
+    hours = f"{summary['hours']:.2f} h"
+    facts.append(("time", f"{summary['start']} to {summary['end']} UTC, {hours}"))
+    facts.append(("interval", f"{summary['interval_s']:g} s"))
     if "events" in summary:
-        yield "events", f"{summary['events']:,} in {summary['event_racks']:,} racks"
         rows, share = summary["labelled_rows"], summary["prevalence"]
-        yield "prevalence", f"{share:.3%} ({rows:,} rows with label 1)"
+        facts.append(("events", f"{summary['events']:,} in {summary['event_racks']:,} racks"))
+        facts.append(("prevalence", f"{share:.3%} ({rows:,} rows with label 1)"))
     else:
-        yield "events", "unknown, the file has no label"
+        facts.append(("events", "unknown, the file has no label"))
     if "look_alikes" in summary:
-        yield "look-alikes", f"{summary['look_alikes']:,} (event ids without a labelled row)"
+        count = summary["look_alikes"]
+        facts.append(("look-alikes", f"{count:,} (event ids without a labelled row)"))
     if kinds := summary.get("event_types"):
-        yield "event types", ", ".join(f"{kind} {n}" for kind, n in kinds.items())
+        facts.append(("event types", ", ".join(f"{kind} {n}" for kind, n in kinds.items())))
     absent, ignored = summary["sensors_absent"], summary["ignored_columns"]
     for name, share in summary["missing"].items():
         if share > 0 and name not in absent:
-            yield "missing", f"{name} {share:.2%}"
+            facts.append(("missing", f"{name} {share:.2%}"))
     for name in absent:
         near = difflib.get_close_matches(name, ignored, n=1)
-        yield "absent", name + (f" (did you mean {near[0]!r} for it?)" if near else "")
+        facts.append(("absent", name + (f" (did you mean {near[0]!r} for it?)" if near else "")))
     if ignored:
-        yield "ignored columns", ", ".join(ignored)
-    for warning in summary["warnings"]:
-        yield "warning", warning
+        facts.append(("ignored columns", ", ".join(ignored)))
+    facts += [("warning", warning) for warning in summary["warnings"]]
+    return "\n".join(f"{name:<17}{value}" for name, value in facts)

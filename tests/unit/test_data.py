@@ -646,7 +646,6 @@ def test_summary(make_telemetry):
     assert summary["sites"] == 2 and summary["racks"] == 12 and summary["modules"] == 24
     assert summary["rows"] == 1440 and summary["interval_s"] == 10
     assert summary["hours"] == pytest.approx(1 / 6)
-    assert summary["module_days"] == pytest.approx(24 / 6 / 24)
     assert summary["events"] == 2 and summary["event_racks"] == 2
     assert summary["labelled_rows"] == 24
     assert summary["prevalence"] == pytest.approx(24 / 1440)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import mlflow
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
+import pyarrow
 import pytest
 from click.testing import CliRunner
 from scipy.special import logit
@@ -33,6 +33,7 @@ from hvs_lib.evaluation.splits import split_fleet
 from hvs_lib.features import build_features
 from hvs_lib.models import make_pipeline
 from hvs_lib.score import contributions, load_champion, score_file
+from hvs_lib.telemetry import racks
 from hvs_lib.telemetry.files import DataError, save_telemetry
 from hvs_lib.telemetry.read import load_telemetry, read_racks
 from hvs_lib.tracking.champion import register_champion
@@ -130,7 +131,8 @@ def test_alarms_are_those_of_the_whole_file_in_memory(file, champion, expected, 
 def test_rows_that_wait_on_the_disk_come_back_whole(file, tmp_path, monkeypatch, rows_in_memory):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = set(tmp_path.iterdir())
-    found = list(read_racks(file, rows_in_memory=rows_in_memory))
+    monkeypatch.setattr(racks, "ROWS_IN_MEMORY", rows_in_memory)
+    found = list(read_racks(file))
     assert found[-1][0] == 1.0
     again = pd.concat([table for _, table in found], ignore_index=True)
     plain = load_telemetry(file)
@@ -140,12 +142,13 @@ def test_rows_that_wait_on_the_disk_come_back_whole(file, tmp_path, monkeypatch,
 
 
 def test_a_temporary_folder_without_room_is_told(file, monkeypatch):
-    def write_table(*_, **__):
+    def new_file(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(pq.ParquetWriter, "write_table", write_table)
+    monkeypatch.setattr(pyarrow.ipc, "new_file", new_file)
+    monkeypatch.setattr(racks, "ROWS_IN_MEMORY", 1)
     with pytest.raises(DataError, match=r"hvs-racks-.* No space left .*; free some, or set TMPDIR"):
-        list(read_racks(file, rows_in_memory=1))
+        list(read_racks(file))
 
 
 def test_racks_are_never_cut(telemetry, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from hvs_lib import columns as col
 from hvs_lib.simulator import fleet as simulated
 from hvs_lib.simulator import physics as ph
 from hvs_lib.simulator.causes import CAUSES, HAZARDS, LOOK_ALIKES, make_event
-from hvs_lib.simulator.fleet import simulate_fleet, simulate_site, to_frames
+from hvs_lib.simulator.fleet import simulate_fleet, simulate_site
 from hvs_lib.simulator.rack import draw_dispatch, draw_room, fates, plan_rack
 
 # --- the reactions, in the oven test of an 18650 cell ---------------------------------------------
@@ -245,7 +245,7 @@ def test_resting_rack_settles_at_the_room_temperature():
 def forced_site(monkeypatch, events, site=0, hours=6.0):
     """Return telemetry and events table of a site that goes through the events, all rows kept."""
     monkeypatch.setattr(simulated, "draw_events", lambda *_: events)
-    return to_frames([simulate_site(site, hours, 5, drop_lost_racks=False)])
+    return simulate_site(site, hours, 5, drop_lost_racks=False)
 
 
 def forced_events(monkeypatch, cause, n_racks=16, **params):
@@ -315,11 +315,10 @@ def test_fire_spreads_to_the_neighbour():
 
 
 def test_propagation_is_a_hazard_of_its_own():
-    quiet = np.full(8, np.inf)
-    pnr_s = quiet.copy()
+    pnr_s = np.full(8, np.inf)
     pnr_s[[3, 4]] = 5000.0, 7000.0
     event = forced_event("slow_short", 100, np.random.default_rng(0))
-    truth = ph.RackTruth(*[None] * 5, quiet, pnr_s)
+    truth = ph.RackTruth(*[None] * 5, pnr_s)
     own, spread = fates(0, [event], truth)
     assert own.event is event and own.pnr_s == 5000.0
     assert spread.event.cause == "propagation"
@@ -437,7 +436,7 @@ def test_same_telemetry_for_any_number_of_threads_and_sites():
     two, events_two = simulate_fleet(3, 1.0, 7, n_jobs=2)
     pd.testing.assert_frame_equal(one, two, check_exact=True)
     pd.testing.assert_frame_equal(events_one, events_two)
-    alone, _ = to_frames([simulate_site(1, 1.0, 7)])
+    alone, _ = simulate_site(1, 1.0, 7)
     beside = one[one[col.SITE] == "Site02"].reset_index(drop=True)
     assert (alone[col.MODULE].astype(str) == beside[col.MODULE].astype(str)).all()
     pd.testing.assert_frame_equal(alone[col.SENSORS], beside[col.SENSORS], check_exact=True)
