@@ -187,6 +187,22 @@ def test_training_rows_are_thinned_and_weighted_by_their_strides(protocol, telem
     assert of_class == pytest.approx([everything[0], everything[1]], rel=0.02)
 
 
+def test_build_up_is_fitted_as_is_chosen(fleet, telemetry, make_fleet):
+    """Six rows before the labels belong to the event; the fleet's own events have none."""
+    early = telemetry.assign(**{col.EVENT_ID: telemetry[col.EVENT_ID].bfill(limit=6)})
+    rows = protocol_of(make_fleet(early)).training
+    build_up = (rows.y == 0) & early[col.EVENT_ID].notna().to_numpy()[rows.X.index]
+    assert 0 < build_up.sum() < (rows.y == 1).sum()
+    for choice, fitted, y in (
+        ("normal", build_up >= 0, rows.y),
+        ("left out", ~build_up, rows.y),
+        ("hazard", build_up >= 0, rows.y | build_up),
+    ):
+        np.testing.assert_array_equal(rows.to_fit(choice), [fitted, y])
+        none = protocol_of(fleet).training
+        np.testing.assert_array_equal(none.to_fit(choice), [none.y >= 0, none.y])
+
+
 def test_a_fold_that_thinning_leaves_without_a_hazardous_row_is_refused(make_fleet):
     fleet = make_fleet(racks=8, rows=90, event_rows=2)
     protocol = Protocol(fleet, split_fleet(fleet.rows), normal_stride=3, hazard_stride=3)
