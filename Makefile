@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY := PASSIVE
 # A virtual environment holds its own path, so it is made anew where the folder has moved.
 $(shell [ "$$(cat .venv/.installed 2>/dev/null)" = "$$(pwd -P)" ] || rm -f .venv/.installed)
 
-.PHONY: help venv run test test-fast test-outputs test-browser torture lab ui lint bench bench-peers notebooks lock
+.PHONY: help venv run test test-fast test-outputs test-browser torture lab ui lint bench bench-scale bench-peers notebooks lock
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -55,6 +55,9 @@ lint: venv  ## check style, the notebooks included
 
 bench: venv  ## measure speed: simulator, loading, features, metrics
 	$(BIN)/pytest tests/benchmarks --benchmark-columns=min,median,max,rounds
+
+bench-scale: venv  ## measure time and memory of 12, 48 and 192 sites, from simulation to metrics
+	$(BIN)/python tests/benchmarks/scale.py 12 48 192
 
 .venv-peers/.installed: pyproject.toml
 	"$(PYTHON)" -m venv .venv-peers

@@ -76,6 +76,13 @@ class TrainingRows:
         if build_up not in BUILD_UP:
             raise ValueError(f"build_up must be one of {', '.join(BUILD_UP)}, got {build_up!r}.")
         is_build_up = (self.alarm_on >= 0) & (self.y == 0)
+        normal = (self.y == 0) & ~(is_build_up & (build_up != "normal"))
+        empty = np.setdiff1d(self.fold, self.fold[normal])
+        if len(empty):  # as where all telemetry is of the hour before events without Event_ID
+            raise ValueError(
+                f"build_up must leave normal rows to fit on in each fold, got {build_up!r} and "
+                f'none in fold {empty[0] + 1}: choose "normal", or add telemetry of quiet times.'
+            )
         if build_up == "left out":
             return ~is_build_up, self.y
         return np.ones(len(self.y), bool), self.y | (is_build_up & (build_up == "hazard"))

@@ -246,9 +246,10 @@ def rows_to_fit(
     for value, (name, stride) in enumerate(strides.items()):
         empty = np.setdiff1d(np.arange(split.n_folds), fold[label == value])
         if len(empty):
+            cure = "lower it" if stride > 1 else "use fewer folds, or add telemetry"
             raise ValueError(
                 f"{name} must leave rows to fit on in each fold, got {stride} and none in fold "
-                f"{empty[0] + 1}: lower it."
+                f"{empty[0] + 1}: {cure}."
             )
     return kept
 

@@ -1,5 +1,7 @@
 """Suspicious readings: each is reported, and treated as missing where it cannot be a reading.
 
+So are events of which only some rows have their Event_ID; the others are given it.
+
 A finding is `[column, what, rows]`, so that those of a file's racks can be added up.
 """
 
@@ -95,6 +97,27 @@ def clear_zero_modules(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Fin
             telemetry[name] = telemetry[name].mask(dead)
             found.append([name, f"0 throughout; {_MISSING}", int(dead.sum())])
     return found
+
+
+def name_whole_events(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Finding]:
+    """Give labelled rows without Event_ID that of their stretch of labels, in place.
+
+    Left as they are, they would be an event of their own, and one fire would count twice.
+    """
+    if not {col.LABEL, col.EVENT_ID} <= set(telemetry):
+        return []
+    labelled, named = telemetry[col.LABEL] == 1, telemetry[col.EVENT_ID].notna()
+    if not (labelled & ~named).any():
+        return []
+    stretch = ((np.diff(modules, prepend=-1) != 0) | ~labelled).cumsum()
+    row = pd.Series(np.arange(len(telemetry)), telemetry.index).where(named & labelled)
+    nearest = row.groupby(stretch).bfill().fillna(row.groupby(stretch).ffill())
+    filled = labelled & ~named & nearest.notna()
+    source = np.where(filled, nearest, np.arange(len(telemetry))).astype(np.int64)
+    for name in {col.EVENT_ID, col.EVENT_TYPE} & set(telemetry):
+        telemetry[name] = telemetry[name].array[source]
+    what = "missing, but given in other rows of the same stretch of labels; taken from those"
+    return [[col.EVENT_ID, what, int(filled.sum())]] if filled.any() else []
 
 
 def doubtful_current(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Finding]:

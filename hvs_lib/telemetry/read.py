@@ -17,6 +17,7 @@ from hvs_lib.telemetry.quality import (
     clear_fill_values,
     clear_zero_modules,
     doubtful_current,
+    name_whole_events,
     zero_columns,
 )
 from hvs_lib.telemetry.racks import ROW, Racks
@@ -157,6 +158,7 @@ class _Reader:
         modules = module_codes(telemetry)
         if not self.keep_fill_values:
             findings += clear_zero_modules(telemetry, modules)
+        findings += name_whole_events(telemetry, modules)
         findings += doubtful_current(telemetry, modules)
         ignored = [name for name in file.names if name not in col.TELEMETRY]
         telemetry.attrs = {"ignored_columns": ignored, "findings": findings}

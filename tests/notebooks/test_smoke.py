@@ -84,6 +84,16 @@ def test_children(smoke, experiment, models, references, candidates):
     assert {run.info.status for runs in found.values() for run in runs} <= {"FINISHED"}
 
 
+def tuned_by(scoring):
+    """Return the run of the candidate that leads by a score."""
+    (run,) = (
+        run
+        for run in children_of("Tuning", "model")
+        if run.data.tags["model_name"] == f"XGBoost tuned by {scoring}"
+    )
+    return run
+
+
 @pytest.mark.parametrize("experiment", ["Baseline", "Tuning", "SMOTE"])
 def test_model_runs_hold_every_metric_and_artifact(smoke, experiment):
     for run in children_of(experiment, "model"):
@@ -169,7 +179,7 @@ def test_telemetry_is_scored_with_the_champion(fleet, workplace):
 
 
 def test_a_run_is_reproduced_to_the_last_digit(smoke, workplace):
-    (tuned,) = children_of("Tuning", "model")
+    tuned = tuned_by("f1_class1")
     result = workplace("hvs", "reproduce", tuned.info.run_id)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[-1].startswith("reproduced: all")
@@ -178,7 +188,7 @@ def test_a_run_is_reproduced_to_the_last_digit(smoke, workplace):
 
 def test_a_run_that_cannot_be_reproduced_is_told(smoke, monkeypatch):
     """The logged metric and commit are changed behind its back; the execution itself is spared."""
-    (tuned,) = children_of("Tuning", "model")
+    tuned = tuned_by("f1_class1")
     client, value = MlflowClient(), tuned.data.metrics["pr_auc"]
     parent = client.get_run(tuned.data.tags["mlflow.parentRunId"])
     monkeypatch.setattr(reproduction, "_execute", lambda *_: [parent, tuned])
@@ -200,6 +210,10 @@ def test_last_lines_are_the_leaderboard_the_champion_and_the_shares(smoke):
     assert "make ui" in said
 
 
+def title_of(run):
+    return run.data.tags["model_name"], run.data.tags["imbalance_technique"]
+
+
 def test_plain_papermill_writes_to_the_same_store_with_equal_metrics(
     smoke, workplace, tmp_path_factory
 ):
@@ -207,16 +221,16 @@ def test_plain_papermill_writes_to_the_same_store_with_equal_metrics(
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     shutil.rmtree(workplace.root / "data" / "cache")
     before = {run.info.run_id for run in runs_in("SMOTE", "model")}
-    first = {run.data.tags["imbalance_technique"]: run for run in children_of("SMOTE", "model")}
+    first = {title_of(run): run for run in children_of("SMOTE", "model")}
     params = runner.NOTEBOOKS / "params" / "smoke.yaml"
     notebook = runner.notebooks()["03_smote"]
     result = workplace("papermill", notebook, "out.ipynb", "-f", params, cwd=elsewhere)
     assert result.returncode == 0, result.stderr
     assert {path.name for path in elsewhere.iterdir()} == {"out.ipynb"}
     again = [run for run in runs_in("SMOTE", "model") if run.info.run_id not in before]
-    assert len(again) == 7
+    assert len(again) == len(first) == 11
     for run in again:
-        twin = first[run.data.tags["imbalance_technique"]].data.metrics
+        twin = first[title_of(run)].data.metrics
         assert {k: v for k, v in run.data.metrics.items() if k != "seconds"} == {
             k: v for k, v in twin.items() if k != "seconds"
         }
@@ -254,7 +268,7 @@ def test_the_refitted_model_is_the_candidate_that_won(smoke):
     Not its F1, since the scores are calibrated by then, which keeps their order. Nearly, since the
     candidates were scored on thinned rows.
     """
-    (tuned,) = children_of("Tuning", "model")
+    tuned = tuned_by("f1_class1")
     scores = read_scores(tuned.info.run_id, "cv_scores.parquet")
     path = mlflow.artifacts.download_artifacts(
         run_id=tuned.info.run_id, artifact_path="splits.json"

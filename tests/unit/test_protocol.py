@@ -272,12 +272,30 @@ def test_sensors_are_dropped_from_training_rows_and_from_no_others(fleet, protoc
     np.testing.assert_array_equal(dropping._score([fits]), protocol._score([fits]))
 
 
+@pytest.mark.parametrize("build_up", ["left out", "hazard"])
+def test_telemetry_of_nothing_but_build_up_needs_it_as_normal_rows(make_fleet, pipeline, build_up):
+    """Without Event_ID the build-up is the hour before the PNR: all there is of each module."""
+    fleet = make_fleet(racks=8, modules=1, event_racks=range(8), event_ids=False)
+    with pytest.raises(ValueError, match=f"build_up .* got '{build_up}' and none in fold 1"):
+        protocol_of(fleet).fit(pipeline, build_up=build_up)
+    assert protocol_of(fleet).assess(pipeline).metrics["n_events"] == 2
+
+
 def test_a_fold_that_thinning_leaves_without_a_hazardous_row_is_refused(make_fleet):
     fleet = make_fleet(racks=8, rows=90, event_rows=2)
     protocol = Protocol(fleet, split_fleet(fleet.rows), normal_stride=3, hazard_stride=3)
     with pytest.raises(ValueError, match=r"hazard_stride must .* got 3 and none in fold 2"):
         protocol.assess(make_pipeline(LogisticRegression()))
     assert set(replace(protocol, hazard_stride=1).training.fold) == {0, 1, 2}
+
+
+def test_a_fold_that_has_no_normal_row_at_all_is_refused(telemetry, make_fleet, pipeline):
+    chosen = split_fleet(telemetry, n_folds=2)
+    quiet = (telemetry[col.LABEL] == 0) & (chosen.fold == 0)
+    fleet = make_fleet(telemetry[~quiet])
+    chosen = replace(chosen, fold=chosen.fold[~quiet])
+    with pytest.raises(ValueError, match=r"normal_stride .* got 1 and none in fold 1: use fewer"):
+        Protocol(fleet, chosen, normal_stride=1).assess(pipeline)
 
 
 @pytest.mark.parametrize("sites", [1, 16])

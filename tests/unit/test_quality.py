@@ -136,6 +136,23 @@ def test_a_current_of_the_other_sign_is_told(make_telemetry, reread, sign, racks
     assert sign > 0 or told[0].startswith(f"{col.CURRENT} in 4,320 rows (100.00%): positive while")
 
 
+@pytest.mark.parametrize("racks", [False, True])
+@pytest.mark.parametrize("named", [slice(4, 12), slice(0, 8), slice(5, 6)])
+def test_an_event_that_is_named_in_part_is_one_event(make_telemetry, reread, named, racks):
+    """The module after it has labels from its first row on, which are another event."""
+    whole = make_telemetry(event_racks=(0,))
+    whole.loc[60:63, col.LABEL] = 1
+    part = whole.copy()
+    unnamed = np.setdiff1d(np.arange(48, 60), np.arange(48, 60)[named])
+    part.loc[unnamed, [col.EVENT_ID, col.EVENT_TYPE]] = None
+    found = reread(part, racks=racks)
+    pd.testing.assert_frame_equal(found, reread(whole, racks=racks))
+    assert found.loc[60:63, col.EVENT_ID].isna().all()
+    assert summarize(found)["events"] == 2
+    assert warnings_of(found)[0].startswith(f"Event_ID in {len(unnamed)} rows")
+    assert warnings_of(reread(whole, racks=racks)) == []
+
+
 @pytest.mark.parametrize(
     ("interval_s", "short"),
     [(10.0, None), (59.0, None), (60.0, "1 min"), (299.0, "1 min"), (599.0, "1, 5 min")],

@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow
 import pytest
 from click.testing import CliRunner
+from odd_telemetry import ODD
 from scipy.special import logit
 from sklearn.base import clone
 from sklearn.ensemble import RandomForestClassifier
@@ -220,6 +221,21 @@ def test_a_label_without_event_ids_is_enough_for_outcomes(loud, mixed, tmp_path)
     # In its label window, so has the rack.
     assert tally.outcomes[0] == "alarms: 96 early, 24 timely, 24 fault, 336 nuisance"
     assert tally.outcomes[1] == "2 of 2 events caught, median lead time 10.3 min"
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_odd_telemetry_is_scored(make_telemetry, loud, tmp_path, what):
+    """Where every row raises an alarm, each event is caught and each labelled row is timely."""
+    made = make_telemetry(racks=8, rows=90, event_racks=(0, 1, 2, 3, 4), look_alike_racks=(5, 6))
+    made = ODD[what](made)
+    save_telemetry(made, tmp_path / "t.parquet")
+    tally = score_file(tmp_path / "t.parquet", tmp_path / "alarms.csv", loud)
+    alarms = pd.read_csv(tmp_path / "alarms.csv")
+    assert tally.alarms == len(alarms) == len(made)
+    assert set(alarms["outcome"]) <= set(OUTCOMES)
+    assert (alarms["outcome"] == "timely").sum() == made[col.LABEL].sum()
+    n_events = made.loc[made[col.LABEL] == 1, col.MODULE].nunique()
+    assert tally.outcomes[1].startswith(f"{n_events} of {n_events} events caught, median lead time")
 
 
 def test_the_causes_of_faults_come_with_the_model(monkeypatch):
