@@ -18,7 +18,6 @@ import pytest
 from click.testing import CliRunner
 from odd_telemetry import ODD
 from scipy.special import logit
-from sklearn.base import clone
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from xgboost import XGBClassifier
@@ -27,6 +26,7 @@ from hvs_lib import columns as col
 from hvs_lib import score
 from hvs_lib.cli import main
 from hvs_lib.evaluation.alarms import Alarm, AlarmRule, raise_alarms
+from hvs_lib.evaluation.calibration import CalibratedClassifier
 from hvs_lib.evaluation.outcomes import OUTCOMES
 from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.scores import scores_frame
@@ -405,13 +405,13 @@ def test_what_the_file_lacks_is_told_in_one_line(uri, make_telemetry, tmp_path):
     command = ["score", str(tmp_path / "t.csv"), "--output", str(tmp_path / "a.csv")]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
-    (told,) = [line for line in result.output.splitlines() if "lacks" in line]
+    (told,) = [line for line in result.output.splitlines() if "this file lacks" in line]
     assert f"lacks: {col.VOLTAGE}, {col.CO}, other modules in the rack;" in told
 
 
 def test_limits_are_among_what_raises_a_score(telemetry, champion):
     """What they add to the log-odds, beside the model's features."""
-    model = clone(champion.model, safe=False).set_params(limit_power=50.0)
+    model = CalibratedClassifier(champion.model.classifier, champion.model.calibrator, 50.0)
     alarms = score.score_racks(telemetry, replace(champion, model=model, alarm=NEVER_QUIET))
     top = alarms[[f"feature_{k}" for k in (1, 2, 3)]]
     assert not (top == "fixed limits").to_numpy().any(), "all readings are below their limits"
