@@ -273,8 +273,11 @@ class Protocol:
             In the order of `fits`.
         """
         scores = self._score(list(fits.values()))
-        for (name, each), raw in zip(fits.items(), scores, strict=True):
-            yield name, self._assess(each, raw)
+        judged = Parallel(n_jobs=self.n_jobs, prefer="threads", return_as="generator")(
+            delayed(self._assess)(each, raw)
+            for each, raw in zip(fits.values(), scores, strict=True)
+        )
+        yield from zip(fits, judged, strict=True)  # the next are judged while one is logged
 
     def _assess(self, fits: Fits, raw: np.ndarray) -> Assessment:
         """Calibrate the scores of all rows, choose the alarm, and judge."""
