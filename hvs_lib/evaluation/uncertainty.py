@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,82 +134,10 @@ def paired_difference(
 
 
 _VALUES = {
-    "caught": lambda events: events["caught"],
-    "caught_5min": lambda events: events["lead_time_min"] >= 5,
-    "lead_time_min": lambda events: events["lead_time_min"].fillna(0),
+    "event recall": lambda events: events["caught"],
+    "caught 5 min ahead": lambda events: events["lead_time_min"] >= 5,
+    "warning time [min]": lambda events: events["lead_time_min"].fillna(0),
 }
-
-
-def paired_event_difference(
-    scores: pd.DataFrame,
-    reference: pd.DataFrame,
-    *,
-    alarm: Alarm,
-    reference_alarm: Alarm,
-    value: str = "caught",
-    seed: int = 42,
-) -> PairedDifference:
-    """Compare two alarms event by event, on the same draws of racks.
-
-    Parameters
-    ----------
-    scores, reference : DataFrame, shape (n_rows, n_columns)
-        Scores frames over the same rows.
-    alarm, reference_alarm : Alarm
-        Of each model.
-    value : {"caught", "caught_5min", "lead_time_min"}
-        What is averaged over the events: whether each is caught, whether at least 5 min ahead, or
-        its warning time [min], in which a missed event counts 0.
-    seed : int
-
-    Returns
-    -------
-    PairedDifference
-        Of `scores` minus `reference`.
-
-    Examples
-    --------
-    >>> scores = pd.DataFrame({"Site_ID": "S1", "Rack_ID": ["R1", "R1", "R2", "R2"]})
-    >>> scores = scores.assign(Module_ID="M1", Hazard_Label=[0, 1, 0, 1])
-    >>> scores["Timestamp"] = pd.to_datetime(["2025-01-01", "2025-01-02"] * 2)
-    >>> good, bad = scores.assign(y_score=[0, 1, 0, 1]), scores.assign(y_score=[1, 0, 1, 0])
-    >>> from hvs_lib.evaluation.alarms import AlarmRule
-    >>> alarm = Alarm(AlarmRule(k=1, n=1), threshold=0.5)
-    >>> found = paired_event_difference(good, bad, alarm=alarm, reference_alarm=alarm)
-    >>> print(found, found.verdict)
-    +1.00 [+1.00, +1.00] better
-    """
-    if value not in _VALUES:
-        raise ValueError(f"value must be one of {', '.join(_VALUES)}, got {value!r}.")
-    found = _event_differences(scores, reference, alarm, reference_alarm, [value], seed)
-    return found[value]
-
-
-def _event_differences(
-    scores: pd.DataFrame,
-    reference: pd.DataFrame,
-    alarm: Alarm,
-    reference_alarm: Alarm,
-    values: Iterable[str],
-    seed: int,
-) -> dict[str, PairedDifference]:
-    """Compare two alarms by each of some `_VALUES`."""
-    _check_same_rows(scores, reference)
-    events = event_table(scores, alarm)
-    if events.empty:
-        raise ValueError(f"The scores must cover at least one event, got no {col.LABEL} = 1.")
-    others = event_table(reference, reference_alarm)
-    racks = scores[[col.SITE, col.RACK]].drop_duplicates()
-    names = pd.MultiIndex.from_frame(racks.astype(str).sort_values([col.SITE, col.RACK]))
-    rack_of_event = [events[c].astype(str) for c in (col.SITE, col.RACK)]
-    count = events.groupby(rack_of_event).size().reindex(names, fill_value=0).to_numpy()
-    drawn = _draw_racks(count > 0, N_BOOTSTRAP, seed)
-    found = {}
-    for value in values:
-        gain = _VALUES[value](events).astype(float) - _VALUES[value](others).astype(float)
-        total = gain.groupby(rack_of_event).sum().reindex(names, fill_value=0.0).to_numpy()
-        found[value] = _summarize(drawn @ total / (drawn @ count))
-    return found
 
 
 def paired_differences(
@@ -221,22 +148,50 @@ def paired_differences(
     reference_alarm: Alarm,
     seed: int = 42,
 ) -> dict[str, PairedDifference]:
-    """Compare two models by rows and by events, see `paired_difference` and its sibling.
+    """Compare two models by rows and event by event, on the same draws of racks.
+
+    Parameters
+    ----------
+    scores, reference : DataFrame, shape (n_rows, n_columns)
+        Scores frames over the same rows, with an event.
+    alarm, reference_alarm : Alarm
+        Of each model.
+    seed : int
 
     Returns
     -------
     dict of str to PairedDifference
-        Of the average precision, the event recall, the events caught at least 5 min ahead, and the
-        warning time [min].
+        Of `scores` minus `reference`: the average precision, the event recall, the events caught at
+        least 5 min ahead, and the warning time [min], in which a missed event counts 0.
+
+    Examples
+    --------
+    >>> scores = pd.DataFrame({"Site_ID": "S1", "Rack_ID": ["R1", "R1", "R2", "R2"]})
+    >>> scores = scores.assign(Module_ID="M1", Hazard_Label=[0, 1, 0, 1])
+    >>> scores["Timestamp"] = pd.to_datetime(["2025-01-01", "2025-01-02"] * 2)
+    >>> good, bad = scores.assign(y_score=[0, 1, 0, 1]), scores.assign(y_score=[1, 0, 1, 0])
+    >>> from hvs_lib.evaluation.alarms import AlarmRule
+    >>> alarm = Alarm(AlarmRule(k=1, n=1), threshold=0.5)
+    >>> found = paired_differences(good, bad, alarm=alarm, reference_alarm=alarm)
+    >>> print(found["event recall"], found["event recall"].verdict)
+    +1.00 [+1.00, +1.00] better
     """
-    names = {
-        "caught": "event recall",
-        "caught_5min": "caught 5 min ahead",
-        "lead_time_min": "warning time [min]",
-    }
-    found = _event_differences(scores, reference, alarm, reference_alarm, names, seed)
-    ranking = {"average precision": paired_difference(scores, reference, seed=seed)}
-    return ranking | {names[value]: difference for value, difference in found.items()}
+    _check_same_rows(scores, reference)
+    events = event_table(scores, alarm)
+    if events.empty:
+        raise ValueError(f"The scores must cover at least one event, got no {col.LABEL} = 1.")
+    others = event_table(reference, reference_alarm)
+    racks = scores[[col.SITE, col.RACK]].drop_duplicates()
+    names = pd.MultiIndex.from_frame(racks.astype(str).sort_values([col.SITE, col.RACK]))
+    rack_of_event = [events[c].astype(str) for c in (col.SITE, col.RACK)]
+    count = events.groupby(rack_of_event).size().reindex(names, fill_value=0).to_numpy()
+    drawn = _draw_racks(count > 0, N_BOOTSTRAP, seed)
+    found = {"average precision": paired_difference(scores, reference, seed=seed)}
+    for name, value in _VALUES.items():
+        gain = value(events).astype(float) - value(others).astype(float)
+        total = gain.groupby(rack_of_event).sum().reindex(names, fill_value=0.0).to_numpy()
+        found[name] = _summarize(drawn @ total / (drawn @ count))
+    return found
 
 
 def _summarize(differences: np.ndarray) -> PairedDifference:

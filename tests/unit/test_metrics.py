@@ -35,7 +35,6 @@ from hvs_lib.evaluation.uncertainty import (
     clopper_pearson,
     paired_difference,
     paired_differences,
-    paired_event_difference,
     poisson_interval,
 )
 
@@ -1060,40 +1059,27 @@ def racks_with_events(scores):
     )
 
 
-def test_paired_event_difference_by_hand():
+def test_paired_differences_by_hand():
     """Three of four events against one of four: the mean of the draws is that difference."""
     alarm = Alarm(AT_ONCE, 0.5)
     one, other = racks_with_events([0.9, 0.9, 0.9, 0.1]), racks_with_events([0.9, 0.1, 0.1, 0.1])
-    found = paired_event_difference(one, other, alarm=alarm, reference_alarm=alarm, seed=1)
+    every = paired_differences(one, other, alarm=alarm, reference_alarm=alarm, seed=1)
+    found = every["event recall"]
     assert found.median == pytest.approx(0.5)
     assert (found.low, found.high) == (0.0, 1.0)
-    earlier = paired_event_difference(
-        one, other, alarm=alarm, reference_alarm=alarm, value="lead_time_min", seed=1
-    )
-    assert earlier.median == pytest.approx(0.5 * col.LABEL_UNTIL_S / 60)
+    assert every["warning time [min]"].median == pytest.approx(0.5 * col.LABEL_UNTIL_S / 60)
+    assert every["caught 5 min ahead"].median == 0
+    assert every["average precision"] == paired_difference(one, other, seed=1)
 
 
-def test_paired_event_difference_uses_each_models_own_alarm():
+def test_paired_differences_uses_each_models_own_alarm():
     frame = racks_with_events([0.9, 0.8, 0.7, 0.6] * 5)
     strict, loose = (Alarm(AT_ONCE, t) for t in (0.85, 0.5))
-    found = paired_event_difference(frame, frame, alarm=loose, reference_alarm=strict)
+    found = paired_differences(frame, frame, alarm=loose, reference_alarm=strict)["event recall"]
     assert found.verdict == "better"
-    back = paired_event_difference(frame, frame, alarm=strict, reference_alarm=loose)
+    back = paired_differences(frame, frame, alarm=strict, reference_alarm=loose)["event recall"]
     assert back.verdict == "worse"
     assert back.median == pytest.approx(-found.median)
-
-
-def test_paired_differences_are_those_of_each_value():
-    one, other = racks_with_events([0.9, 0.9, 0.1] * 3), racks_with_events([0.9, 0.1, 0.1] * 3)
-    alarms = {"alarm": Alarm(AT_ONCE, 0.5), "reference_alarm": Alarm(AT_ONCE, 0.5), "seed": 3}
-    found = paired_differences(one, other, **alarms)
-    assert found == {
-        "average precision": paired_difference(one, other, seed=3),
-        "event recall": paired_event_difference(one, other, **alarms),
-        "caught 5 min ahead": paired_event_difference(one, other, value="caught_5min", **alarms),
-        "warning time [min]": paired_event_difference(one, other, value="lead_time_min", **alarms),
-    }
-    assert found["event recall"].verdict == "better"
 
 
 def test_racks_without_events_are_drawn_as_well():
@@ -1102,17 +1088,15 @@ def test_racks_without_events_are_drawn_as_well():
     quiet = [module_rows([0.1], rack=f"Q{i}") for i in range(20)]
     one = frame_of(racks_with_events([0.9, 0.1]), *quiet)
     other = frame_of(racks_with_events([0.1, 0.1]), *quiet)
-    found = paired_event_difference(one, other, alarm=alarm, reference_alarm=alarm)
+    found = paired_differences(one, other, alarm=alarm, reference_alarm=alarm)["event recall"]
     assert (found.low, found.high) == (0.0, 1.0)
 
 
-def test_paired_event_difference_refuses():
+def test_paired_differences_refuses():
     alarm = Alarm(AT_ONCE, 0.5)
     options = {"alarm": alarm, "reference_alarm": alarm}
     frame, quiet = racks_with_events([0.9]), frame_of(module_rows([0.1]))
-    with pytest.raises(ValueError, match=r"value must be one of caught, .* got 'x'"):
-        paired_event_difference(frame, frame, value="x", **options)
     with pytest.raises(ValueError, match="must cover the same rows"):
-        paired_event_difference(frame, quiet, **options)
+        paired_differences(frame, quiet, **options)
     with pytest.raises(ValueError, match="must cover at least one event"):
-        paired_event_difference(quiet, quiet, **options)
+        paired_differences(quiet, quiet, **options)
