@@ -33,6 +33,12 @@ def card():
     return write
 
 
+def test_limits_and_dropped_sensors_are_in_the_card(card):
+    text = card(limit_power="3.0", drop_sensors="0.04")
+    assert "dropped from 4% of them" in text
+    assert "multiplied by the power 3 of" in text
+
+
 @pytest.mark.parametrize(
     "said",
     [
@@ -48,6 +54,8 @@ def card():
         *(f"\n- {outcome}: " for outcome in OUTCOMES),
         "hot_joint: fewer than half of its events are caught",
         "at or above 0.25 in 5 of the last 8 samples",
+        "each kind of sensor dropped from 0% of them",
+        "multiplied by the power 0 of",
         "no other alarm of that module for 30 min",
         "calibration of the scores: platt",
         "at most 1 nuisance alarms per site-day",
