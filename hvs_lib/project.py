@@ -28,6 +28,9 @@ _ENVIRONMENT = {
     # Linear algebra adds up in an order that depends on the number of its threads.
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    # Large arrays go back to the system at once, not to the pools that each thread keeps.
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": "16777216",
     # A headless log and a committed notebook hold results, not MLflow's advice.
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",

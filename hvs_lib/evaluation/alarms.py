@@ -28,6 +28,7 @@ from hvs_lib.evaluation.scores import IS_FAULT, Y_SCORE, ScoreRows, check_scores
 
 MINUTE_US = 60_000_000
 N_CANDIDATES = 1000  # thresholds that are tried, besides one for each event
+BUDGET_SHARES = (0.1, 0.3, 1.0)  # of the alarm budget, for `early_recall`
 LEADS_MIN = (5, 10)  # how early an alarm gives time to act, for event_recall_5min and so on [min]
 
 
@@ -245,6 +246,38 @@ def alarm_curve(
             "fault_alarms_per_site_day": track.rate(found.n_fault),
         }
     )
+
+
+def early_recall(
+    scores: pd.DataFrame | Outcomes,
+    rule: AlarmRule,
+    *,
+    max_nuisance_alarms_per_site_day: float,
+    modules_per_site: float | None = None,
+) -> float:
+    """Average the share of events caught 5 min ahead over `BUDGET_SHARES` of the alarm budget.
+
+    At each of them by the best threshold, as free-response ROC analysis averages sensitivities. One
+    budget alone leaves many models within an event or two of each other.
+
+    Parameters
+    ----------
+    scores : DataFrame, shape (n_rows, n_columns), or Outcomes
+        A scores frame with at least one event, or its outcomes.
+    rule : AlarmRule
+    max_nuisance_alarms_per_site_day : float
+        The alarm budget [1/d].
+    modules_per_site : float, optional
+        By default the average of the scores' sites.
+
+    References
+    ----------
+    Setio et al., Medical Image Analysis 42 (2017) 1-13.
+    """
+    curve = alarm_curve(scores, rule, modules_per_site=modules_per_site)
+    rate = curve["nuisance_alarms_per_site_day"] / max_nuisance_alarms_per_site_day
+    caught = [curve["event_recall_5min"][rate <= share].max() for share in BUDGET_SHARES]
+    return float(np.mean(caught))
 
 
 def best_alarm(

@@ -20,7 +20,14 @@ from sklearn.utils.validation import check_memory
 
 from hvs_lib import cache, models
 from hvs_lib import columns as col
-from hvs_lib.evaluation.alarms import RULES, Alarm, AlarmRule, best_alarm, outcomes_of
+from hvs_lib.evaluation.alarms import (
+    RULES,
+    Alarm,
+    AlarmRule,
+    best_alarm,
+    early_recall,
+    outcomes_of,
+)
 from hvs_lib.evaluation.calibration import (
     NO_CALIBRATION,
     CalibratedClassifier,
@@ -126,7 +133,8 @@ class Assessment:
     alarm : Alarm
         Chosen on all out-of-fold scores.
     metrics : dict of str to float
-        Of the test rows; with the prefix ``cv_`` out of fold.
+        Of the test rows; with the prefix ``cv_`` out of fold. Also cv_early_recall, see
+        `early_recall`, and cv_brier.
     cv_scores, test_scores : DataFrame
         Scores frames, calibrated.
     raw_cv_scores : array, shape (n_samples,)
@@ -378,9 +386,14 @@ class Protocol:
         """Measure the test rows and, with the prefix ``cv_``, the others out of fold."""
         same = {"modules_per_site": self.modules_per_site, "seed": self.seed}
         metrics = evaluate(test, alarm, **same) | evaluate(cv, alarm, **same, prefix="cv_")
+        budget = {"max_nuisance_alarms_per_site_day": self.max_nuisance_alarms_per_site_day}
+        metrics["cv_early_recall"] = early_recall(
+            cv, alarm.rule, modules_per_site=self.modules_per_site, **budget
+        )
         if self.split.kind == "row":
             # An alarm needs consecutive samples, which random rows are not.
-            names = [n for n in metrics if not any(event in n for event in EVENT_METRICS)]
+            of_alarms = (*EVENT_METRICS, "early_recall")
+            names = [n for n in metrics if not any(metric in n for metric in of_alarms)]
             metrics = {name: metrics[name] for name in names}
         return metrics
 

@@ -39,6 +39,7 @@ _MODELS = {
     "XGBoost, class weight": "C1",
     "XGBoost, square-root weight": "C8",
     "XGBoost with limits, square-root weight": "C5",
+    "XGBoost with limits, build-up left out, square-root weight": "#0b6e4f",
     "XGBoost, SMOTE": "#332288",
     "XGBoost, BorderlineSMOTE": "#ddcc77",
     "XGBoost, ADASYN": "#117733",

@@ -22,7 +22,7 @@ CHAMPION = "champion"
 
 # Policy to the metrics that decide; each breaks the ties of those before it.
 POLICIES = {
-    "event_recall": ["cv_event_recall_5min", "cv_event_recall", "cv_pr_auc"],
+    "event_recall": ["cv_early_recall", "cv_event_recall_5min", "cv_pr_auc"],
     "pr_auc": ["cv_pr_auc"],
     "recall": ["cv_recall_class1", "cv_pr_auc"],
 }
@@ -47,11 +47,11 @@ def rank_models(
     runs : DataFrame
         One row for each run, from `comparable_runs`.
     policy : str
-        ``event_recall``: the most events caught at least 5 min ahead, with the threshold that keeps
-        within the budget of nuisance alarms; ties go to the most caught at all, then to the higher
-        average precision; ``pr_auc``: the highest average precision; ``recall``: the highest recall
-        of hazardous rows among models whose precision reaches `min_precision`; ties go to the
-        higher average precision.
+        ``event_recall``: the most events caught at least 5 min ahead, on average over shares of the
+        budget of nuisance alarms, see `early_recall`; ties go to the most at the whole budget, then
+        to the higher average precision. ``pr_auc``: the highest average precision. ``recall``: the
+        highest recall of hazardous rows among models whose precision reaches `min_precision`; ties
+        go to the higher average precision.
     min_precision : float
         Used by ``recall`` only.
 

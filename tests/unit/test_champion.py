@@ -17,7 +17,7 @@ RUNS = pd.DataFrame(
         ("reference", "reference", "false", 1.0, 1.0, 0.99, 0.9, 0.9),
     ],
     columns=[
-        "name", "role", "leaky", "cv_event_recall_5min", "cv_event_recall", "cv_pr_auc",
+        "name", "role", "leaky", "cv_early_recall", "cv_event_recall_5min", "cv_pr_auc",
         "cv_recall_class1", "cv_precision_class1",
     ],
 )  # fmt: skip

@@ -24,6 +24,7 @@ from hvs_lib.evaluation.alarms import (
     Sweep,
     alarm_curve,
     best_alarm,
+    early_recall,
     event_table,
     raise_alarms,
 )
@@ -1100,3 +1101,23 @@ def test_paired_differences_refuses():
         paired_differences(frame, quiet, **options)
     with pytest.raises(ValueError, match="must cover at least one event"):
         paired_differences(quiet, quiet, **options)
+
+
+def test_early_recall_averages_over_shares_of_the_budget(make_telemetry):
+    """By hand: the best of all thresholds within each share."""
+    telemetry = make_telemetry(event_rows=40, rows=60)
+    y_score = np.random.default_rng(0).random(len(telemetry)).round(2)
+    y_score[telemetry[col.LABEL] == 1] += 0.02
+    scores = scores_frame(telemetry, np.arange(len(telemetry)), y_score)
+    rule, budget, expected = AlarmRule(3, 4), 1000.0, []
+    days = evaluate(scores, Alarm(rule, 0.5))["site_days"]
+    found = []
+    for threshold in [2.0, *np.unique(y_score)]:
+        alarm = Alarm(rule, threshold)
+        nuisance = (raise_alarms(scores, alarm)["outcome"] == "nuisance").sum() / days
+        found.append((nuisance, np.mean(event_table(scores, alarm)["lead_time_min"] >= 5)))
+    for share in (0.1, 0.3, 1.0):
+        expected.append(max(early for rate, early in found if rate <= share * budget))
+    assert expected[0] < expected[-1]
+    options = {"max_nuisance_alarms_per_site_day": budget}
+    assert early_recall(scores, rule, **options) == pytest.approx(np.mean(expected))
