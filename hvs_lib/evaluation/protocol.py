@@ -59,6 +59,8 @@ class TrainingRows:
         What an alarm there is on, see `Outcomes`.
     lead_min : array, shape (n_samples,)
         Time to the PNR of the event that it is on [min], NaN elsewhere.
+    X_whole : DataFrame, shape (n_samples, n_features)
+        As `X`, without a sensor dropped: what a model is scored on.
     """
 
     X: pd.DataFrame
@@ -67,6 +69,7 @@ class TrainingRows:
     fold: np.ndarray
     alarm_on: np.ndarray
     lead_min: np.ndarray
+    X_whole: pd.DataFrame
 
     def to_fit(self, build_up: str) -> tuple[np.ndarray, np.ndarray]:
         """Return which rows to fit on and their labels, both of shape (n_samples,).
@@ -231,10 +234,11 @@ class Protocol:
         rows = self.training
         fitted, y = rows.to_fit(build_up)
         drawn = fitted & self.drawn(share)
+        chosen = joblib.hash([drawn, y])  # the build-up follows from ids, which no feature holds
 
         def fit(left_out: int | None) -> tuple[Pipeline, float]:
             kept = drawn if left_out is None else drawn & (rows.fold != left_out)
-            key = cache.key(self.key, share, build_up, left_out)
+            key = cache.key(self.key, chosen, left_out)
             return cached(pipeline, rows.X[kept], y[kept], rows.weight[kept], key=key)
 
         fits = Parallel(n_jobs=self.n_jobs, prefer="threads")(
@@ -312,9 +316,10 @@ class Protocol:
         weight = np.where(y == 1, float(self.hazard_stride), float(self.normal_stride))
         numbers, outcomes = self._parts[0]
         place = pd.Index(numbers).get_indexer(rows)
-        X = features_of(self.fleet, rows, n_jobs=self.n_jobs)
-        X = with_sensors_dropped(X, share=self.drop_sensors, seed=self.seed)
-        return TrainingRows(X, y, weight, fold, outcomes.alarm_on[place], outcomes.lead_min[place])
+        whole = features_of(self.fleet, rows, n_jobs=self.n_jobs)
+        X = with_sensors_dropped(whole, share=self.drop_sensors, seed=self.seed)
+        on, lead_min = outcomes.alarm_on[place], outcomes.lead_min[place]
+        return TrainingRows(X, y, weight, fold, on, lead_min, whole if self.drop_sensors else X)
 
     def drawn(self, share: float) -> np.ndarray:
         """Tell which training rows are of a share of each fold's sites or racks, shape (n,).

@@ -19,10 +19,11 @@ from hvs_lib.telemetry.codes import module_codes
 from hvs_lib.telemetry.fleet import Fleet
 
 _PART = 100_000  # rows whose features are in memory at a time
+_GAP = 3  # intervals between two rows, above which nothing is interpolated
 
 
 def every(telemetry: pd.DataFrame, rng: np.random.Generator, *, seconds: float) -> pd.DataFrame:
-    """Sample each module so often; between two rows, its sensors are interpolated."""
+    """Sample each module so often, but in no gap; between two rows, sensors are interpolated."""
     modules = telemetry.groupby(module_codes(telemetry))
     return pd.concat([_sampled(rows, seconds) for _, rows in modules], ignore_index=True)
 
@@ -32,6 +33,10 @@ def _sampled(rows: pd.DataFrame, seconds: float) -> pd.DataFrame:
     time_s = rows[col.TIMESTAMP].to_numpy("datetime64[us]").astype(np.int64) / 1e6
     wanted = np.arange(time_s[0], time_s[-1] + 1e-6, seconds)
     latest = np.searchsorted(time_s, wanted + 1e-6) - 1
+    to_next = np.diff(time_s, append=time_s[-1])
+    usual = np.median(to_next)
+    in_gap = (to_next[latest] > _GAP * usual) & (wanted - time_s[latest] > usual)
+    wanted, latest = wanted[~in_gap], latest[~in_gap]
     sampled = rows.iloc[latest].reset_index(drop=True)
     sampled[col.TIMESTAMP] = (wanted * 1e6).round().astype("datetime64[us]")
     for name in col.SENSORS:
@@ -57,7 +62,7 @@ def with_twice_the_noise(telemetry: pd.DataFrame, rng: np.random.Generator) -> p
     """Double the standard deviation of the noise, which the second differences tell."""
     readings = telemetry[col.SENSORS].to_numpy(np.float64)
     curvature = np.abs(np.diff(readings, n=2, axis=0))
-    sd = 1.4826 * np.nanmedian(curvature, axis=0) / np.sqrt(6)  # of normal noise
+    sd = 1.4826 * pd.DataFrame(curvature).median().to_numpy() / np.sqrt(6)  # of normal noise
     noisy = readings + np.sqrt(3) * sd * rng.standard_normal(readings.shape)
     noisy = pd.DataFrame(noisy.astype(np.float32), telemetry.index, col.SENSORS)
     return telemetry.assign(**noisy.assign(**noisy[[*SENSOR_KINDS["gas"]]].clip(lower=0)))

@@ -78,6 +78,24 @@ def test_a_row_is_what_was_last_known_or_lies_between_two(telemetry, rng):
     assert whole[col.MODULE].tolist() == telemetry[col.MODULE][::3].tolist()
 
 
+@pytest.mark.parametrize("seconds", [1.0, 30.0, 60.0])
+def test_no_row_is_made_up_in_a_gap(telemetry, rng, seconds):
+    """A module that burnt and was replaced: its label window must not last until then."""
+    burnt = telemetry[:60]
+    assert burnt[col.LABEL].iloc[-1] == 1
+    new = telemetry[60:120].assign(**{name: burnt[name].iloc[0] for name in col.KEYS[:3]})
+    new[col.TIMESTAMP] += pd.Timedelta(hours=5)
+    found = every(pd.concat([burnt, new], ignore_index=True), rng, seconds=seconds)
+    times = found[col.TIMESTAMP]
+    gap = (times > burnt[col.TIMESTAMP].iloc[-1] + pd.Timedelta(seconds=10)) & (
+        times < new[col.TIMESTAMP].iloc[0]
+    )
+    assert not gap.any()
+    labelled = times[found[col.LABEL] == 1]
+    assert labelled.max() - labelled.min() <= pd.Timedelta(minutes=4, seconds=10)
+    assert (times >= new[col.TIMESTAMP].iloc[0]).sum() > 590 / seconds - 1
+
+
 def test_readings_are_lost_one_by_one(telemetry, rng):
     lost = with_losses(telemetry, rng, share=0.05)[col.SENSORS].isna()
     assert lost.mean().to_numpy() == pytest.approx(0.05, abs=0.02)
@@ -96,6 +114,13 @@ def test_the_noise_is_twice_as_large(rng):
     telemetry = pd.DataFrame(noise.astype(np.float32), columns=col.SENSORS)
     found = with_twice_the_noise(telemetry, rng).std()
     np.testing.assert_allclose(found, 0.6, rtol=0.05)
+
+
+def test_a_sensor_that_is_absent_has_no_noise(telemetry, rng, recwarn):
+    found = with_twice_the_noise(telemetry.assign(**{col.CO: np.float32(np.nan)}), rng)
+    assert found[col.CO].isna().all()
+    assert found[col.H2].notna().all()
+    assert not recwarn.list
 
 
 def test_lead_times_and_counts_add_up_over_the_partitions(found, telemetry):
