@@ -107,6 +107,8 @@ class Fits:
         That fitting took, of all fits together [s].
     limit_power : float
         Of `weigh_by_limits`, for the models.
+    build_up : str
+        What they were fitted on the build-up as, one of `BUILD_UP`.
     """
 
     models: list[Pipeline]
@@ -114,6 +116,7 @@ class Fits:
     threshold: float | None = None
     seconds: float = 0.0
     limit_power: float = 0.0
+    build_up: str = "normal"
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,8 @@ class Assessment:
         That fitting took, of all fits together [s].
     limit_power : float
         Of `weigh_by_limits`, before the calibration.
+    build_up : str
+        What it was fitted on the build-up as.
     """
 
     model: Pipeline | None
@@ -149,6 +154,7 @@ class Assessment:
     raw_cv_scores: np.ndarray
     seconds: float
     limit_power: float
+    build_up: str
 
     def deployable(self) -> FixedThresholdClassifier:
         """Return the model with its calibration and its threshold, as it is logged."""
@@ -244,7 +250,8 @@ class Protocol:
         fits = Parallel(n_jobs=self.n_jobs, prefer="threads")(
             delayed(fit)(left_out) for left_out in (*range(self.split.n_folds), None)
         )
-        return Fits([model for model, _ in fits], seconds=sum(seconds for _, seconds in fits))
+        seconds = sum(seconds for _, seconds in fits)
+        return Fits([model for model, _ in fits], seconds=seconds, build_up=build_up)
 
     def reference(self, score: Score, *, threshold: float | None = None) -> Fits:
         """Take a rule that is not fitted for a model.
@@ -302,7 +309,7 @@ class Protocol:
             metrics["cv_brier"] = calibration.brier[calibration.method]
         return Assessment(
             fits.models[-1] if fits.models else None, calibration, alarm, metrics,
-            cv.rows.frame, test.rows.frame, raw_cv, fits.seconds, fits.limit_power,
+            cv.rows.frame, test.rows.frame, raw_cv, fits.seconds, fits.limit_power, fits.build_up,
         )  # fmt: skip
 
     @cached_property
