@@ -66,6 +66,18 @@ def test_each_kind_of_sensor_and_each_change_is_tried(found):
     assert changes["no siblings"]["event_recall"] == 0
 
 
+def test_coarse_telemetry_is_not_sampled_every_second(make_telemetry, make_fleet):
+    """It would be 60 times as many rows, of all racks of a partition at once."""
+    telemetry = make_telemetry(racks=2, interval_s=60.0, event_racks=(0, 1))
+    names = {f"Site01/{rack}" for rack in telemetry[col.RACK]}
+    found = assess_changes(
+        make_fleet(telemetry), names, Hottest(), ALARM, modules_per_site=4.0, n_jobs=1
+    )
+    told = [name for name, _ in found]
+    assert "a row every 1 s" not in told
+    assert told[-1] == "twice the noise" and "a row every 30 s" in told
+
+
 def test_a_row_is_what_was_last_known_or_lies_between_two(telemetry, rng):
     module = telemetry[:60]
     fine, coarse = every(module, rng, seconds=1.0), every(module, rng, seconds=30.0)
