@@ -94,6 +94,7 @@ def test_without_a_refractory_time_each_row_above_is_an_alarm(protocol):
 
 def test_early_catches_are_counted_at_the_budget(protocol):
     """By hand: each quiet row at or above the threshold stands for its weight in rows."""
+    protocol = replace(protocol, max_nuisance_alarms_per_site_day=120.0)
     rows, rng = protocol.training, np.random.default_rng(0)
     hazard = rng.random(len(rows.y)).round(2)
     quiet, alarms_per_row = rows.alarm_on == -1, 10 / (30 * 60)
@@ -103,6 +104,7 @@ def test_early_catches_are_counted_at_the_budget(protocol):
     }
     threshold = min([t for t, alarms in nuisance.items() if alarms <= budget], default=2.0)
     scores = score_candidate(protocol, hazard)
+    assert 0 < scores["cv_event_recall_5min"] < 1, "neither none nor all"
     for number in range(3):
         events = set(rows.alarm_on[(rows.fold == number) & (rows.alarm_on >= 0)])
         early = (rows.lead_min >= 5) & (hazard >= threshold) & (rows.fold == number)
