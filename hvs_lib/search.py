@@ -101,7 +101,7 @@ def _prepare(pipeline: Pipeline, protocol: Protocol, number: int) -> PreparedFol
     bins = {"max_bin": pipeline[-1].max_bin} if pipeline[-1].max_bin else {}
     weights = {} if sets_ratio(pipeline) else {"weight": weight}
     fitting = QuantileDMatrix(prepare.transform(X), label=y, **weights, **bins)
-    held_out = QuantileDMatrix(prepare.transform(rows.X[held]), ref=fitting)
+    held_out = QuantileDMatrix(prepare.transform(rows.X_whole[held]), ref=fitting)
     key = cache.key(protocol.key, pipeline, number)
     return PreparedFold(fitting, held_out, key, Lock())
 
@@ -159,7 +159,8 @@ def _threshold_at_budget(protocol: Protocol, hazard: np.ndarray) -> float:
     rows = protocol.training
     quiet = rows.alarm_on == NOTHING
     descending = np.argsort(-hazard[quiet], kind="stable")
-    alarms_per_row = protocol.interval_s / (60 * protocol.rules[0].refractory_min)
+    interval_s, refractory_s = protocol.interval_s, 60 * protocol.rules[0].refractory_min
+    alarms_per_row = interval_s / max(refractory_s, interval_s)
     alarms = np.cumsum(rows.weight[quiet][descending]) * alarms_per_row
     over = alarms > protocol.max_nuisance_alarms_per_site_day * protocol.site_days
     if not over.any():

@@ -45,7 +45,8 @@ def audit(fleet: Fleet, training: TrainingRows, *, cv_pr_auc: Mapping[str, float
         check = "row split minus honest split, average precision"
         checks.append((check, by_row - honest, GAP, "row split leaks", meaning))
 
-    single = single_feature_average_precision(training.X, training.y, weight=training.weight)
+    whole, weight = training.X_whole, training.weight
+    single = single_feature_average_precision(whole, training.y, weight=weight)
     check, meaning = "best single feature, average precision", f"strongest: {single.idxmax()}"
     checks.append((check, single.max(), GIVEAWAY, "label given away", meaning))
 

@@ -66,6 +66,8 @@ class TrainingRows:
         What an alarm there is on, see `Outcomes`.
     lead_min : array, shape (n_samples,)
         Time to the PNR of the event that it is on [min], NaN elsewhere.
+    X_whole : DataFrame, shape (n_samples, n_features)
+        As `X`, without a sensor dropped: what a model is scored on.
     """
 
     X: pd.DataFrame
@@ -74,6 +76,7 @@ class TrainingRows:
     fold: np.ndarray
     alarm_on: np.ndarray
     lead_min: np.ndarray
+    X_whole: pd.DataFrame
 
     def to_fit(self, build_up: str) -> tuple[np.ndarray, np.ndarray]:
         """Return which rows to fit on and their labels, both of shape (n_samples,).
@@ -111,6 +114,8 @@ class Fits:
         That fitting took, of all fits together [s].
     limit_power : float
         Of `weigh_by_limits`, for the models.
+    build_up : str
+        What they were fitted on the build-up as, one of `BUILD_UP`.
     """
 
     models: list[Pipeline]
@@ -118,6 +123,7 @@ class Fits:
     threshold: float | None = None
     seconds: float = 0.0
     limit_power: float = 0.0
+    build_up: str = "normal"
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,8 @@ class Assessment:
         That fitting took, of all fits together [s].
     limit_power : float
         Of `weigh_by_limits`, before the calibration.
+    build_up : str
+        What it was fitted on the build-up as.
     """
 
     model: Pipeline | None
@@ -154,6 +162,7 @@ class Assessment:
     raw_cv_scores: np.ndarray
     seconds: float
     limit_power: float
+    build_up: str
 
     def deployable(self) -> FixedThresholdClassifier:
         """Return the model with its calibration and its threshold, as it is logged."""
@@ -239,16 +248,18 @@ class Protocol:
         rows = self.training
         fitted, y = rows.to_fit(build_up)
         drawn = fitted & self.drawn(share)
+        chosen = joblib.hash([drawn, y])  # the build-up follows from ids, which no feature holds
 
         def fit(left_out: int | None) -> tuple[Pipeline, float]:
             kept = drawn if left_out is None else drawn & (rows.fold != left_out)
-            key = cache.key(self.key, share, build_up, left_out)
+            key = cache.key(self.key, chosen, left_out)
             return cached(pipeline, rows.X[kept], y[kept], rows.weight[kept], key=key)
 
         fits = Parallel(n_jobs=self.n_jobs, prefer="threads")(
             delayed(fit)(left_out) for left_out in (*range(self.split.n_folds), None)
         )
-        return Fits([model for model, _ in fits], seconds=sum(seconds for _, seconds in fits))
+        seconds = sum(seconds for _, seconds in fits)
+        return Fits([model for model, _ in fits], seconds=seconds, build_up=build_up)
 
     def reference(self, score: Score, *, threshold: float | None = None) -> Fits:
         """Take a rule that is not fitted for a model.
@@ -306,7 +317,7 @@ class Protocol:
             metrics["cv_brier"] = calibration.brier[calibration.method]
         return Assessment(
             fits.models[-1] if fits.models else None, calibration, alarm, metrics,
-            cv.rows.frame, test.rows.frame, raw_cv, fits.seconds, fits.limit_power,
+            cv.rows.frame, test.rows.frame, raw_cv, fits.seconds, fits.limit_power, fits.build_up,
         )  # fmt: skip
 
     @cached_property
@@ -320,9 +331,10 @@ class Protocol:
         weight = np.where(y == 1, float(self.hazard_stride), float(self.normal_stride))
         numbers, outcomes = self._parts[0]
         place = pd.Index(numbers).get_indexer(rows)
-        X = features_of(self.fleet, rows, n_jobs=self.n_jobs)
-        X = with_sensors_dropped(X, share=self.drop_sensors, seed=self.seed)
-        return TrainingRows(X, y, weight, fold, outcomes.alarm_on[place], outcomes.lead_min[place])
+        whole = features_of(self.fleet, rows, n_jobs=self.n_jobs)
+        X = with_sensors_dropped(whole, share=self.drop_sensors, seed=self.seed)
+        on, lead_min = outcomes.alarm_on[place], outcomes.lead_min[place]
+        return TrainingRows(X, y, weight, fold, on, lead_min, whole if self.drop_sensors else X)
 
     def drawn(self, share: float) -> np.ndarray:
         """Tell which training rows are of a share of each fold's sites or racks, shape (n,).

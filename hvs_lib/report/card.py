@@ -66,7 +66,7 @@ def model_card(
         }
         for what, metric, digits in _METRICS
     }
-    older = {"split": "rack", "limit_power": 0.0, "drop_sensors": 0.0}  # of runs without them
+    older = {"split": "rack", "limit_power": 0.0, "drop_sensors": 0.0, "build_up": "normal"}
     values = older | {**tags, **numbers, "run_id": run_id, "version": version}
     return _TEMPLATE.read_text(encoding="utf-8").format(
         **values | {"name": name, "reason": reason},

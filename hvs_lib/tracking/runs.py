@@ -162,6 +162,8 @@ def log_assessment(
     with tempfile.TemporaryDirectory() as folder:
         _write_artifacts(Path(folder), assessment, protocol, title=model_name)
         if model is not None:
+            fitted, _ = protocol.training.to_fit(assessment.build_up)
+            described |= {"build_up": assessment.build_up, "rows_fitted": int(fitted.sum())}
             described |= _model_params(model)
             to_log = _model_to_log(assessment, protocol)
         with _child(title, tags) as run_id:
@@ -245,7 +247,6 @@ def _protocol_params(protocol: Protocol) -> dict[str, object]:
         "modules_per_site": protocol.modules_per_site,
         "interval_s": protocol.interval_s,
         **goal,
-        "rows_fitted": len(protocol.training.y),
         "protocol_digest": digest[:16],
     }
     for name, rows in {"train": split.train, "test": split.test}.items():

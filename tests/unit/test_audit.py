@@ -21,13 +21,19 @@ def telemetry(make_telemetry):
     return telemetry.assign(**{col.TEMP_MAX: telemetry[col.TEMP_MAX] + noise})
 
 
+def training_rows(X, y, weight, *, whole=None):
+    """Of one fold, without events."""
+    fold, on, lead_min = np.zeros(len(y), np.int8), np.full(len(y), -1), np.full(len(y), np.nan)
+    return TrainingRows(X, y, weight, fold, on, lead_min, X if whole is None else whole)
+
+
 @pytest.fixture
 def results(make_fleet, monkeypatch):
     """Return a function that audits telemetry and its features."""
 
     def found_in(telemetry, X, *, cv_pr_auc=HONEST, build=build_features):
         n = len(X)
-        rows = TrainingRows(X, telemetry[col.LABEL].to_numpy(), np.ones(n), np.zeros(n, np.int8))
+        rows = training_rows(X, telemetry[col.LABEL].to_numpy(), np.ones(n))
         monkeypatch.setattr("hvs_lib.evaluation.audit.build_features", build)
         found = audit(make_fleet(telemetry), rows, cv_pr_auc=cv_pr_auc)
         return found.set_index("check")["result"].tolist(), found
@@ -131,12 +137,23 @@ def test_weighted_single_features_are_those_of_all_rows(rows, strides):
     assert found["x"] == pytest.approx(expected["x"], abs=1e-12)
 
 
+def test_a_leak_is_caught_where_its_sensor_is_dropped(make_fleet, telemetry):
+    """Models are fitted without the sensor on half of the rows; it gives the label away."""
+    y = telemetry[col.LABEL].to_numpy()
+    whole = build_features(telemetry).assign(**{col.CO: y.astype(np.float32)})
+    X = whole.assign(**{col.CO: whole[col.CO].where(np.arange(len(y)) % 2 == 0)})
+    rows = training_rows(X, y, np.ones(len(y)), whole=whole)
+    found = audit(make_fleet(telemetry), rows, cv_pr_auc={})
+    assert found["found"][0] == 1
+    assert found["result"][0] == "label given away"
+
+
 def test_the_audit_weighs_the_training_rows(make_fleet, telemetry):
     X = build_features(telemetry)[[col.TEMP_MAX]]
-    y, fold = telemetry[col.LABEL].to_numpy(), np.zeros(len(X), np.int8)
+    y = telemetry[col.LABEL].to_numpy()
     fleet = make_fleet(telemetry)
     found = [
-        audit(fleet, TrainingRows(X, y, np.where(y == 1, 1.0, each), fold), cv_pr_auc={})
+        audit(fleet, training_rows(X, y, np.where(y == 1, 1.0, each)), cv_pr_auc={})
         for each in (1.0, 100.0)
     ]
     assert found[0]["found"][0] > 3 * found[1]["found"][0]

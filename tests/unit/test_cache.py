@@ -82,6 +82,21 @@ def test_what_was_fitted_comes_back_to_the_bit(protocol, fits, project, pipeline
     )
 
 
+@pytest.mark.parametrize("build_up", ["left out", "hazard"])
+def test_other_event_ids_are_another_build_up(make_telemetry, make_fleet, project, build_up):
+    """The features and labels of both tables are the same, to the bit."""
+    plain, longer = make_telemetry(**TABLE), make_telemetry(**TABLE)
+    ids = [col.EVENT_ID, col.EVENT_TYPE]
+    for row in longer.groupby(col.EVENT_ID, observed=True).head(1).index:
+        longer.loc[row - 10 : row, ids] = longer.loc[row, ids].to_numpy()
+    one, other = (protocol_of(make_fleet(table)) for table in (plain, longer))
+    assert one.key == other.key
+    one.fit(PIPELINE, build_up=build_up)
+    found = other.fit(PIPELINE, build_up=build_up).models[-1]
+    fresh = replace(other, memory=None).fit(PIPELINE, build_up=build_up).models[-1]
+    np.testing.assert_array_equal(found[-1].coef_, fresh[-1].coef_)
+
+
 def test_only_the_same_is_found_again(protocol, fits, make_telemetry, make_fleet):
     protocol.assess(PIPELINE)
     warmer, labelled = make_telemetry(**TABLE), make_telemetry(**TABLE)

@@ -34,9 +34,11 @@ def card():
 
 
 def test_limits_and_dropped_sensors_are_in_the_card(card):
-    text = card(limit_power="3.0", drop_sensors="0.04")
+    text = card(limit_power="3.0", drop_sensors="0.04", build_up="left out")
     assert "dropped from 4% of them" in text
     assert "multiplied by the power 3 of" in text
+    assert "before its label window, in fitting: left out" in text
+    assert "before its label window, in fitting: normal" in card(), "of a run that logs none"
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,18 @@ def test_each_kind_of_sensor_and_each_change_is_tried(found):
     assert changes["no siblings"]["event_recall"] == 0
 
 
+def test_coarse_telemetry_is_not_sampled_every_second(make_telemetry, make_fleet):
+    """It would be 60 times as many rows, of all racks of a partition at once."""
+    telemetry = make_telemetry(racks=2, interval_s=60.0, event_racks=(0, 1))
+    names = {f"Site01/{rack}" for rack in telemetry[col.RACK]}
+    found = assess_changes(
+        make_fleet(telemetry), names, Hottest(), ALARM, modules_per_site=4.0, n_jobs=1
+    )
+    told = [name for name, _ in found]
+    assert "a row every 1 s" not in told
+    assert told[-1] == "twice the noise" and "a row every 30 s" in told
+
+
 def test_a_row_is_what_was_last_known_or_lies_between_two(telemetry, rng):
     module = telemetry[:60]
     fine, coarse = every(module, rng, seconds=1.0), every(module, rng, seconds=30.0)
@@ -76,6 +88,24 @@ def test_a_row_is_what_was_last_known_or_lies_between_two(telemetry, rng):
     assert fine[col.TEMP_MAX][5] == pytest.approx(middle, abs=1e-5)
     whole = every(telemetry, rng, seconds=30.0)
     assert whole[col.MODULE].tolist() == telemetry[col.MODULE][::3].tolist()
+
+
+@pytest.mark.parametrize("seconds", [1.0, 30.0, 60.0])
+def test_no_row_is_made_up_in_a_gap(telemetry, rng, seconds):
+    """A module that burnt and was replaced: its label window must not last until then."""
+    burnt = telemetry[:60]
+    assert burnt[col.LABEL].iloc[-1] == 1
+    new = telemetry[60:120].assign(**{name: burnt[name].iloc[0] for name in col.KEYS[:3]})
+    new[col.TIMESTAMP] += pd.Timedelta(hours=5)
+    found = every(pd.concat([burnt, new], ignore_index=True), rng, seconds=seconds)
+    times = found[col.TIMESTAMP]
+    gap = (times > burnt[col.TIMESTAMP].iloc[-1] + pd.Timedelta(seconds=10)) & (
+        times < new[col.TIMESTAMP].iloc[0]
+    )
+    assert not gap.any()
+    labelled = times[found[col.LABEL] == 1]
+    assert labelled.max() - labelled.min() <= pd.Timedelta(minutes=4, seconds=10)
+    assert (times >= new[col.TIMESTAMP].iloc[0]).sum() > 590 / seconds - 1
 
 
 def test_readings_are_lost_one_by_one(telemetry, rng):
@@ -96,6 +126,13 @@ def test_the_noise_is_twice_as_large(rng):
     telemetry = pd.DataFrame(noise.astype(np.float32), columns=col.SENSORS)
     found = with_twice_the_noise(telemetry, rng).std()
     np.testing.assert_allclose(found, 0.6, rtol=0.05)
+
+
+def test_a_sensor_that_is_absent_has_no_noise(telemetry, rng, recwarn):
+    found = with_twice_the_noise(telemetry.assign(**{col.CO: np.float32(np.nan)}), rng)
+    assert found[col.CO].isna().all()
+    assert found[col.H2].notna().all()
+    assert not recwarn.list
 
 
 def test_lead_times_and_counts_add_up_over_the_partitions(found, telemetry):

@@ -10,6 +10,7 @@ from xgboost import XGBClassifier
 
 from hvs_lib import cache, models, search
 from hvs_lib import columns as col
+from hvs_lib.evaluation.alarms import AlarmRule
 from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.splits import split_fleet
 from hvs_lib.models import make_pipeline
@@ -65,8 +66,35 @@ def test_scores_are_those_of_the_whole_pipeline_on_each_fold(protocol, pipeline,
             assert scores[f"cv_{name}_std"] == pytest.approx(np.std(by_hand), abs=1e-9)
 
 
+def test_candidates_are_scored_on_rows_with_all_their_sensors(make_telemetry, make_fleet, pipeline):
+    """As the protocol scores: sensors are dropped from the rows that are fitted on alone.
+
+    Here the gas alone tells an event.
+    """
+    made = make_telemetry(racks=12, rows=90, event_racks=tuple(range(8)), event_rows=45)
+    made = made.assign(**{col.CO: made[col.TEMP_MAX], col.TEMP_MAX: made[col.TEMP_AVG]})
+    fleet = make_fleet(made)
+    split = split_fleet(fleet.rows, test_size=0.25, n_folds=3, seed=1)
+    dropping = Protocol(fleet, split, normal_stride=3, hazard_stride=2, drop_sensors=0.5)
+    ((params, scores),) = random_search(pipeline, dropping, SPACE, n_iter=1, seed=3)
+    raw = dropping.assess(clone(pipeline).set_params(**params)).raw_cv_scores
+    expected = score_candidate(dropping, raw)
+    assert 0 < scores["cv_pr_auc"] == pytest.approx(expected["cv_pr_auc"], abs=1e-9)
+    assert scores["cv_pr_auc_fold_1"] == pytest.approx(expected["cv_pr_auc_fold_1"], abs=1e-9)
+
+
+def test_without_a_refractory_time_each_row_above_is_an_alarm(protocol):
+    rule = AlarmRule(k=3, n=5, refractory_min=0.0)
+    hazard = np.random.default_rng(0).random(len(protocol.training.y))
+    every_row = replace(protocol, rules=(rule,), max_nuisance_alarms_per_site_day=1e6)
+    assert score_candidate(every_row, hazard)["cv_event_recall_5min"] == 1
+    none = replace(every_row, max_nuisance_alarms_per_site_day=1e-6)
+    assert score_candidate(none, hazard)["cv_event_recall_5min"] == 0
+
+
 def test_early_catches_are_counted_at_the_budget(protocol):
     """By hand: each quiet row at or above the threshold stands for its weight in rows."""
+    protocol = replace(protocol, max_nuisance_alarms_per_site_day=120.0)
     rows, rng = protocol.training, np.random.default_rng(0)
     hazard = rng.random(len(rows.y)).round(2)
     quiet, alarms_per_row = rows.alarm_on == -1, 10 / (30 * 60)
@@ -76,6 +104,7 @@ def test_early_catches_are_counted_at_the_budget(protocol):
     }
     threshold = min([t for t, alarms in nuisance.items() if alarms <= budget], default=2.0)
     scores = score_candidate(protocol, hazard)
+    assert 0 < scores["cv_event_recall_5min"] < 1, "neither none nor all"
     for number in range(3):
         events = set(rows.alarm_on[(rows.fold == number) & (rows.alarm_on >= 0)])
         early = (rows.lead_min >= 5) & (hazard >= threshold) & (rows.fold == number)

@@ -77,6 +77,19 @@ def test_store_is_at_the_project_root_whatever_the_working_directory(run, store,
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
+def test_the_rows_that_a_model_was_fitted_on_are_counted(run, make_fleet):
+    """Without Event_ID the build-up is the hour before the PNR, which is left out here."""
+    protocol = protocol_of(make_fleet(**TABLE, event_ids=False))
+    fits = protocol.fit(make_pipeline(LogisticRegression(C=0.01)), build_up="left out")
+    ((_, found),) = protocol.assess_all({"a model": fits})
+    rows = protocol.training
+    build_up = (rows.alarm_on >= 0) & (rows.y == 0)
+    params = MlflowClient().get_run(log_assessment(found, protocol, model_name="a")).data.params
+    assert build_up.any()
+    assert params["rows_fitted"] == str(len(rows.y) - build_up.sum())
+    assert params["build_up"] == "left out"
+
+
 @pytest.mark.parametrize("name", ["moved", "a%20b", "what? now", "#;&ü [x]", "a+b=c"])
 def test_store_goes_where_its_folder_goes(
     start_run, protocol, store, tmp_path_factory, monkeypatch, name
