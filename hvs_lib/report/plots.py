@@ -1,5 +1,6 @@
 """Figures that more than one notebook, or every run, shows. Each function returns its figure."""
 
+import textwrap
 from collections.abc import Iterable
 
 import matplotlib.pyplot as plt
@@ -91,7 +92,9 @@ def confusion_matrix(scores: pd.DataFrame, *, threshold: float, title: str) -> F
 def legend_beside(ax: Axes, title: str = "") -> None:
     """Put the legend to the right of the axes, where it covers nothing."""
     place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
-    ax.legend(title=title, fontsize="small", title_fontsize="small", **place)
+    legend = ax.legend(title=title, fontsize="small", title_fontsize="small", **place)
+    for text in legend.get_texts():  # a long name leaves the axes their width
+        text.set_text(textwrap.fill(text.get_text(), 30))
 
 
 def plain(text: str) -> str:
