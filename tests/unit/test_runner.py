@@ -109,7 +109,11 @@ def test_each_notebook_gets_the_parameters_that_it_has():
                 ("missed_event_costs", -1.0, "missed_event_costs must be 0 or more, got -1.0"),
                 ("n_jobs", 0, "n_jobs must be 1 or more, or -1"),
                 ("n_iter", 0, "n_iter must be at least 1, got 0"),
-                ("scoring", "f2", "scoring must be one of f1_class1, pr_auc, got 'f2'"),
+                (
+                    "scoring",
+                    "f2",
+                    "scoring must be one of f1_class1, pr_auc, event_recall_5min, got 'f2'",
+                ),
                 ("smote_k_neighbors", 0, "smote_k_neighbors must be at least 1, got 0"),
                 ("sampling_strategy", 1.5, "sampling_strategy must be above 0 and 1 at most"),
                 ("slow_samplers", "maybe", "'slow_samplers' must be bool"),
