@@ -330,7 +330,9 @@ class Protocol:
         fold = self.split.fold[rows]
         weight = np.where(y == 1, float(self.hazard_stride), float(self.normal_stride))
         numbers, outcomes = self._parts[0]
-        place = pd.Index(numbers).get_indexer(rows)
+        place = np.empty(len(table), dtype=np.int64)
+        place[numbers] = np.arange(len(numbers))
+        place = place[rows]
         whole = features_of(self.fleet, rows, n_jobs=self.n_jobs)
         X = with_sensors_dropped(whole, share=self.drop_sensors, seed=self.seed)
         on, lead_min = outcomes.alarm_on[place], outcomes.lead_min[place]
