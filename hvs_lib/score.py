@@ -23,6 +23,7 @@ from hvs_lib.evaluation.calibration import METHODS, CalibratedClassifier, limit_
 from hvs_lib.evaluation.outcomes import OUTCOMES
 from hvs_lib.evaluation.scores import IS_FAULT, scores_frame
 from hvs_lib.features import check_interval, features_in_parts, sources_of
+from hvs_lib.models import prepared
 from hvs_lib.project import whole_file
 from hvs_lib.telemetry.codes import event_codes, rack_codes
 from hvs_lib.telemetry.files import DataError
@@ -264,7 +265,7 @@ def contributions(pipeline: Pipeline, X: pd.DataFrame) -> pd.DataFrame:
     Lundberg et al., Nature Machine Intelligence 2 (2020) 56-67 (tree SHAP); Saabas, "Interpreting
     random forests" (2014) (paths).
     """
-    values = np.asarray(pipeline[:2].transform(X), dtype=np.float32)  # imputed and scaled
+    values = np.asarray(prepared(pipeline, X), dtype=np.float32)
     classifier = pipeline[-1]
     if isinstance(classifier, XGBClassifier):
         found = classifier.get_booster().predict(DMatrix(values), pred_contribs=True)[:, :-1]

@@ -330,13 +330,12 @@ class Protocol:
         fold = self.split.fold[rows]
         weight = np.where(y == 1, float(self.hazard_stride), float(self.normal_stride))
         numbers, outcomes = self._parts[0]
-        place = np.empty(len(table), dtype=np.int64)
-        place[numbers] = np.arange(len(numbers))
-        place = place[rows]
-        whole = features_of(self.fleet, rows, n_jobs=self.n_jobs)
-        X = with_sensors_dropped(whole, share=self.drop_sensors, seed=self.seed)
+        place = pd.Index(numbers).get_indexer(rows)
         on, lead_min = outcomes.alarm_on[place], outcomes.lead_min[place]
-        return TrainingRows(X, y, weight, fold, on, lead_min, whole if self.drop_sensors else X)
+        X = whole = features_of(self.fleet, rows, n_jobs=self.n_jobs)
+        if self.drop_sensors:
+            X = with_sensors_dropped(whole, share=self.drop_sensors, seed=self.seed)
+        return TrainingRows(X, y, weight, fold, on, lead_min, whole)
 
     def drawn(self, share: float) -> np.ndarray:
         """Tell which training rows are of a share of each fold's sites or racks, shape (n,).
