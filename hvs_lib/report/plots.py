@@ -297,7 +297,7 @@ def event_timelines(events: dict[str, pd.DataFrame], *, title: str) -> Figure:
     """
     first = next(iter(events.values()))
     first = first.sort_values([col.EVENT_TYPE, *col.KEYS[:3]])
-    fig, ax = plt.subplots(figsize=(10, 0.36 * len(first) + 1.4))
+    fig, ax = plt.subplots(figsize=(10, max(3.5, 0.36 * len(first) + 1.4)))  # holds the legend
     rows = np.arange(len(first))
     spans = ("onset", 1.5, "0.6", "since the onset"), ("window_start", 6, "#f2d9b3", "label 1")
     for since, width, color, label in spans:

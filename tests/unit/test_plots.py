@@ -164,6 +164,14 @@ def test_event_timelines_show_early_alarms_and_onsets(early):
     assert label.get_segments()[0][0, 0] == pytest.approx(-2.33, abs=0.01)
 
 
+def test_legend_of_long_names_fits_beside_one_event(early, recwarn):
+    plots.set_style()
+    names = sorted(plots._MODELS, key=len)[-5:]
+    events = dict.fromkeys(names, event_table(early[1], ALARM))
+    plots.event_timelines(events, title="x").canvas.draw()
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 @pytest.fixture
 def curve(telemetry):
     score = telemetry[col.TEMP_MAX].rank(pct=True).to_numpy()
