@@ -28,6 +28,7 @@ from hvs_lib.evaluation.scores import IS_FAULT, Y_SCORE, ScoreRows, check_scores
 
 MINUTE_US = 60_000_000
 N_CANDIDATES = 1000  # thresholds that are tried, besides one for each event
+_HIGHEST, _FEW = 0.05, 100_000  # share of the levels among which thresholds lie, and at least
 BUDGET_SHARES = (0.1, 0.3, 1.0)  # of the alarm budget, for `early_recall`
 LEADS_MIN = (5, 10)  # how early an alarm gives time to act, for event_recall_5min and so on [min]
 
@@ -414,15 +415,19 @@ class AlarmTrack:
         """Choose the thresholds to try, descending, the first above every level.
 
         All distinct levels while they are few. Otherwise the highest ones, from there on those at
-        geometrically spaced ranks, and the highest level of each event.
+        geometrically spaced ranks, and the highest level of each event. Of millions of rows, only
+        the `_HIGHEST` share counts: a threshold below it alarms all the time.
         """
         if not self.outcomes.event_rows:
             raise ValueError(
                 f"The scores must cover at least one event, got no row with {col.LABEL} = 1. "
                 "Use the out-of-fold scores of racks that have events."
             )
-        levels = np.unique(self.level)[::-1]
-        levels = levels[np.isfinite(levels)]
+        levels = self.level[np.isfinite(self.level)]
+        n_highest = max(int(_HIGHEST * len(levels)), _FEW)
+        if n_highest < len(levels):  # sorting them all would take longer than all that follows
+            levels = np.partition(levels, -n_highest)[-n_highest:]
+        levels = np.unique(levels)[::-1]
         if len(levels) > N_CANDIDATES:
             half = N_CANDIDATES // 2
             spaced = np.geomspace(half, len(levels) - 1, half).astype(np.int64)

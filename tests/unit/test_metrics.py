@@ -17,6 +17,7 @@ from sklearn.metrics import (
 )
 
 from hvs_lib import columns as col
+from hvs_lib.evaluation import alarms
 from hvs_lib.evaluation.alarms import (
     Alarm,
     AlarmRule,
@@ -562,6 +563,19 @@ def test_many_distinct_levels_keep_the_highest_of_each_event():
     assert set(np.sort(score)[-500:]) <= set(curve["threshold"])
     expected = [np.mean([level >= t for level in highest]) for t in curve["threshold"]]
     assert curve["event_recall"].tolist() == expected
+
+
+def test_of_very_many_rows_only_the_highest_and_the_events_give_thresholds(monkeypatch):
+    monkeypatch.setattr(alarms, "_FEW", 2000)
+    score = np.random.default_rng(0).random(20_000)
+    score[-1] = 0.5  # the event's, far below the highest 2,000
+    label, event = np.zeros(len(score)), np.full(len(score), None)
+    label[-1], event[-1] = 1, "E"
+    scores = frame_of(module_rows(score, label, event=event))
+    thresholds = alarm_curve(scores, AT_ONCE)["threshold"].to_numpy()
+    assert thresholds[1:500] == pytest.approx(np.sort(score)[::-1][:499])
+    assert thresholds[-2] >= np.sort(score)[-2000]
+    assert thresholds[-1] == 0.5
 
 
 def test_choice_and_curve_refuse_scores_without_events():
