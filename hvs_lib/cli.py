@@ -4,6 +4,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -95,14 +96,26 @@ def simulate(output: Path, sites: int, hours: float, seed: int, jobs: int) -> No
 @_KEEP
 def check(file: Path, keep_fill_values: bool) -> None:
     """Summarize a telemetry FILE, or list every problem in it."""
-    from hvs_lib.features import check_interval
+    from hvs_lib.features import NO_SET, check_interval, sensor_sets_of
+    from hvs_lib.score import load_champion, sensor_sets_told
     from hvs_lib.telemetry.read import load_telemetry
     from hvs_lib.telemetry.summary import format_summary, summarize
+    from hvs_lib.tracking.store import connect
 
     telemetry = load_telemetry(file, require_label=False, keep_fill_values=keep_fill_values)
     summary = summarize(telemetry)
     summary["warnings"] += check_interval(summary["interval_s"])
     click.echo(format_summary(summary))
+    try:
+        connect()
+        champion = load_champion()
+    except HvsError:  # none is registered yet, or the store is away
+        champion = None
+    sets = Counter(sensor_sets_of(telemetry))
+    for line in sensor_sets_told(sets, champion):
+        click.echo(line)
+    if {*sets} == {NO_SET}:
+        raise HvsError("no rack can be scored: a module needs both temperatures.")
 
 
 @main.command()
@@ -116,7 +129,7 @@ def check(file: Path, keep_fill_values: bool) -> None:
 def score(file: Path, keep_fill_values: bool, output: Path, model: str | None) -> None:
     """Score a telemetry FILE with the registered champion and write its alarms."""
     from hvs_lib.progress import ProgressBar
-    from hvs_lib.score import CHAMPION_URI, load_champion, score_file
+    from hvs_lib.score import CHAMPION_URI, load_champion, score_file, sensor_sets_told
     from hvs_lib.tracking.store import connect
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unfinished files are removed
@@ -130,7 +143,10 @@ def score(file: Path, keep_fill_values: bool, output: Path, model: str | None) -
         )  # fmt: skip
     speed = tally.rows / (time.perf_counter() - start)
     click.echo(f"{tally.racks} racks, {tally.rows:,} rows, {speed:,.0f} rows/s")
-    click.echo(f"{tally.alarms} alarms in {output}")
+    told = ", ".join(f"{count} by {rule}" for rule, count in tally.alarms.items()) or "none"
+    click.echo(f"alarms in {output}: {told}")
+    for line in sensor_sets_told(tally.sets, champion):
+        click.echo(line)
     for warning in tally.warnings:
         click.echo(f"Warning: {warning}")
     for line in tally.outcomes:

@@ -24,7 +24,6 @@ from hvs_lib.telemetry.quality import sampling_interval_s
 
 WINDOWS_MIN = (1, 5, 10)
 CARRY_S = 60.0  # a missing reading repeats the last one for so long, then it is NaN
-SIBLINGS = "other modules in the rack"
 MIN_SPAN = 0.4  # share of a window that a slope's readings must span; 30 s data span half of 1 min
 
 # What is computed: the signals, then the statistics kept of each. Edit here.
@@ -50,6 +49,19 @@ SENSOR_KINDS = {
     "siblings": ("__vs_rack",),
     "room air": (col.AMBIENT, "__minus_air"),
 }
+
+# What sites have, by the kinds that they lack: each alone, a car's pack, a test of a few cells.
+SENSOR_SETS = {
+    "all sensors": (),
+    **{f"no {kind}": (kind,) for kind in SENSOR_KINDS},
+    "no gas, no room air": ("gas", "room air"),
+    "no gas, no room air, no siblings": ("gas", "room air", "siblings"),
+    "temperature, gas and siblings": ("current and charge", "voltage", "room air"),
+    "temperature and gas": ("current and charge", "voltage", "room air", "siblings"),
+    "temperature and siblings": ("gas", "current and charge", "voltage", "room air"),
+    "temperature alone": tuple(SENSOR_KINDS),
+}
+NO_SET = "no temperature"  # nothing can be scored
 
 # The same in numbers. The compiled code is cached until this file changes, so what depends on
 # another file is an argument to it, and its constants stand here.
@@ -174,9 +186,10 @@ def _prepared(telemetry: pd.DataFrame) -> tuple[np.ndarray, Callable]:
     return bounds, fill
 
 
-def features_needing(kind: str) -> list[str]:
-    """List the features that a site without one of `SENSOR_KINDS` lacks."""
-    return [n for n in feature_names() if any(part in n for part in SENSOR_KINDS[kind])]
+def features_lacking(sensor_set: str) -> list[str]:
+    """List the features that a site with one of `SENSOR_SETS` lacks."""
+    parts = [part for kind in SENSOR_SETS[sensor_set] for part in SENSOR_KINDS[kind]]
+    return [name for name in feature_names() if any(part in name for part in parts)]
 
 
 def with_sensors_dropped(X: pd.DataFrame, *, share: float, seed: int) -> pd.DataFrame:
@@ -192,25 +205,34 @@ def with_sensors_dropped(X: pd.DataFrame, *, share: float, seed: int) -> pd.Data
         Of the draws.
     """
     rng, values = np.random.default_rng(seed), X.to_numpy(copy=True)
-    for kind in SENSOR_KINDS:
+    for parts in SENSOR_KINDS.values():
         rows = np.flatnonzero(rng.random(len(X)) < share)
-        values[np.ix_(rows, X.columns.get_indexer(features_needing(kind)))] = np.nan
+        columns = np.flatnonzero([any(part in name for part in parts) for name in X.columns])
+        values[np.ix_(rows, columns)] = np.nan
     return pd.DataFrame(values, index=X.index, columns=X.columns, copy=False)
 
 
-def sources_of(rows: pd.DataFrame, missing: pd.Series) -> list[str]:
-    """Name what features can be made from: the sensors that read, and siblings in the rack.
+def sensor_sets_of(telemetry: pd.DataFrame) -> list[str]:
+    """Find the largest of `SENSOR_SETS` that each rack has; `NO_SET` where it lacks temperature.
 
-    Parameters
-    ----------
-    rows : DataFrame, shape (n_samples, n_columns)
-        With the ids.
-    missing : Series, shape (n_sensors,)
-        Share of the rows without a reading.
+    A kind of sensor is there if each of its columns has a reading, siblings where the rack has two
+    modules. Whatever else is there is left unused.
+
+    Returns
+    -------
+    list of str, one for each number of `rack_codes`
     """
-    sensors = [name for name in col.SENSORS if missing.get(name, 1.0) < 1]
-    alone = module_codes(rows).max() == rack_codes(rows).max()
-    return sensors if alone else [*sensors, SIBLINGS]
+    racks = rack_codes(telemetry)
+    reads = telemetry[col.SENSORS].notna().groupby(racks).any()
+    modules = pd.Series(module_codes(telemetry)).groupby(racks).nunique()
+    found = []
+    for (_, sensors), n_modules in zip(reads.iterrows(), modules, strict=True):
+        absent = {*sensors.index[~sensors], *([] if n_modules > 1 else SENSOR_KINDS["siblings"])}
+        lacking = {kind for kind, parts in SENSOR_KINDS.items() if absent & {*parts}}
+        fitting = [name for name, lacks in SENSOR_SETS.items() if lacking <= {*lacks}]
+        without = absent & {col.TEMP_AVG, col.TEMP_MAX}
+        found.append(NO_SET if without else min(fitting, key=lambda name: len(SENSOR_SETS[name])))
+    return found
 
 
 def check_interval(interval_s: float) -> list[str]:

@@ -10,6 +10,7 @@ from scipy.stats import loguniform, randint, uniform
 from sklearn.base import BaseEstimator, clone
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import StandardScaler
+from xgboost import XGBClassifier
 
 from hvs_lib import columns as col
 
@@ -49,19 +50,20 @@ XGBOOST_SEARCH_SPACE = {
 
 
 def make_pipeline(classifier: BaseEstimator, *, sampler: BaseSampler | None = None) -> Pipeline:
-    """Chain impute, scale, [sample] and classify, so that each is fitted on training rows only.
+    """Chain [impute], scale, [sample] and classify, so that each is fitted on training rows only.
 
     Parameters
     ----------
     classifier : estimator
-        With ``predict_proba``.
+        With ``predict_proba``. XGBoost takes missing values as they are, unless a sampler needs
+        them imputed.
     sampler : imbalanced-learn sampler
         Applied while fitting and never while predicting.
 
     Returns
     -------
     Pipeline
-        Steps ``impute``, ``scale``, [``sample``] and ``classify``.
+        Steps [``impute``], ``scale``, [``sample``] and ``classify``.
 
     Examples
     --------
@@ -69,14 +71,13 @@ def make_pipeline(classifier: BaseEstimator, *, sampler: BaseSampler | None = No
     >>> list(make_pipeline(LogisticRegression()).named_steps)
     ['impute', 'scale', 'classify']
     """
-    steps = [
-        # A sensor that a site does not have stays a column, so that the signature stays the same.
-        ("impute", SimpleImputer(strategy="median", keep_empty_features=True)),
-        ("scale", StandardScaler()),
-        ("classify", classifier),
-    ]
+    steps = [("scale", StandardScaler()), ("classify", classifier)]
     if sampler is not None:
-        steps.insert(2, ("sample", sampler))
+        steps.insert(1, ("sample", sampler))
+    if sampler is not None or not isinstance(classifier, XGBClassifier):
+        # A sensor that a site does not have stays a column, so that the signature stays the same.
+        impute = SimpleImputer(strategy="median", keep_empty_features=True)
+        steps.insert(0, ("impute", impute))
     return Pipeline(steps)
 
 
@@ -167,9 +168,9 @@ def fit(
     return clone(pipeline).fit(X, y, **arguments), perf_counter() - start
 
 
-def prepared(model: Pipeline, X: pd.DataFrame) -> np.ndarray:
-    """Impute and scale as a fitted pipeline does before its classifier, shape as X."""
-    return model["scale"].transform(model["impute"].transform(X))
+def before_scoring(model: Pipeline) -> Pipeline:
+    """Return what a fitted pipeline does to features before its classifier scores them."""
+    return Pipeline([step for step in model.steps[:-1] if step[0] != "sample"])
 
 
 def fixed_threshold_score(X: pd.DataFrame) -> np.ndarray:

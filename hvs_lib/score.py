@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
-from imblearn.pipeline import Pipeline
 from sklearn import config_context
 from sklearn.ensemble import RandomForestClassifier
 from xgboost import DMatrix, XGBClassifier
 
 from hvs_lib import columns as col
-from hvs_lib.evaluation.alarms import Alarm, raise_alarms
+from hvs_lib.evaluation.alarms import Alarm, AlarmRule, raise_alarms
 from hvs_lib.evaluation.calibration import METHODS, CalibratedClassifier, limit_log_odds
 from hvs_lib.evaluation.outcomes import OUTCOMES
 from hvs_lib.evaluation.scores import IS_FAULT, scores_frame
-from hvs_lib.features import check_interval, features_in_parts, sources_of
-from hvs_lib.models import prepared
+from hvs_lib.evaluation.sensor_sets import SensorSet
+from hvs_lib.features import (
+    NO_SET,
+    SENSOR_SETS,
+    check_interval,
+    features_in_parts,
+    features_lacking,
+    sensor_sets_of,
+)
+from hvs_lib.models import FIXED_LIMITS, before_scoring, fixed_threshold_score
 from hvs_lib.project import whole_file
+from hvs_lib.report.tables import cell
 from hvs_lib.telemetry.codes import event_codes, rack_codes
 from hvs_lib.telemetry.files import DataError
 from hvs_lib.telemetry.quality import describe, sampling_interval_s
@@ -36,8 +45,9 @@ from hvs_lib.tracking.runs import read_alarm
 CHAMPION_URI = f"models:/{REGISTERED_MODEL}@{CHAMPION}"
 N_TOP = 3
 _SLICE = 100_000  # rows
-COLUMNS = [col.SITE, col.RACK, col.MODULE, "alarm_start", "score"]
+COLUMNS = [col.SITE, col.RACK, col.MODULE, "alarm_start", "rule", "score"]
 COLUMNS += [name for k in range(1, N_TOP + 1) for name in (f"feature_{k}", f"contribution_{k}")]
+FIXED_ALARM = Alarm(AlarmRule(), 1.0)
 OUTCOME_COLUMNS = ["outcome", col.EVENT_ID, "lead_time_min"]  # only of telemetry with a label
 
 
@@ -49,7 +59,12 @@ class Champion:
     alarm: Alarm
     interval_s: float  # between two rows of a module [s]
     fault_types: frozenset[str] = frozenset()  # causes of faults
-    sources: tuple[str, ...] = ()  # what its features were made from, see `sources_of`
+    sets: Mapping[str, SensorSet] = field(default_factory=dict)  # only a champion's are known
+
+    def alarm_for(self, sensor_set: str) -> Alarm:
+        """Return its alarm at sites with one of `SENSOR_SETS`."""
+        known = self.sets.get(sensor_set)
+        return replace(self.alarm, threshold=known.threshold) if known else self.alarm
 
 
 @dataclass
@@ -58,7 +73,8 @@ class Tally:
 
     racks: int = 0
     rows: int = 0
-    alarms: int = 0
+    alarms: Counter = field(default_factory=Counter)  # by rule
+    sets: Counter = field(default_factory=Counter)  # racks with each sensor set
     outcomes: list[str] = field(default_factory=list)  # what became of the alarms, with a label
     warnings: list[str] = field(default_factory=list)
 
@@ -88,9 +104,9 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
         )
     interval_s = float(metadata.get("interval_s", np.nan))  # NaN: logged before it was kept
     fault_types = frozenset(json.loads(metadata.get("fault_types", "[]")))
-    sources = tuple(json.loads(metadata.get("sources", "[]")))
+    sets = {name: SensorSet(**known) for name, known in metadata.get("sensor_sets", {}).items()}
     model, alarm = fixed.estimator.estimator, read_alarm(metadata)
-    return Champion(model, alarm, interval_s, fault_types, sources)
+    return Champion(model, alarm, interval_s, fault_types, sets)
 
 
 def score_file(
@@ -116,7 +132,6 @@ def score_file(
     output = Path(output).resolve()
     _check_output(output, Path(path))
     tally, findings, intervals_s, judged, n_events = Tally(), [], [], [], 0
-    lacking = set(champion.sources)
     with (
         whole_file(output) as unfinished,
         closing(read_racks(path, keep_fill_values=keep_fill_values)) as parts,
@@ -124,39 +139,65 @@ def score_file(
         for share, telemetry in parts:
             findings += telemetry.attrs["findings"]
             intervals_s.append(sampling_interval_s(telemetry))
-            lacking -= set(sources_of(telemetry, telemetry[col.SENSORS].isna().mean()))
-            alarms = score_racks(telemetry, champion)
-            # Six digits: where a forest has threads, they add up in any order.
-            digits, is_first = "%.6g", not tally.racks
-            alarms.to_csv(unfinished, mode="a", header=is_first, index=False, float_format=digits)
-            tally.racks += int(rack_codes(telemetry).max()) + 1
-            tally.rows += len(telemetry)
-            tally.alarms += len(alarms)
-            if col.LABEL in telemetry:
-                judged.append(alarms[[*col.KEYS[:3], *OUTCOME_COLUMNS]])
-                n_events += int(event_codes(telemetry).max()) + 1
+            sets = np.array(sensor_sets_of(telemetry))
+            of_row, found = sets[rack_codes(telemetry)], []
+            tally.sets.update(sets)
+            for sensor_set in set(sets) - {NO_SET}:
+                racks = telemetry[of_row == sensor_set].reset_index(drop=True)
+                found.append(score_racks(racks, champion, sensor_set))
+                tally.rows += len(racks)
+                n_events += int(event_codes(racks).max()) + 1 if col.LABEL in racks else 0
+            if found:
+                alarms = pd.concat(found).sort_values(COLUMNS[:4], kind="stable")
+                # Six digits: where a forest has threads, they add up in any order.
+                digits, is_first = "%.6g", not tally.racks
+                alarms.to_csv(
+                    unfinished, mode="a", header=is_first, index=False, float_format=digits
+                )
+                tally.racks += int(np.sum(sets != NO_SET))
+                tally.alarms.update(alarms["rule"])
+                judged += [alarms] if col.LABEL in telemetry else []
             on_progress(share)
-        if judged:
-            tally.outcomes = _outcomes_told(pd.concat(judged), n_events)
-        if lacking:
-            names = ", ".join(name for name in champion.sources if name in lacking)
-            tally.warnings.append(
-                f"the model was trained with what this file lacks: {names}; it takes their usual "
-                "values, so its scores are less certain"
+        if not tally.racks:
+            problem = (
+                f"It must have readings of {col.TEMP_AVG} and {col.TEMP_MAX}, got one or none; "
             )
+            cure = "where there is one probe, give it for both."
+            raise DataError(f"{path} cannot be scored", [problem + cure])
+        for rule in ("model", "fixed thresholds") if judged else ():
+            alarms = pd.concat(judged)
+            tally.outcomes += _outcomes_told(rule, alarms[alarms["rule"] == rule], n_events)
         tally.warnings += _interval_notes(float(np.median(intervals_s)), champion)
     tally.warnings += describe(findings, tally.rows)
     return tally
 
 
-def _outcomes_told(alarms: pd.DataFrame, n_events: int) -> list[str]:
-    """Say how many alarms have each outcome, and how many events are caught how early."""
+def _outcomes_told(rule: str, alarms: pd.DataFrame, n_events: int) -> list[str]:
+    """Say how many of a rule's alarms have each outcome, and how many events it catches, when."""
     counts = alarms["outcome"].value_counts().reindex(OUTCOMES, fill_value=0)
     events = [col.SITE, col.RACK, col.MODULE, col.EVENT_ID]
     lead = alarms.dropna(subset="lead_time_min").groupby(events)["lead_time_min"].max()
     caught = f"{len(lead)} of {n_events} events caught"
     early = f", median lead time {lead.median():.1f} min" if len(lead) else ""
-    return ["alarms: " + ", ".join(f"{counts[name]} {name}" for name in OUTCOMES), caught + early]
+    told = ", ".join(f"{counts[name]} {name}" for name in OUTCOMES)
+    return [f"{rule}: {told}", f"{rule}: {caught}{early}"]
+
+
+def sensor_sets_told(racks: Mapping[str, int], champion: Champion | None) -> list[str]:
+    """Say which sensor sets so many racks have, and what to expect of the champion there."""
+    lines = []
+    for name, count in racks.items():
+        line = f"sensors: {name} ({count} racks)"
+        if champion and name in champion.sets:
+            found = champion.sets[name].metrics
+            recall, lead = cell(found, "event_recall", 2), found.get("lead_time_median_min", np.nan)
+            line += f"; events caught there out of fold: {recall}, median lead {lead:.0f} min"
+        if missing := ", ".join(SENSOR_SETS.get(name, ())):
+            line += f"; not used, or absent: {missing}"
+        if name == NO_SET:
+            line += f": left out, for {col.TEMP_AVG} and {col.TEMP_MAX} are needed"
+        lines.append(line)
+    return lines
 
 
 def _interval_notes(interval_s: float, champion: Champion) -> list[str]:
@@ -191,43 +232,47 @@ def _check_output(output: Path, telemetry: Path) -> None:
         raise DataError(f"{output} cannot be written", [problem])
 
 
-def score_racks(telemetry: pd.DataFrame, champion: Champion) -> pd.DataFrame:
-    """List the alarms of whole racks, shape (n_alarms, 11 or 14).
+def score_racks(telemetry: pd.DataFrame, champion: Champion, sensor_set: str) -> pd.DataFrame:
+    """List the alarms of whole racks with the same sensors, shape (n_alarms, 12 or 15).
 
-    The columns are `COLUMNS`: site, rack, module, start, score at the start, and the three features
-    that raise it most, each with its contribution, see `contributions`. With a label also
-    `OUTCOME_COLUMNS`, as from `raise_alarms`; faults are the causes that were faults in the model's
-    training. Ids that a spreadsheet would take for a formula get an apostrophe before them.
+    The columns are `COLUMNS`: site, rack, module, start, the rule that raises it (the model's alarm
+    or the fixed thresholds), score at the start, and the three features that raise it most: each
+    with its contribution, see `contributions`, or how many times over its limit it is. With a label
+    also `OUTCOME_COLUMNS`, as from `raise_alarms`; faults are the causes that were faults in the
+    model's training. Ids that a spreadsheet would take for a formula get an apostrophe before them.
     """
-    tables, scores = [], []
+    alarms = {"model": champion.alarm_for(sensor_set), "fixed thresholds": FIXED_ALARM}
+    tables, scores = {rule: [] for rule in alarms}, {rule: [] for rule in alarms}
     for X in features_in_parts(telemetry, rows=_SLICE):
-        rows = telemetry.loc[X.index]
-        with config_context(assume_finite=True):  # checked as telemetry; NaN is imputed
+        X[features_lacking(sensor_set)] = np.float32(np.nan)
+        rows = telemetry.loc[X.index].drop(columns=col.LABEL, errors="ignore")
+        with config_context(assume_finite=True):  # checked as telemetry
             # In slices: each step of the pipeline copies what it is given.
             slices = [X.iloc[first : first + _SLICE] for first in range(0, len(X), _SLICE)]
-            score = np.concatenate([champion.model.predict_proba(part)[:, 1] for part in slices])
-        scores.append(score)
-        unlabelled = rows.drop(columns=col.LABEL, errors="ignore")
-        alarms = raise_alarms(scores_frame(unlabelled, np.arange(len(X)), score), champion.alarm)
-        if len(alarms):
-            at_start = X.iloc[_rows_of(rows, alarms)]
-            table = alarms[col.KEYS[:3]].astype("str").apply(_as_text)
-            table["alarm_start"] = alarms[col.TIMESTAMP].dt.strftime("%Y-%m-%dT%H:%M:%S")
-            table["score"] = alarms["y_score"]
-            found = contributions(champion.model.classifier, at_start)
-            if champion.model.limit_power:
-                found["fixed limits"] = limit_log_odds(at_start, champion.model.limit_power)
-            tables.append(table.join(_top_features(found)))
-    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
-    if col.LABEL not in telemetry:
-        return table
-    # What an alarm is worth depends on the whole rack.
-    judged = scores_frame(telemetry, np.arange(len(telemetry)), np.concatenate(scores))
-    if IS_FAULT in judged:  # whatever other racks hold
-        judged[IS_FAULT] = judged[col.EVENT_TYPE].isin(champion.fault_types)
-    outcomes = raise_alarms(judged, champion.alarm)[OUTCOME_COLUMNS]
-    outcomes[col.EVENT_ID] = _as_text(outcomes[col.EVENT_ID].astype("str"))
-    return table.join(outcomes)
+            of_model = [champion.model.predict_proba(part)[:, 1] for part in slices]
+        both = (np.concatenate(of_model), fixed_threshold_score(X))
+        for (rule, alarm), score in zip(alarms.items(), both, strict=True):
+            scores[rule].append(score)
+            raised = raise_alarms(scores_frame(rows, np.arange(len(X)), score), alarm)
+            at_start = X.iloc[_rows_of(rows, raised)]
+            table = raised[col.KEYS[:3]].astype("str").apply(_as_text)
+            table["alarm_start"] = raised[col.TIMESTAMP].dt.strftime("%Y-%m-%dT%H:%M:%S")
+            table["rule"], table["score"] = rule, raised["y_score"]
+            found = at_start[[*FIXED_LIMITS]] / [*FIXED_LIMITS.values()]
+            if rule == "model" and len(raised):
+                found = contributions(champion.model, at_start)
+            tables[rule].append(table.join(_top_features(found)))
+    found = {rule: pd.concat(parts, ignore_index=True) for rule, parts in tables.items()}
+    if col.LABEL in telemetry:  # what an alarm is worth depends on the whole rack
+        for rule, alarm in alarms.items():
+            score = np.concatenate(scores[rule])
+            judged = scores_frame(telemetry, np.arange(len(telemetry)), score)
+            if IS_FAULT in judged:  # whatever other racks hold
+                judged[IS_FAULT] = judged[col.EVENT_TYPE].isin(champion.fault_types)
+            outcomes = raise_alarms(judged, alarm)[OUTCOME_COLUMNS]
+            outcomes[col.EVENT_ID] = _as_text(outcomes[col.EVENT_ID].astype("str"))
+            found[rule] = found[rule].join(outcomes)
+    return pd.concat(found.values(), ignore_index=True)
 
 
 def _rows_of(rows: pd.DataFrame, alarms: pd.DataFrame) -> np.ndarray:
@@ -245,18 +290,18 @@ def _as_text(ids: pd.Series) -> pd.Series:
     return ids.where(~ids.str.startswith(("=", "+", "-", "@", "\t", "\r")), "'" + ids)
 
 
-def contributions(pipeline: Pipeline, X: pd.DataFrame) -> pd.DataFrame:
+def contributions(model: CalibratedClassifier, X: pd.DataFrame) -> pd.DataFrame:
     """Say how much each feature raises the score of each row, before calibration.
 
     Parameters
     ----------
-    pipeline : Pipeline
-        Fitted, with XGBoost, a random forest or logistic regression.
+    model : CalibratedClassifier
+        Of a pipeline with XGBoost, a random forest or logistic regression.
     X : DataFrame, shape (n_samples, n_features)
 
     Returns
     -------
-    DataFrame, shape (n_samples, n_features)
+    DataFrame, shape (n_samples, n_features), and a column for the fixed limits where they weigh
         SHAP values of the log-odds for XGBoost; coefficient times scaled value for logistic
         regression (log-odds, too); for a forest the change of the mean probability along the paths.
 
@@ -265,7 +310,8 @@ def contributions(pipeline: Pipeline, X: pd.DataFrame) -> pd.DataFrame:
     Lundberg et al., Nature Machine Intelligence 2 (2020) 56-67 (tree SHAP); Saabas, "Interpreting
     random forests" (2014) (paths).
     """
-    values = np.asarray(prepared(pipeline, X), dtype=np.float32)
+    pipeline = model.classifier
+    values = np.asarray(before_scoring(pipeline).transform(X), dtype=np.float32)
     classifier = pipeline[-1]
     if isinstance(classifier, XGBClassifier):
         found = classifier.get_booster().predict(DMatrix(values), pred_contribs=True)[:, :-1]
@@ -274,7 +320,10 @@ def contributions(pipeline: Pipeline, X: pd.DataFrame) -> pd.DataFrame:
         found = np.mean(paths, axis=0)
     else:
         found = values * classifier.coef_[0]
-    return pd.DataFrame(found, columns=X.columns)
+    found = pd.DataFrame(found, columns=X.columns)
+    if model.limit_power:
+        found["fixed limits"] = limit_log_odds(X, model.limit_power)
+    return found
 
 
 def _path_contributions(tree, values: np.ndarray) -> np.ndarray:

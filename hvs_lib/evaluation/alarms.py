@@ -243,8 +243,8 @@ def alarm_curve(
             "event_recall": found.n_caught / len(track.outcomes.event_rows),
             **{f"event_recall_{m}min": found.recall_with(m) for m in LEADS_MIN},
             "lead_time_median_min": lead,
-            "nuisance_alarms_per_site_day": track.rate(found.n_nuisance),
-            "fault_alarms_per_site_day": track.rate(found.n_fault),
+            "nuisance_alarms_per_site_day": _rate(found.n_nuisance, track.site_days),
+            "fault_alarms_per_site_day": _rate(found.n_fault, track.site_days),
         }
     )
 
@@ -322,28 +322,44 @@ def best_alarm(
         If the scores cover no event.
     """
     outcomes, found = outcomes_of(scores), []
-    budget, costs = max_nuisance_alarms_per_site_day, missed_event_costs
-
-    def worth(track: AlarmTrack, n_caught: np.ndarray, n_nuisance: np.ndarray) -> np.ndarray:
-        if costs:
-            return -(n_nuisance + costs * (len(outcomes.event_rows) - n_caught))
-        return np.where(track.rate(n_nuisance) <= budget, n_caught, -1)
-
+    goal = (max_nuisance_alarms_per_site_day, missed_event_costs)
     for rule in rules:
         track = AlarmTrack(outcomes, rule, modules_per_site)
         thresholds = track.candidates()
         # Most thresholds cannot beat the first, which never alarms, however well they do: those
         # need not be counted.
-        hoped = worth(track, track.most_caught(thresholds), track.least_nuisance(thresholds))
+        most, least = track.most_caught(thresholds), track.least_nuisance(thresholds)
+        hoped = _worth(most, least, len(outcomes.event_rows), track.site_days, *goal)
         thresholds = thresholds[hoped >= hoped[0]]
         swept = track.sweep(thresholds)
-        worths = worth(track, swept.n_caught, swept.n_nuisance)
-        # Rounded, so that equal warning times are equal in whichever order they were added.
-        warning = np.nan_to_num(swept.lead_min).mean(axis=1).round(6)
-        best = np.lexsort([swept.n_nuisance, -warning, -worths])[0]
-        alarm = Alarm(rule, float(thresholds[best]))
-        found.append((worths[best], warning[best], -swept.n_nuisance[best], alarm))
-    return max(found, key=lambda one: one[:3])[3]
+        best, worth = best_threshold(swept, track.site_days, *goal)
+        found.append((worth, Alarm(rule, float(thresholds[best]))))
+    return max(found, key=lambda one: one[0])[1]
+
+
+def best_threshold(
+    swept: Sweep, site_days: float, max_nuisance_alarms_per_site_day: float, costs: float
+) -> tuple[int, tuple]:
+    """Choose one of some thresholds as `best_alarm` does; return its place and what it is worth."""
+    n_caught, n_nuisance = swept.n_caught, swept.n_nuisance
+    n_events, budget = swept.lead_min.shape[1], max_nuisance_alarms_per_site_day
+    worths = _worth(n_caught, n_nuisance, n_events, site_days, budget, costs)
+    # Rounded, so that equal warning times are equal in whichever order they were added.
+    warning = np.nan_to_num(swept.lead_min).mean(axis=1).round(6)
+    best = int(np.lexsort([n_nuisance, -warning, -worths])[0])
+    return best, (worths[best], warning[best], -n_nuisance[best])
+
+
+def _worth(n_caught, n_nuisance, n_events, site_days, budget, costs) -> np.ndarray:
+    """Count what is caught within the budget, or what is spared, shape (n_thresholds,)."""
+    if costs:
+        return -(n_nuisance + costs * (n_events - n_caught))
+    return np.where(_rate(n_nuisance, site_days) <= budget, n_caught, -1)
+
+
+def _rate(count: np.ndarray, site_days: float) -> np.ndarray:
+    """Alarms per site-day; infinite where no time was observed, shape as given."""
+    return count / site_days if site_days else np.where(count > 0, np.inf, 0.0)
 
 
 @dataclass(frozen=True)
@@ -361,6 +377,14 @@ class Sweep:
     n_nuisance: np.ndarray
     n_fault: np.ndarray
     lead_min: np.ndarray
+
+    @classmethod
+    def over_all(cls, parts: Sequence[Sweep]) -> Sweep:
+        """Add up sweeps of the same thresholds over several racks."""
+        return cls(
+            sum(part.n_nuisance for part in parts), sum(part.n_fault for part in parts),
+            np.hstack([part.lead_min for part in parts]),
+        )  # fmt: skip
 
     @property
     def n_caught(self) -> np.ndarray:
@@ -466,10 +490,6 @@ class AlarmTrack:
         sites = self.rows.frame[col.SITE].nunique()
         modules = self.modules_per_site or (len(self.rows.module_start) - 1) / sites
         return self.rows.module_days / modules
-
-    def rate(self, count: np.ndarray) -> np.ndarray:
-        """Alarms per site-day; infinite where no time was observed, shape as given."""
-        return count / self.site_days if self.site_days else np.where(count > 0, np.inf, 0.0)
 
 
 @njit(cache=True, nogil=True)

@@ -14,7 +14,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from hvs_lib.evaluation.alarms import LEADS_MIN, Alarm, AlarmTrack, outcomes_of
+from hvs_lib.evaluation.alarms import LEADS_MIN, Alarm, AlarmTrack, Sweep, outcomes_of
 from hvs_lib.evaluation.outcomes import Outcomes
 from hvs_lib.evaluation.scores import ScoreRows
 from hvs_lib.evaluation.uncertainty import (
@@ -150,33 +150,30 @@ def _counted(y_true: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _event_metrics(track: AlarmTrack, threshold: float) -> dict[str, float]:
-    swept = track.sweep(np.array([threshold]))
-    counts = {"nuisance": int(swept.n_nuisance[0]), "fault": int(swept.n_fault[0])}
-    result = event_metrics(swept.lead_min[0], counts, track.site_days)
+    result = event_metrics(track.sweep(np.array([threshold])), track.site_days)
     if n_alarms := len(track.alarms(threshold)):
-        result["alarm_precision"] = 1 - counts["nuisance"] / n_alarms
+        result["alarm_precision"] = 1 - result["n_nuisance_alarms"] / n_alarms
     return result
 
 
-def event_metrics(
-    lead_min: np.ndarray, counts: Mapping[str, int], site_days: float
-) -> dict[str, float]:
-    """Measure the alarms of some racks, of which the events and counts may be added up.
+def event_metrics(swept: Sweep, site_days: float, *, place: int = 0) -> dict[str, float]:
+    """Measure the alarms at one threshold, over so much observed time.
 
     Parameters
     ----------
-    lead_min : array, shape (n_events,)
-        Lead time of each event [min], NaN where it is missed.
-    counts : mapping of str to int
-        Alarms of each outcome, "nuisance" and "fault".
+    swept : Sweep
     site_days : float
         Observed time [d].
+    place : int
+        Of the threshold.
 
     Returns
     -------
     dict of str to float
         The `EVENT_METRICS` but alarm_precision, with intervals.
     """
+    lead_min = swept.lead_min[place]
+    counts = {"nuisance": int(swept.n_nuisance[place]), "fault": int(swept.n_fault[place])}
     lead, n_events = lead_min[~np.isnan(lead_min)], len(lead_min)
     result = {"n_events": n_events, "n_events_caught": len(lead), "site_days": site_days}
     if n_events:

@@ -367,7 +367,7 @@ class Protocol:
             for number in np.unique(fold):  # the test rows have the number -1, of the last
                 own = fold == number
                 part = X if own.all() else X[own]
-                with config_context(assume_finite=True):  # NaN is imputed
+                with config_context(assume_finite=True):  # but for NaN, which the models take
                     scores[:, part.index] = _scores_of(fits, number, part)
 
         for _ in self.fleet.map(score, n_jobs=self.n_jobs):
@@ -472,10 +472,10 @@ def _scores_of(fits: Sequence[Fits], number: int, X: pd.DataFrame) -> np.ndarray
             continue
         model = each.models[number]
         if id(model) not in known:
-            statistics = [model["impute"].statistics_, model["scale"].mean_, model["scale"].scale_]
-            key = np.concatenate(statistics).tobytes()
+            prepare = models.before_scoring(model)
+            key = joblib.hash(prepare)
             if key not in prepared:
-                prepared[key] = models.prepared(model, X)
+                prepared[key] = prepare.transform(X)
             known[id(model)] = model[-1].predict_proba(prepared[key])[:, 1]
         place[:] = weigh_by_limits(known[id(model)], X, each.limit_power)
     return scores

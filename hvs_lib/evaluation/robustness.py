@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import numpy as np
@@ -11,13 +11,14 @@ from sklearn import config_context
 from sklearn.base import BaseEstimator
 
 from hvs_lib import columns as col
-from hvs_lib.evaluation.alarms import Alarm, AlarmTrack, outcomes_of
+from hvs_lib.evaluation.alarms import Alarm, AlarmTrack, Sweep, outcomes_of
 from hvs_lib.evaluation.metrics import event_metrics
-from hvs_lib.evaluation.scores import IS_FAULT, scores_frame
-from hvs_lib.features import SENSOR_KINDS, features_in_parts, features_needing
+from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.scores import scores_frame
+from hvs_lib.evaluation.sensor_sets import SensorSet
+from hvs_lib.evaluation.splits import TEST
+from hvs_lib.features import SENSOR_KINDS, features_in_parts, features_lacking
 from hvs_lib.telemetry.codes import module_codes
-from hvs_lib.telemetry.fleet import Fleet
-from hvs_lib.telemetry.quality import sampling_interval_s
 
 _PART = 100_000  # rows whose features are in memory at a time
 _GAP = 3  # intervals between two rows, above which nothing is interpolated
@@ -83,74 +84,55 @@ _COARSE_S = 10.0  # between two rows, above which they would be still more: not 
 
 
 def assess_changes(
-    fleet: Fleet,
-    racks: Collection[str],
-    model: BaseEstimator,
-    alarm: Alarm,
-    *,
-    fault_types: Collection[str] = (),
-    modules_per_site: float,
-    seed: int = 42,
-    n_jobs: int = -1,
+    protocol: Protocol, model: BaseEstimator, alarm: Alarm, sets: Mapping[str, SensorSet]
 ) -> Iterable[tuple[str, dict[str, float]]]:
-    """Judge a model on other racks, without each of `SENSOR_KINDS` and under each of `CHANGES`.
+    """Judge a model on the test rows, with each of its sensor sets and under each of `CHANGES`.
 
     A row every 1 s is tried on a quarter of the partitions, and not where rows come less often than
     every 10 s.
 
     Parameters
     ----------
-    fleet : Fleet
-    racks : collection of str
-        Names of racks that the model was not fitted on, as "site/rack".
+    protocol : Protocol
+        With the test rows, the seed of what is lost and of the noise, and the number of threads.
     model : estimator
         From `load_model`.
     alarm : Alarm
         It was logged with.
-    fault_types : collection of str
-        Causes (Event_Type) of real faults.
-    modules_per_site : float
-        To count site-days by.
-    seed : int
-        Of what is lost, and of the noise.
-    n_jobs : int
-        Partitions at once, in threads.
+    sets : mapping of str to SensorSet
+        From `assess_sensor_sets`, each with its threshold.
 
     Yields
     ------
     name, metrics : str, dict of str to float
         Those of `event_metrics`.
     """
-    names = fleet.rows[col.SITE].astype(str) + "/" + fleet.rows[col.RACK].astype(str)
-    judged = names.isin([*racks]).to_numpy()
-    partitions = [
-        k for k in range(len(fleet.paths)) if judged[fleet.starts[k] : fleet.starts[k + 1]].any()
-    ]
+    fleet, test = protocol.fleet, protocol.split.fold == TEST
+    partitions = np.unique(np.searchsorted(fleet.starts, protocol.split.test, side="right") - 1)
 
     def count(name: str, partition: int) -> tuple:
         telemetry = fleet.telemetry(partition)
-        telemetry = telemetry[judged[telemetry.index]].reset_index(drop=True)
-        if name in CHANGES:
-            telemetry = CHANGES[name](telemetry, np.random.default_rng([seed, partition]))
-        lacking = features_needing(name.removeprefix("no ")) if name.startswith("no ") else []
-        scores = []
+        telemetry = telemetry[test[telemetry.index]].reset_index(drop=True)
+        lacking, threshold, scores = [], alarm.threshold, []
+        if name in sets:
+            lacking, threshold = features_lacking(name), sets[name].threshold
+        else:
+            telemetry = CHANGES[name](telemetry, np.random.default_rng([protocol.seed, partition]))
         for X in features_in_parts(telemetry, rows=_PART):
             X[lacking] = np.float32(np.nan)
-            with config_context(assume_finite=True):  # NaN is imputed
+            with config_context(assume_finite=True):  # but for NaN
                 scores.append(model.predict_proba(X)[:, 1])
-        frame = scores_frame(telemetry, np.arange(len(telemetry)), np.concatenate(scores))
-        if IS_FAULT in frame:
-            frame[IS_FAULT] = frame[col.EVENT_TYPE].isin(fault_types)
-        track = AlarmTrack(outcomes_of(frame), alarm.rule, modules_per_site)
-        swept = track.sweep(np.array([alarm.threshold]))
-        return swept.lead_min[0], swept.n_nuisance[0], swept.n_fault[0], track.site_days
+        rows = np.arange(len(telemetry))
+        y_score = np.concatenate(scores)
+        frame = scores_frame(telemetry, rows, y_score, fault_types=protocol.faults)
+        track = AlarmTrack(outcomes_of(frame), alarm.rule, protocol.modules_per_site)
+        return track.sweep(np.array([threshold])), track.site_days
 
-    left_out = _EVERY_FOURTH if sampling_interval_s(fleet.rows) > _COARSE_S else ()
-    for name in ("as it is", *(f"no {kind}" for kind in SENSOR_KINDS), *CHANGES):
+    left_out = _EVERY_FOURTH if protocol.interval_s > _COARSE_S else ()
+    for name in (*sets, *CHANGES):
         if name in left_out:
             continue
         chosen = partitions[:: 4 if name in _EVERY_FOURTH else 1]
-        found = fleet.map(partial(count, name), chosen, n_jobs=n_jobs)
-        lead_min, n_nuisance, n_fault, site_days = zip(*found, strict=True)
-        counts = {"nuisance": int(sum(n_nuisance)), "fault": int(sum(n_fault))}
-        yield name, event_metrics(np.concatenate(lead_min), counts, sum(site_days))
+        found = fleet.map(partial(count, name), chosen, n_jobs=protocol.n_jobs)
+        swept, site_days = zip(*found, strict=True)
+        yield name, event_metrics(Sweep.over_all(swept), sum(site_days))

@@ -71,6 +71,18 @@ class Split:
             "kind": self.kind, "seed": self.seed, "n_folds": self.n_folds, "parts": self.parts,
         }  # fmt: skip
 
+    @classmethod
+    def from_dict(cls, logged: dict, rows: pd.DataFrame) -> Split:
+        """Restore a split that kept sites or racks whole, for the same rows."""
+        parts, names = logged["parts"], _rack_names(rows)
+        fold = {
+            name: number
+            for number in range(logged["n_folds"])
+            for name in parts[f"fold {number + 1}"]["racks"]
+        }
+        of_rack = np.array([fold.get(name, TEST) for name in names], np.int8)
+        return cls(of_rack[rack_codes(rows)], logged["kind"], logged["seed"], parts)
+
 
 def split_fleet(
     rows: pd.DataFrame,
@@ -333,9 +345,8 @@ def _stratified_folds(y: np.ndarray, n_folds: int, seed: int) -> list[np.ndarray
 def _describe(rows: pd.DataFrame, parts: dict[str, np.ndarray]) -> dict[str, dict]:
     """Name the racks of each part, as "site/rack", and count what is in it."""
     racks, modules, events = rack_codes(rows), module_codes(rows), event_codes(rows)
-    first = rows.iloc[np.unique(racks, return_index=True)[1]]
-    names = (first[col.SITE].astype("str") + "/" + first[col.RACK].astype("str")).to_numpy()
-    sites = site_codes(first)
+    sites = site_codes(rows.iloc[np.unique(racks, return_index=True)[1]])
+    names = _rack_names(rows)
     described = {}
     for name, inside in parts.items():
         own = np.unique(racks[inside])
@@ -348,6 +359,12 @@ def _describe(rows: pd.DataFrame, parts: dict[str, np.ndarray]) -> dict[str, dic
             "prevalence": float((events[inside] >= 0).mean()),
         }
     return described
+
+
+def _rack_names(rows: pd.DataFrame) -> np.ndarray:
+    """Name each number of `rack_codes`, as "site/rack"."""
+    first = rows.iloc[np.unique(rack_codes(rows), return_index=True)[1]]
+    return (first[col.SITE].astype("str") + "/" + first[col.RACK].astype("str")).to_numpy()
 
 
 def _error(rule: str, cure: str) -> DataError:

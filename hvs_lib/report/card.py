@@ -36,6 +36,7 @@ def model_card(
     metrics: Mapping[str, float],
     by_cause: pd.DataFrame,
     missed: Sequence[str],
+    sets: pd.DataFrame,
 ) -> str:
     """Fill in the card of a registered model, in Markdown.
 
@@ -51,6 +52,8 @@ def model_card(
         Events caught out of fold and on test racks.
     missed : list of str
         Causes of which it caught fewer than half of the events.
+    sets : DataFrame of str, shape (n_sets, n_columns)
+        Threshold and metrics for each sensor set.
     """
     numbers = {name: _number(text) for name, text in params.items()}
     budget = "at most {max_nuisance_alarms_per_site_day:g} nuisance alarms per site-day out of fold"
@@ -74,6 +77,7 @@ def model_card(
         missed="\n".join(weak or none_weak),
         metrics_table=_table(pd.DataFrame(table).T),
         by_cause_table=_table(by_cause),
+        sets_table=_table(sets),
     )
 
 

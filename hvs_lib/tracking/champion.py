@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +13,11 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from hvs_lib.evaluation.sensor_sets import SensorSet
 from hvs_lib.evaluation.uncertainty import paired_differences
 from hvs_lib.progress import STEP, log_line
 from hvs_lib.project import StoreError
+from hvs_lib.tracking.model_files import SENSOR_SETS_FILE
 from hvs_lib.tracking.runs import is_current, row_of
 from hvs_lib.tracking.store import one_at_a_time, search_runs
 
@@ -165,15 +169,17 @@ def register_champion(run_id: str) -> str:
     return str(known[0].version)
 
 
-def log_model_card(version: str, card: str) -> None:
-    """Log the card with the version's model and its run, and show it in the registry."""
+def complete_champion(version: str, sets: Mapping[str, SensorSet], card: str) -> None:
+    """Log sensor sets and card with the version's model and its run, and show the card."""
     client = MlflowClient()
     run_id = client.get_model_version(REGISTERED_MODEL, version).run_id
-    client.log_text(run_id, card, "model_card.md")
+    known = json.dumps({name: asdict(each) for name, each in sets.items()}, indent=1)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model_card.md"
-        path.write_text(card, encoding="utf-8")
-        client.log_model_artifact(_logged_model_id(client, run_id), str(path))
+        for name, text in {"model_card.md": card, SENSOR_SETS_FILE: known}.items():
+            path = Path(folder) / name
+            path.write_text(text, encoding="utf-8")
+            client.log_artifact(run_id, str(path))
+            client.log_model_artifact(_logged_model_id(client, run_id), str(path))
     client.update_model_version(REGISTERED_MODEL, version, description=card)
 
 

@@ -6,6 +6,7 @@ own, is refused. `mlflow.sklearn.load_model`, `mlflow.pyfunc` and ``mlflow model
 whatever the file itself asks for: use them on your own store only.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from sklearn.base import BaseEstimator
 
 from hvs_lib.project import HvsError
 from hvs_lib.tracking.store import first_line
+
+SENSOR_SETS_FILE = "sensor_sets.json"
 
 # Beyond what skops trusts: what the workbook's pipelines hold. None executes code as it loads.
 TRUSTED_TYPES = frozenset(
@@ -71,6 +74,7 @@ def load_model(uri: str | Path) -> tuple[BaseEstimator, dict[str, Any]]:
     -------
     model : estimator
     metadata : dict
+        With ``sensor_sets`` where it has become the champion.
 
     Raises
     ------
@@ -94,7 +98,10 @@ def load_model(uri: str | Path) -> tuple[BaseEstimator, dict[str, Any]]:
         if any(each.get("code") for each in described.flavors.values()):
             raise ModelError(f"the model {uri} is refused: it brings code of its own.")
         types = _checked(skops.io.get_untrusted_types(file=folder / name), f"the model {uri}")
-        return skops.io.load(folder / name, trusted=types), described.metadata or {}
+        metadata = dict(described.metadata or {})
+        if (folder / SENSOR_SETS_FILE).exists():
+            metadata["sensor_sets"] = json.loads((folder / SENSOR_SETS_FILE).read_text("utf-8"))
+        return skops.io.load(folder / name, trusted=types), metadata
     except ModelError:
         raise
     except Exception as error:  # whatever a damaged or forged file makes the readers stumble over

@@ -24,20 +24,25 @@ from imblearn.pipeline import Pipeline
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.models import infer_signature
+from sklearn.base import clone
 from sklearn.metrics import classification_report
 
+from hvs_lib import cache
 from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, AlarmRule
-from hvs_lib.evaluation.calibration import METHODS
+from hvs_lib.evaluation.calibration import METHODS, CalibratedClassifier
 from hvs_lib.evaluation.metrics import undefined_metrics
 from hvs_lib.evaluation.protocol import Assessment, Protocol
-from hvs_lib.evaluation.splits import TEST
-from hvs_lib.features import build_features, sources_of
+from hvs_lib.evaluation.splits import TEST, Split
+from hvs_lib.features import build_features
 from hvs_lib.progress import STEP, log_line
 from hvs_lib.project import EXECUTION, MODEL_PACKAGES, code_version, package_versions
 from hvs_lib.report import plots
-from hvs_lib.tracking.model_files import types_to_trust
+from hvs_lib.telemetry.fleet import Fleet
+from hvs_lib.tracking.model_files import load_model, types_to_trust
 from hvs_lib.tracking.store import connect, make_experiments, search_runs, store_failures_told
+
+_GOAL = ("max_nuisance_alarms_per_site_day", "missed_event_costs", "drop_sensors")
 
 # ---- the run of a notebook ---------------------------------------------------------------------
 
@@ -219,7 +224,6 @@ def _model_to_log(assessment: Assessment, protocol: Protocol) -> dict[str, objec
         | {
             "interval_s": protocol.interval_s,
             "fault_types": json.dumps(protocol.faults),
-            "sources": json.dumps(sources_of(protocol.fleet.rows, protocol.fleet.missing)),
         },
     }
 
@@ -410,6 +414,37 @@ def _with_names(runs: pd.DataFrame) -> pd.DataFrame:
     again = named.groupby(named).cumcount() + 1
     named = named.where(again == 1, named + " #" + again.astype(str))
     return runs.assign(name=named)
+
+
+def fit_again(
+    run_id: str, fleet: Fleet, *, n_jobs: int = -1
+) -> tuple[Protocol, list[CalibratedClassifier]]:
+    """Return the protocol of a logged model and the model without each fold, calibrated.
+
+    What the notebook that logged it has fitted is taken from the cache.
+
+    Parameters
+    ----------
+    run_id : str
+    fleet : Fleet
+        That the model was fitted on.
+    n_jobs : int
+        Fits, or partitions, at once.
+    """
+    params, split = mlflow.get_run(run_id).data.params, _artifact(run_id, "splits.json")
+    split = Split.from_dict(json.loads(Path(split).read_text()), fleet.rows)
+    numbers = {name: float(params[name]) for name in _GOAL}
+    strides = {name: int(params[name]) for name in ("normal_stride", "hazard_stride")}
+    faults = {"fault_types": tuple(json.loads(params["fault_types"]))}
+    protocol = Protocol(
+        fleet, split, **strides, **numbers, **faults, seed=split.seed, n_jobs=n_jobs,
+        memory=cache.memory(),
+    )  # fmt: skip
+    model, _ = load_model(f"runs:/{run_id}/model")
+    logged = model.estimator.estimator
+    fits = protocol.fit(clone(logged.classifier), build_up=params["build_up"])
+    calibrated = (logged.calibrator, logged.limit_power)
+    return protocol, [CalibratedClassifier(each, *calibrated) for each in fits.models[:-1]]
 
 
 def read_audit(data_sha256: str) -> pd.DataFrame | None:

@@ -19,6 +19,7 @@ import click
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import BaseCrossValidator
 from xgboost import XGBClassifier
 
@@ -142,7 +143,7 @@ def search_autogluon(protocol: Protocol, seconds: float) -> BaseEstimator:
 
 def _prepared(protocol: Protocol) -> np.ndarray:
     """Return the features of the training rows, imputed and scaled."""
-    return make_pipeline(XGBClassifier())[:-1].fit_transform(protocol.training.X)
+    return make_pipeline(LogisticRegression())[:-1].fit_transform(protocol.training.X)
 
 
 def judge(protocol: Protocol, pipeline: BaseEstimator) -> tuple[dict[str, float], pd.DataFrame]:

@@ -28,6 +28,7 @@ def card():
         return model_card(
             name="XGBoost", run_id="f" * 32, version="3", reason="it leads.", tags=tags,
             params=params | changed, metrics=metrics, by_cause=by_cause, missed=missed,
+            sets=pd.DataFrame({"threshold": ["0.125"]}, index=["no gas"]),
         )  # fmt: skip
 
     return write
@@ -57,6 +58,7 @@ def test_limits_and_dropped_sensors_are_in_the_card(card):
         "hot_joint: fewer than half of its events are caught",
         "at or above 0.25 in 5 of the last 8 samples",
         "each kind of sensor dropped from 0% of them",
+        "|  | threshold |\n| --- | --- |\n| no gas | 0.125 |",
         "multiplied by the power 0 of",
         "no other alarm of that module for 30 min",
         "calibration of the scores: platt",

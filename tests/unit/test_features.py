@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 from hvs_lib import columns as col
 from hvs_lib import features
 from hvs_lib.features import (
+    NO_SET,
     SENSOR_KINDS,
-    SIBLINGS,
+    SENSOR_SETS,
     build_features,
     feature_names,
-    features_needing,
+    features_lacking,
     features_of,
-    sources_of,
+    sensor_sets_of,
 )
+from hvs_lib.telemetry.codes import rack_codes
 
 START = np.datetime64("2024-03-01T00:00:00", "us")
 MODULE_KEYS = [col.SITE, col.RACK, col.MODULE]
@@ -420,24 +422,32 @@ def test_partitions_without_a_wanted_row_are_not_read(make_fleet, monkeypatch):
     assert sorted(read) == [1, 3]
 
 
-def without(telemetry, kind):
+def with_set(telemetry, sensor_set):
     """Take sensors, or the siblings, away before the features are built."""
-    if kind == "siblings":
-        return telemetry.assign(**{col.RACK: telemetry[col.MODULE]})
-    return telemetry.drop(columns=[name for name in SENSOR_KINDS[kind] if name in telemetry])
+    for kind in SENSOR_SETS[sensor_set]:
+        if kind == "siblings":
+            telemetry = telemetry.assign(**{col.RACK: telemetry[col.MODULE]})
+        else:
+            names = [name for name in SENSOR_KINDS[kind] if name in telemetry]
+            telemetry = telemetry.assign(**dict.fromkeys(names, np.nan))
+    return telemetry
 
 
-@pytest.mark.parametrize("kind", SENSOR_KINDS)
-def test_a_kind_of_sensor_names_the_features_that_need_it(kind):
+@pytest.mark.parametrize("sensor_set", SENSOR_SETS)
+def test_a_sensor_set_names_the_features_that_a_site_lacks(sensor_set):
     telemetry = random_telemetry(3, missing=0.0)
-    X, lacking = build_features(telemetry), build_features(without(telemetry, kind))
-    X[features_needing(kind)] = np.float32(np.nan)
+    less = with_set(telemetry, sensor_set)
+    X, lacking = build_features(telemetry), build_features(less)
+    X[features_lacking(sensor_set)] = np.float32(np.nan)
     pd.testing.assert_frame_equal(X, lacking, check_exact=True)
+    assert set(sensor_sets_of(less)) == {sensor_set}
 
 
-def test_sources_are_the_sensors_that_read_and_siblings_if_there_are_any():
-    telemetry = random_telemetry(1, racks=1, modules=2).assign(**{col.VOC: np.nan})
-    missing = telemetry[col.SENSORS].isna().mean()
-    sensors = [name for name in col.SENSORS if name != col.VOC]
-    assert sources_of(telemetry, missing) == [*sensors, SIBLINGS]
-    assert sources_of(without(telemetry, "siblings"), missing) == sensors
+def test_each_rack_has_the_largest_set_that_all_its_sensors_make():
+    telemetry = random_telemetry(1, racks=4, modules=2, missing=0.0)
+    racks = rack_codes(telemetry)
+    telemetry.loc[racks == 1, col.VOC] = np.nan  # CO and H2 alone are no gas sensors
+    telemetry.loc[racks == 2, [col.SOC, col.CO]] = np.nan
+    telemetry.loc[racks == 3, col.TEMP_AVG] = np.nan
+    expected = ["all sensors", "no gas", "temperature and siblings", NO_SET]
+    assert sensor_sets_of(telemetry) == expected

@@ -30,10 +30,11 @@ from hvs_lib.evaluation.calibration import CalibratedClassifier
 from hvs_lib.evaluation.outcomes import OUTCOMES
 from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.scores import scores_frame
+from hvs_lib.evaluation.sensor_sets import SensorSet
 from hvs_lib.evaluation.splits import split_fleet
-from hvs_lib.features import build_features
+from hvs_lib.features import NO_SET, SENSOR_SETS, build_features
 from hvs_lib.models import make_pipeline
-from hvs_lib.score import contributions, load_champion, score_file
+from hvs_lib.score import contributions, load_champion, score_file, sensor_sets_told
 from hvs_lib.telemetry import racks
 from hvs_lib.telemetry.files import DataError, save_telemetry
 from hvs_lib.telemetry.read import load_telemetry, read_racks
@@ -104,6 +105,12 @@ def expected(telemetry, champion):
     return raise_alarms(frame, champion.alarm)
 
 
+def of_model(path):
+    """Read the alarms that the model raises."""
+    alarms = pd.read_csv(path)
+    return alarms[alarms["rule"] == "model"].reset_index(drop=True)
+
+
 @pytest.fixture(params=["parquet", "csv", "interleaved.csv", "interleaved.parquet"])
 def file(request, telemetry, tmp_path):
     order = [col.TIMESTAMP] if "interleaved" in request.param else col.KEYS
@@ -114,10 +121,10 @@ def file(request, telemetry, tmp_path):
 
 def test_alarms_are_those_of_the_whole_file_in_memory(file, champion, expected, tmp_path):
     tally = score_file(file, tmp_path / "alarms.csv", champion)
-    alarms = pd.read_csv(tmp_path / "alarms.csv")
+    alarms = of_model(tmp_path / "alarms.csv")
     assert list(alarms.columns) == score.COLUMNS + score.OUTCOME_COLUMNS
     assert len(expected) > 2
-    assert (tally.racks, tally.rows, tally.alarms) == (8, 1920, len(expected))
+    assert (tally.racks, tally.rows, tally.alarms["model"]) == (8, 1920, len(expected))
     for name in (col.SITE, col.RACK, col.MODULE):
         assert alarms[name].tolist() == expected[name].astype(str).tolist()
     assert pd.to_datetime(alarms["alarm_start"]).tolist() == expected[col.TIMESTAMP].tolist()
@@ -164,7 +171,7 @@ def test_neither_label_nor_site_is_needed(telemetry, champion, expected, tmp_pat
     bare = telemetry.drop(columns=[col.LABEL, col.SITE, col.EVENT_ID, col.EVENT_TYPE])
     save_telemetry(bare, tmp_path / "bare.csv")
     tally = score_file(tmp_path / "bare.csv", tmp_path / "alarms.csv", champion)
-    assert tally.alarms == len(expected)
+    assert tally.alarms["model"] == len(expected)
     assert tally.outcomes == []
     assert list(pd.read_csv(tmp_path / "alarms.csv").columns) == score.COLUMNS
 
@@ -191,24 +198,26 @@ def test_a_cause_is_a_faults_where_it_was_one_in_training(loud, mixed, tmp_path,
     path, made = mixed
     loud = replace(loud, fault_types=frozenset(["short", *known]))
     tally = score_file(path, tmp_path / "alarms.csv", loud)
-    alarms = pd.read_csv(tmp_path / "alarms.csv")
+    alarms = of_model(tmp_path / "alarms.csv")
     scores = scores_frame(made, np.arange(len(made)), np.zeros(len(made)), fault_types=known)
     expected = raise_alarms(scores, loud.alarm)["outcome"]
     assert alarms["outcome"].tolist() == expected.tolist()
     # The shorts without a label, the hot days if they are named, and the events' rack-mates.
     assert (expected == "fault").sum() == 12 + 12 * len(known) + 24
     n_nuisance = (expected == "nuisance").sum()
-    assert tally.outcomes == [
-        f"alarms: 0 early, 24 timely, {480 - 24 - n_nuisance} fault, {n_nuisance} nuisance",
-        "2 of 2 events caught, median lead time 2.3 min",
+    assert tally.outcomes[:2] == [
+        f"model: 0 early, 24 timely, {480 - 24 - n_nuisance} fault, {n_nuisance} nuisance",
+        "model: 2 of 2 events caught, median lead time 2.3 min",
     ]
 
 
 def test_events_that_no_alarm_catches_are_counted(champion, mixed, tmp_path):
     mute = replace(champion, alarm=Alarm(AlarmRule(), 2.0))
     tally = score_file(mixed[0], tmp_path / "alarms.csv", mute)
-    nothing = "alarms: 0 early, 0 timely, 0 fault, 0 nuisance"
-    assert tally.outcomes == [nothing, "0 of 2 events caught"]
+    nothing = ": 0 early, 0 timely, 0 fault, 0 nuisance"
+    for rule in ("model", "fixed thresholds"):
+        assert tally.outcomes[:2] == [rule + nothing, f"{rule}: 0 of 2 events caught"]
+        tally.outcomes = tally.outcomes[2:]
     columns = pd.read_csv(tmp_path / "alarms.csv").columns
     assert list(columns) == score.COLUMNS + score.OUTCOME_COLUMNS
 
@@ -219,23 +228,25 @@ def test_a_label_without_event_ids_is_enough_for_outcomes(loud, mixed, tmp_path)
     tally = score_file(tmp_path / "bare.parquet", tmp_path / "alarms.csv", loud)
     # An hour before its point of no return, each event has set on: from the module's first row.
     # In its label window, so has the rack.
-    assert tally.outcomes[0] == "alarms: 96 early, 24 timely, 24 fault, 336 nuisance"
-    assert tally.outcomes[1] == "2 of 2 events caught, median lead time 10.3 min"
+    assert tally.outcomes[0] == "model: 96 early, 24 timely, 24 fault, 336 nuisance"
+    assert tally.outcomes[1] == "model: 2 of 2 events caught, median lead time 10.3 min"
 
 
-@pytest.mark.parametrize("what", ODD)
+@pytest.mark.parametrize("what", sorted({*ODD} - {"one sensor"}))
 def test_odd_telemetry_is_scored(make_telemetry, loud, tmp_path, what):
     """Where every row raises an alarm, each event is caught and each labelled row is timely."""
     made = make_telemetry(racks=8, rows=90, event_racks=(0, 1, 2, 3, 4), look_alike_racks=(5, 6))
     made = ODD[what](made)
     save_telemetry(made, tmp_path / "t.parquet")
     tally = score_file(tmp_path / "t.parquet", tmp_path / "alarms.csv", loud)
-    alarms = pd.read_csv(tmp_path / "alarms.csv")
-    assert tally.alarms == len(alarms) == len(made)
+    alarms = of_model(tmp_path / "alarms.csv")
+    assert tally.alarms["model"] == len(alarms) == len(made)
     assert set(alarms["outcome"]) <= set(OUTCOMES)
     assert (alarms["outcome"] == "timely").sum() == made[col.LABEL].sum()
     n_events = made.loc[made[col.LABEL] == 1, col.MODULE].nunique()
-    assert tally.outcomes[1].startswith(f"{n_events} of {n_events} events caught, median lead time")
+    assert tally.outcomes[1].startswith(
+        f"model: {n_events} of {n_events} events caught, median lead time"
+    )
 
 
 def test_the_causes_of_faults_come_with_the_model(monkeypatch):
@@ -251,10 +262,10 @@ def test_the_causes_of_faults_come_with_the_model(monkeypatch):
 def test_top_features_are_the_largest_contributions(telemetry, champion, tmp_path):
     save_telemetry(telemetry, tmp_path / "t.parquet")
     score_file(tmp_path / "t.parquet", tmp_path / "alarms.csv", champion)
-    first = pd.read_csv(tmp_path / "alarms.csv").iloc[0]
+    first = of_model(tmp_path / "alarms.csv").iloc[0]
     same = telemetry[col.MODULE].astype(str) == first[col.MODULE]
     row = np.flatnonzero(same & (telemetry[col.TIMESTAMP] == first["alarm_start"]))
-    found = contributions(champion.model.classifier, build_features(telemetry).iloc[row]).iloc[0]
+    found = contributions(champion.model, build_features(telemetry).iloc[row]).iloc[0]
     top = found.sort_values(ascending=False, kind="stable").head(3)
     assert [first[f"feature_{k}"] for k in (1, 2, 3)] == top.index.tolist()
     np.testing.assert_allclose([first[f"contribution_{k}"] for k in (1, 2, 3)], top, rtol=1e-5)
@@ -273,9 +284,8 @@ def test_contributions_add_up_to_the_score(telemetry):
         (RandomForestClassifier(n_estimators=7, max_depth=4, random_state=0), lambda p: p),
     ]:
         model, X = fitted(classifier, telemetry)
-        rest = link(model.predict_proba(X)[:, 1].astype(float)) - contributions(model, X).sum(
-            axis=1
-        )
+        parts = contributions(CalibratedClassifier(model, None), X)
+        rest = link(model.predict_proba(X)[:, 1].astype(float)) - parts.sum(axis=1)
         assert np.ptp(rest) < 1e-3, type(classifier).__name__
 
 
@@ -346,12 +356,16 @@ def test_command_says_what_it_did(telemetry, uri, expected, project, tmp_path):
     result = CliRunner().invoke(main, call)
     assert result.exit_code == 0, result.output
     assert "8 racks, 1,920 rows" in result.output
-    assert f"{len(expected)} alarms in" in result.output
+    assert f"alarms.csv: {len(expected)} by model" in result.output
+    assert "sensors: all sensors (8 racks)" in result.output
     counts = expected["outcome"].value_counts()
     told = ", ".join(f"{counts.get(name, 0)} {name}" for name in OUTCOMES)
-    *_, outcomes, events = result.output.splitlines()
-    assert outcomes == f"alarms: {told}"
-    assert events.startswith(f"{expected[col.EVENT_ID].nunique()} of 5 events caught, median lead")
+    *_, outcomes, events, _, fixed = result.output.splitlines()
+    assert outcomes == f"model: {told}"
+    assert fixed.startswith("fixed thresholds: ")
+    assert events.startswith(
+        f"model: {expected[col.EVENT_ID].nunique()} of 5 events caught, median lead"
+    )
     assert "100 of 100 percent, 0 s left" in (project / "runs" / "hvs.log").read_text()
     result = CliRunner().invoke(main, ["score", str(tmp_path / "none.csv")])
     assert (result.exit_code, "must exist" in result.output) == (1, True)
@@ -399,26 +413,59 @@ def test_telemetry_at_another_rate_and_doubtful_readings_are_told(uri, make_tele
     assert "327.67" not in kept
 
 
-def test_what_the_file_lacks_is_told_in_one_line(uri, make_telemetry, tmp_path):
-    telemetry = make_telemetry(racks=2, modules=1, event_racks=(0,))
-    save_telemetry(telemetry.drop(columns=[col.CO, col.VOLTAGE]), tmp_path / "t.csv")
-    command = ["score", str(tmp_path / "t.csv"), "--output", str(tmp_path / "a.csv")]
-    result = CliRunner().invoke(main, command)
-    assert result.exit_code == 0, result.output
-    (told,) = [line for line in result.output.splitlines() if "this file lacks" in line]
-    assert f"lacks: {col.VOLTAGE}, {col.CO}, other modules in the rack;" in told
+def test_each_rack_is_scored_at_the_threshold_of_its_sensor_set(champion, make_telemetry, tmp_path):
+    """A threshold of 0 is always reached, one of 1 never."""
+    made = make_telemetry(racks=4, event_racks=(0, 1))
+    racks = made[col.RACK].astype(str)
+    first, second, third, _ = racks.unique()
+    made.loc[racks == first, [col.CO, col.VOC]] = np.nan
+    made.loc[racks == second, col.TEMP_AVG] = np.nan
+    made.loc[racks == third, col.VOLTAGE] = np.nan
+    save_telemetry(made, tmp_path / "t.parquet")
+    metrics = {"event_recall": 0.9, "lead_time_median_min": 7.0}
+    sets = {name: SensorSet(1.0, metrics) for name in SENSOR_SETS} | {"no gas": SensorSet(0.0, {})}
+    tally = score_file(tmp_path / "t.parquet", tmp_path / "a.csv", replace(champion, sets=sets))
+    assert of_model(tmp_path / "a.csv")[col.RACK].unique().tolist() == [first]
+    assert tally.sets == {"no gas": 1, NO_SET: 1, "no voltage": 1, "all sensors": 1}
+    assert (tally.racks, tally.rows) == (3, len(made) * 3 // 4)
+    told = sensor_sets_told(tally.sets, replace(champion, sets=sets))
+    assert "sensors: no gas (1 racks); events caught there out of fold: –" in told[0]
+    assert any(
+        "out of fold: 0.90, median lead 7 min; not used, or absent: voltage" in t for t in told
+    )
+    assert any("left out" in line and NO_SET in line for line in told)
+
+
+def test_what_is_absent_does_not_enter_a_score(champion, make_telemetry):
+    """H2 alone is no set of gas sensors, so its reading must not matter."""
+    made = make_telemetry(racks=2, event_racks=(0,))
+    loud = replace(champion, alarm=NEVER_QUIET)
+    found = [score.score_racks(made.assign(**{col.H2: np.float32(h2)}), loud, "no gas")["score"]
+             for h2 in (1.0, 90.0)]  # fmt: skip
+    assert found[0].equals(found[1])
+
+
+def test_telemetry_without_temperature_is_refused(champion, make_telemetry, tmp_path):
+    save_telemetry(ODD["one sensor"](make_telemetry(racks=2)), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=f"must have readings of {col.TEMP_AVG} and {col.TEMP_MAX}"):
+        score_file(tmp_path / "t.parquet", tmp_path / "a.csv", champion)
+    assert not (tmp_path / "a.csv").exists()
 
 
 def test_limits_are_among_what_raises_a_score(telemetry, champion):
     """What they add to the log-odds, beside the model's features."""
     model = CalibratedClassifier(champion.model.classifier, champion.model.calibrator, 50.0)
-    alarms = score.score_racks(telemetry, replace(champion, model=model, alarm=NEVER_QUIET))
+    loud = replace(champion, model=model, alarm=NEVER_QUIET)
+    alarms = score.score_racks(telemetry, loud, "all sensors")
     top = alarms[[f"feature_{k}" for k in (1, 2, 3)]]
     assert not (top == "fixed limits").to_numpy().any(), "all readings are below their limits"
     hot = telemetry.assign(**{col.TEMP_MAX: np.float32(120.0)})
-    alarms = score.score_racks(hot, replace(champion, model=model, alarm=NEVER_QUIET))
-    assert (alarms["feature_1"] == "fixed limits").all()
-    np.testing.assert_allclose(alarms["contribution_1"], 50 * np.log(2.0))
+    alarms = score.score_racks(hot, loud, "all sensors")
+    of_model = alarms["rule"] == "model"
+    assert (alarms["feature_1"][of_model] == "fixed limits").all()
+    np.testing.assert_allclose(alarms["contribution_1"][of_model], 50 * np.log(2.0))
+    assert (alarms["feature_1"][~of_model] == col.TEMP_MAX).all()
+    np.testing.assert_allclose(alarms["contribution_1"][~of_model], 2.0)
 
 
 def test_a_score_that_is_terminated_leaves_nothing_behind(uri, telemetry, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 
 import mlflow
 import numpy as np
@@ -16,8 +17,10 @@ from mlflow.exceptions import MlflowException
 from sklearn.linear_model import LogisticRegression
 from xgboost import XGBClassifier
 
+from hvs_lib import cache
 from hvs_lib import columns as col
 from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.sensor_sets import SensorSet
 from hvs_lib.evaluation.splits import split_fleet
 from hvs_lib.models import make_pipeline
 from hvs_lib.progress import log_file
@@ -29,6 +32,7 @@ from hvs_lib.tracking.runs import (
     close_execution,
     close_killed_runs,
     comparable_runs,
+    fit_again,
     log_assessment,
     log_candidate,
     prepare,
@@ -450,10 +454,13 @@ def test_incumbent_is_the_run_of_the_registered_champion(run, protocol):
     assert champion.incumbent() is None
 
 
-def test_model_card_is_an_artifact_of_the_registered_version(run, protocol):
+def test_sensor_sets_and_card_go_with_the_registered_version(run, protocol):
     run_id, _ = log(protocol)
     version = champion.register_champion(run_id)
-    champion.log_model_card(version, "# The card")
+    sets = {"no gas": SensorSet(0.25, {"event_recall": 0.5})}
+    champion.complete_champion(version, sets, "# The card")
+    _, metadata = load_model("models:/hvs-fire-prediction@champion")
+    assert metadata["sensor_sets"] == {"no gas": asdict(sets["no gas"])}
     for uri in (
         f"models:/hvs-fire-prediction/{version}/model_card.md",
         f"runs:/{run_id}/model_card.md",
@@ -462,6 +469,22 @@ def test_model_card_is_an_artifact_of_the_registered_version(run, protocol):
             assert file.read() == "# The card"
     found = MlflowClient().get_model_version("hvs-fire-prediction", version)
     assert found.description == "# The card"
+
+
+def test_a_logged_model_is_had_again_without_each_fold(run, protocol, monkeypatch):
+    protocol = replace(protocol, memory=cache.memory(), drop_sensors=0.1, seed=1)
+    run_id, found = log(protocol, XGBClassifier(n_estimators=5, scale_pos_weight=2.0))
+    monkeypatch.setattr(XGBClassifier, "fit", None)  # all of it is cached
+    again, without_fold = fit_again(run_id, protocol.fleet, n_jobs=1)
+    assert again.digests == protocol.digests
+    assert again.faults == protocol.faults
+    rows = protocol.training
+    expected = found.calibration.apply(found.raw_cv_scores)
+    for number, model in enumerate(without_fold):
+        held = rows.fold == number
+        scores = model.predict_proba(rows.X_whole[held])[:, 1]
+        np.testing.assert_allclose(scores, expected[held], rtol=1e-6)
+    assert number == 1
 
 
 def test_audit_is_found_by_the_telemetry(run):

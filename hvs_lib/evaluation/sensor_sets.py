@@ -1,0 +1,94 @@
+"""Sensor sets: the alarm threshold that a model needs where a site has only some sensors.
+
+Where a kind of sensor is absent, a model gives other scores. The threshold that keeps the alarm
+budget with all sensors may then be out of reach, or be reached all the time. So each set has a
+threshold of its own, chosen as that one is: out of fold, within the same budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import expit
+from sklearn import config_context
+from sklearn.base import BaseEstimator
+
+from hvs_lib.evaluation.alarms import Alarm, AlarmTrack, Sweep, best_threshold, outcomes_of
+from hvs_lib.evaluation.metrics import event_metrics
+from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.scores import scores_frame
+from hvs_lib.features import SENSOR_SETS, build_features, features_lacking
+
+# Thresholds to try, descending: above every score, then at even steps of the log-odds.
+_THRESHOLDS = np.append(np.nextafter(1.0, 2.0), expit(np.linspace(16.0, -16.0, 500)))
+
+
+@dataclass(frozen=True)
+class SensorSet:
+    """What a model does at sites with one of `SENSOR_SETS`.
+
+    Attributes
+    ----------
+    threshold : float
+        Of its alarm there.
+    metrics : dict of str to float
+        Those of `event_metrics` at this threshold, out of fold.
+    """
+
+    threshold: float
+    metrics: dict[str, float]
+
+
+def assess_sensor_sets(
+    protocol: Protocol, models: Sequence[BaseEstimator], alarm: Alarm
+) -> dict[str, SensorSet]:
+    """Choose the threshold of a model for each of `SENSOR_SETS`, in one pass over the partitions.
+
+    Parameters
+    ----------
+    protocol : Protocol
+        With the folds, the alarm budget and the number of threads.
+    models : sequence of estimator, at least n_folds
+        Fitted without each fold, and calibrated.
+    alarm : Alarm
+        With all sensors; the other sets have the same rule.
+    """
+    fleet, fold = protocol.fleet, protocol.split.fold
+    thresholds = {
+        name: _THRESHOLDS if SENSOR_SETS[name] else [alarm.threshold] for name in SENSOR_SETS
+    }
+
+    def sweep(partition: int) -> tuple[float, dict[str, Sweep]] | None:
+        telemetry = fleet.telemetry(partition)
+        rows = np.flatnonzero(fold[telemetry.index] >= 0)
+        if not len(rows):
+            return None
+        frame = scores_frame(telemetry, rows, np.arange(len(rows)), fault_types=protocol.faults)
+        outcomes = outcomes_of(frame)
+        rows = rows[outcomes.rows.score.astype(np.int64)]  # in the order of the frame
+        X, own, found = build_features(telemetry), fold[telemetry.index[rows]], {}
+        for name in SENSOR_SETS:
+            less, scores = X.iloc[rows], np.empty(len(rows))
+            less[features_lacking(name)] = np.float32(np.nan)
+            with config_context(assume_finite=True):  # but for NaN
+                for number in np.unique(own):
+                    part = own == number
+                    scores[part] = models[number].predict_proba(less[part])[:, 1]
+            track = AlarmTrack(outcomes.with_scores(scores), alarm.rule, protocol.modules_per_site)
+            found[name] = track.sweep(np.array(thresholds[name]))
+        return track.site_days, found
+
+    parts = [part for part in fleet.map(sweep, n_jobs=protocol.n_jobs) if part]
+    site_days = sum(days for days, _ in parts)
+    goal = protocol.max_nuisance_alarms_per_site_day, protocol.missed_event_costs
+    sets = {}
+    for name in SENSOR_SETS:
+        swept = Sweep.over_all([found[name] for _, found in parts])
+        best, _ = best_threshold(swept, site_days, *goal)
+        metrics = event_metrics(swept, site_days, place=best)
+        sets[name] = SensorSet(
+            float(thresholds[name][best]), {k: float(v) for k, v in metrics.items()}
+        )
+    return sets
