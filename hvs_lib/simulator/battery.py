@@ -36,7 +36,7 @@ WIDE = {"room_C": (-10.0, 45.0), "late_vents": 0.4}
 HOT = {"shorted_s": (0.4, 4.0), "shorted_share": (0.3, 1.0)}
 BATTERIES = {
     "cell": Battery(
-        1, 1, 1, 4, 0.1, interval_s=1.0, weights={"fast_short": 0.2, "hot_joint": 0.0},
+        1, 1, 1, 4, 0.06, interval_s=1.0, weights={"fast_short": 0.2, "hot_joint": 0.0},
         **WIDE, **HOT,
     ),
     "module": Battery(),

@@ -287,7 +287,7 @@ CAUSES: dict[str, Cause] = {
         "no_fan_W_K": perhaps(0.5, G_CASE_AIR_NO_FAN, G_CASE_AIR_NO_FAN, NEVER)}, kind="hazard"),
     # Seconds from the first sign to the PNR, so some have no labelled row; `battery.py` weighs it.
     "fast_short": Cause(0.0, sudden_short, {
-        "final_ohm": log_uniform(0.001, 0.03), "precursor_min": uniform(0.0, 0.0),
+        "final_ohm": log_uniform(0.001, 0.02), "precursor_min": uniform(0.0, 0.0),
         "precursor_ohm": uniform(1.0, 1.0), "opens_C": uniform(200.0, 250.0)}, kind="hazard"),
     # Look-alikes: never labelled, unless one reaches its point of no return after all.
     "hvac_outage": Cause(1.0, warm_room, {
