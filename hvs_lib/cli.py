@@ -70,11 +70,12 @@ def run(notebook: tuple, params: tuple, profile: str, fresh: bool, in_place: boo
 
 @main.command()
 @click.argument("output", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--sites", default=8, show_default=True, help="Number of sites, 64 modules each.")
+@click.option("--sites", default=8, show_default=True, help="Number of sites, 8 racks each.")
 @click.option("--hours", default=6.0, show_default=True, help="Simulated time [h].")
 @click.option("--seed", default=42, show_default=True)
+@click.option("--battery", default="module", show_default=True, help="cell, module, pack or mix.")
 @click.option("--jobs", default=-1, show_default=True, help="Sites at once; -1: one per core.")
-def simulate(output: Path, sites: int, hours: float, seed: int, jobs: int) -> None:
+def simulate(output: Path, sites: int, hours: float, seed: int, battery: str, jobs: int) -> None:
     """Simulate a fleet and write its telemetry to OUTPUT, a new CSV or Parquet file."""
     from hvs_lib.simulator.fleet import simulate_fleet
     from hvs_lib.telemetry.files import check_new, save_telemetry
@@ -82,7 +83,9 @@ def simulate(output: Path, sites: int, hours: float, seed: int, jobs: int) -> No
 
     check_new(output)  # before minutes of work
     try:
-        telemetry, _ = simulate_fleet(sites, hours, seed, n_jobs=jobs, progress=True)
+        telemetry, _ = simulate_fleet(
+            sites, hours, seed, battery=battery, n_jobs=jobs, progress=True
+        )
         save_telemetry(telemetry, output)
     except MemoryError:
         raise HvsError("the fleet does not fit into memory: take fewer sites or hours.") from None

@@ -5,13 +5,14 @@ drives the rack (heat, current, air), or is a fault of an instrument, which chan
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.signal import lfilter
 
 from hvs_lib import columns as col
-from hvs_lib.simulator.physics import DT_S, G_CASE_AIR_NO_FAN, N_MODULES
+from hvs_lib.simulator.battery import Battery
+from hvs_lib.simulator.physics import DT_S, G_CASE_AIR_NO_FAN
 
 HAZARDS_PER_SITE, LOOK_ALIKES_PER_SITE = 7.0, 10.0  # in six hours
 HAZARD_ONSET, LOOK_ALIKE_ONSET = (0.03, 0.66), (0.03, 0.90)  # share of the simulated time
@@ -40,6 +41,12 @@ class Event:
     def rng(self, rack: int = 0) -> np.random.Generator:
         """Return the event's own generator, one per rack."""
         return np.random.default_rng([self.seed, rack])
+
+    def sampled(self, interval_s: float) -> "Event":
+        """Return the event with its times in samples of another interval than ``DT_S``."""
+        per = DT_S / interval_s
+        lasts = {name: v * per for name, v in self.params.items() if name == "lasts_min"}
+        return replace(self, onset=int(np.ceil(self.onset * per)), params=self.params | lasts)
 
     def rows(self, n_steps: int) -> slice:
         """Return the samples from the onset until the event is over."""
@@ -278,6 +285,10 @@ CAUSES: dict[str, Cause] = {
         "heat_W": log_uniform(800.0, 2600.0), "lasts_min": uniform(20.0, 90.0),
         "cell_share": uniform(0.10, 0.24),
         "no_fan_W_K": perhaps(0.5, G_CASE_AIR_NO_FAN, G_CASE_AIR_NO_FAN, NEVER)}, kind="hazard"),
+    # Seconds from the first sign to the PNR, so some have no labelled row; `battery.py` weighs it.
+    "fast_short": Cause(0.0, sudden_short, {
+        "final_ohm": log_uniform(0.001, 0.02), "precursor_min": uniform(0.0, 0.0),
+        "precursor_ohm": uniform(1.0, 1.0), "opens_C": uniform(200.0, 250.0)}, kind="hazard"),
     # Look-alikes: never labelled, unless one reaches its point of no return after all.
     "hvac_outage": Cause(1.0, warm_room, {
         "rise_K": uniform(6.0, 18.0), "tau_min": uniform(30.0, 90.0), "lasts_min": LASTS},
@@ -331,7 +342,7 @@ def make_event(
     return Event(cause, onset, *where, params, seed=int(rng.integers(2**32)))
 
 
-def draw_events(n_steps: int, rng: np.random.Generator) -> list[Event]:
+def draw_events(n_steps: int, rng: np.random.Generator, battery: Battery) -> list[Event]:
     """Draw all hazards and look-alikes of a site, in order of their onset.
 
     At most one hazard strikes a rack, and two events share a module only if none is free.
@@ -347,11 +358,12 @@ def draw_events(n_steps: int, rng: np.random.Generator) -> list[Event]:
         (rng_hazards, HAZARDS, hazard_racks, HAZARD_ONSET),
         (rng_look_alikes, LOOK_ALIKES, look_alike_racks, LOOK_ALIKE_ONSET),
     ):
-        weights = np.array([CAUSES[name].weight for name in names])
+        weights = np.array([battery.weights.get(name, CAUSES[name].weight) for name in names])
         onsets = (rng.uniform(*span, racks.size) * n_steps).astype(int)
         for rack, onset in zip(racks.tolist(), onsets.tolist(), strict=True):
             cause = names[rng.choice(len(names), p=weights / weights.sum())]
             taken = {event.module for event in events if event.rack == rack}
-            free = [m for m in range(N_MODULES) if m not in taken] or range(N_MODULES)
+            free = [m for m in range(battery.modules) if m not in taken]
+            free = free or range(battery.modules)
             events.append(make_event(cause, onset, rng, rack=rack, module=int(rng.choice(free))))
     return sorted(events, key=lambda event: event.onset)

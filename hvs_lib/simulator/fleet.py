@@ -10,15 +10,15 @@ from pandas.api.types import union_categoricals
 from hvs_lib import columns as col
 from hvs_lib.progress import steps
 from hvs_lib.simulator import physics as ph
+from hvs_lib.simulator.battery import BATTERIES, battery_of, check_battery
 from hvs_lib.simulator.causes import N_RACKS, draw_events
-from hvs_lib.simulator.physics import DT_S, N_MODULES
+from hvs_lib.simulator.physics import DT_S
 from hvs_lib.simulator.rack import Fate, draw_dispatch, draw_room, fates, measure, plan_rack
 
 START = np.datetime64("2025-01-01T00:00:00", "us")
 LABEL_FROM_S = col.LABEL_FROM_MIN * 60.0 + col.LABEL_UNTIL_S  # before the PNR
 HORIZON = int(np.ceil(LABEL_FROM_S / DT_S))  # samples past the end: the last labels know them
 RACKS = [f"Rack{row}{i}" for row in "AB" for i in range(1, 5)]
-MODULES = [f"{rack}_Module{m:02d}" for rack in RACKS for m in range(1, N_MODULES + 1)]
 
 
 def simulate_fleet(
@@ -26,20 +26,24 @@ def simulate_fleet(
     hours: float,
     seed: int,
     *,
+    battery: str = "module",
     n_jobs: int = 1,
     drop_lost_racks: bool = True,
     progress: bool = False,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Simulate the telemetry of a fleet of battery storage sites, sampled every 10 s.
+    """Simulate the telemetry of a fleet of battery storage sites.
 
     Parameters
     ----------
     sites : int
-        Number of sites of 64 modules.
+        Number of sites of 8 racks.
     hours : float
         Simulated time [h].
     seed : int
         One seed gives the same telemetry whatever ``n_jobs`` or the number of sites beside.
+    battery : str
+        A name of ``BATTERIES``, for all sites: "cell", "module" (14s2p, 8 to a rack, every 10 s) or
+        "pack"; or "mix", which draws each site's from ``MIX``.
     n_jobs : int
         Threads; -1 = all cores.
     drop_lost_racks : bool
@@ -60,8 +64,9 @@ def simulate_fleet(
     Raises
     ------
     ValueError
-        If an argument is out of range.
+        If an argument is out of range or the battery unknown.
     """
+    check_battery(battery)
     if sites < 1:
         raise ValueError(f"sites must be at least 1, got {sites}.")
     if not 0.0 < hours < np.inf or round(hours * 3600.0 / DT_S) < 1:
@@ -71,7 +76,7 @@ def simulate_fleet(
     if n_jobs == 0:
         raise ValueError("n_jobs must be at least 1, or -1 for all cores, got 0.")
     done = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(
-        delayed(simulate_site)(site, hours, seed, drop_lost_racks=drop_lost_racks)
+        delayed(simulate_site)(site, hours, seed, battery, drop_lost_racks=drop_lost_racks)
         for site in range(sites)
     )
     done = list(steps(done, "sites", total=sites) if progress else done)
@@ -88,49 +93,55 @@ def simulate_fleet(
 
 
 def simulate_site(
-    site: int, hours: float, seed: int, *, drop_lost_racks: bool = True
+    site: int, hours: float, seed: int, battery: str = "module", *, drop_lost_racks: bool = True
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Simulate one site; its number, from 0, and the seed fix every draw.
+    """Simulate one site; its number, from 0, the seed and the battery fix every draw.
 
     Returns its telemetry and its events, as `simulate_fleet` does.
     """
-    n = round(hours * 3600.0 / DT_S)
+    design = BATTERIES[battery_of(battery, site, seed)]
+    interval_s, n = design.interval_s, round(hours * 3600.0 / DT_S)
+    n_rows = int(np.ceil(n * DT_S / interval_s))
     streams = np.random.SeedSequence(seed, spawn_key=(site,)).spawn(4)
     rng_site, rng_events = np.random.default_rng(streams[1]), np.random.default_rng(streams[2])
-    dispatch, room_C = draw_dispatch(n + HORIZON, rng_site), draw_room(n + HORIZON, rng_site)
-    events = draw_events(n, rng_events)
+    dispatch = draw_dispatch(n + HORIZON, rng_site)
+    room_C = draw_room(n + HORIZON, rng_site, design)
+    events = draw_events(n, rng_events, design)
     parameters, sensors = streams[0].spawn(N_RACKS), streams[3].spawn(N_RACKS)
 
     known = [Fate(event) for event in events if event.module < 0]
     readings = []
     for rack in range(N_RACKS):
         here = [event for event in events if event.covers(rack)]
-        plan = plan_rack(rack, dispatch, room_C, here, np.random.default_rng(parameters[rack]))
-        truth = ph.simulate(plan.drive, plan.around, plan.traits)
+        rng = np.random.default_rng(parameters[rack])
+        plan = plan_rack(rack, dispatch, room_C, here, rng, design)
+        truth = ph.simulate(plan.drive, plan.around, plan.traits, interval_s)
         known += fates(rack, here, truth)
         rng = np.random.default_rng(sensors[rack])
-        seen = measure(truth, plan.around["current_A"], here, n, rng)
-        readings.append(seen[..., : samples_until(truth.pnr_s.min(), n) if drop_lost_racks else n])
+        seen = measure(truth, plan.around["current_A"], here, n_rows, rng, design)
+        last = samples_until(truth.pnr_s.min(), n_rows, interval_s) if drop_lost_racks else n_rows
+        readings.append(seen[..., :last])
     known.sort(key=lambda fate: (fate.event.onset, fate.event.rack, fate.event.module))
 
     parts = []
     for rack, seen in enumerate(readings):
         modules, times = np.indices(seen.shape[1:], np.int32)
-        label, event = mark_rows(known, rack, seen.shape[2])
-        parts.append({"step": times, "module": rack * N_MODULES + modules, "event": event})
+        label, event = mark_rows(known, rack, seen.shape[1:], interval_s)
+        parts.append({"step": times, "module": rack * design.modules + modules, "event": event})
         parts[-1] |= {col.LABEL: label, **dict(zip(col.SENSORS, seen, strict=True))}
     rows = {name: np.concatenate([part[name].ravel() for part in parts]) for name in parts[0]}
 
     name = f"Site{site + 1:02d}"
-    events = _events_frame(name, known)
+    names = [f"{rack}_Module{m:02d}" for rack in RACKS for m in range(1, design.modules + 1)]
+    events = _events_frame(name, names, known)
     events["Labelled"] = np.isin(events.index, rows["event"][rows[col.LABEL] == 1])
     kinds = pd.Categorical(events[col.EVENT_TYPE])
     kind = np.append(kinds.codes, -1)  # event -1, none, has no kind
     columns = {
-        col.TIMESTAMP: START + rows["step"] * np.timedelta64(int(DT_S), "s"),
+        col.TIMESTAMP: START + rows["step"] * np.timedelta64(int(interval_s), "s"),
         col.SITE: _category(np.zeros(len(rows["step"]), np.int8), [name]),
-        col.RACK: _category(rows["module"] // N_MODULES, RACKS),
-        col.MODULE: _category(rows["module"], MODULES),
+        col.RACK: _category(rows["module"] // design.modules, RACKS),
+        col.MODULE: _category(rows["module"], names),
         **{name: rows[name] for name in col.SENSORS},
         col.LABEL: rows[col.LABEL],
         col.EVENT_ID: _category(rows["event"], events[col.EVENT_ID]),
@@ -139,37 +150,38 @@ def simulate_site(
     return pd.DataFrame(columns, copy=False), events
 
 
-def mark_rows(known: Sequence[Fate], rack: int, n_steps: int) -> tuple[np.ndarray, np.ndarray]:
+def mark_rows(
+    known: Sequence[Fate], rack: int, shape: tuple[int, int], interval_s: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Return label and event number of a rack's rows, each of shape (n_modules, n_steps).
 
     Label 1 goes from max(onset, PNR - 20.5 min) to PNR - 30 s.
     """
-    label = np.zeros((N_MODULES, n_steps), np.int8)
-    number = np.full((N_MODULES, n_steps), -1, np.int32)
+    label, number, n_steps = np.zeros(shape, np.int8), np.full(shape, -1, np.int32), shape[1]
     for i in sorted(range(len(known)), key=lambda i: known[i].rank):
-        event, pnr_s = known[i].event, known[i].pnr_s
+        event, pnr_s = known[i].event.sampled(interval_s), known[i].pnr_s
         if event.covers(rack):
             rows = slice(None) if event.module < 0 else event.module
             number[rows, event.rows(n_steps)] = i
             if known[i].hazard:
                 number[rows, event.onset :] = i
-                start = max(event.onset, int(np.ceil((pnr_s - LABEL_FROM_S) / DT_S)))
-                label[rows, start : max(samples_until(pnr_s, n_steps), start)] = 1
+                start = max(event.onset, int(np.ceil((pnr_s - LABEL_FROM_S) / interval_s)))
+                label[rows, start : max(samples_until(pnr_s, n_steps, interval_s), start)] = 1
     return label, number
 
 
-def samples_until(pnr_s: float, n_steps: int) -> int:
+def samples_until(pnr_s: float, n_steps: int, interval_s: float) -> int:
     """Return how many of the first samples lie at or before 30 s ahead of a PNR."""
-    last = np.floor((pnr_s - col.LABEL_UNTIL_S) / DT_S)
+    last = np.floor((pnr_s - col.LABEL_UNTIL_S) / interval_s)
     return int(np.clip(last + 1, 0, n_steps))
 
 
-def _events_frame(site: str, known: Sequence[Fate]) -> pd.DataFrame:
+def _events_frame(site: str, modules: Sequence[str], known: Sequence[Fate]) -> pd.DataFrame:
     rows = []
     for i, fate in enumerate(known):
         event, rack, module = fate.event, fate.event.rack, fate.event.module
         place = RACKS[rack] if rack >= 0 else None
-        part = MODULES[rack * N_MODULES + module] if module >= 0 else None
+        part = modules[rack * len(modules) // N_RACKS + module] if module >= 0 else None
         times = map(_time, (event.onset * DT_S, fate.pnr_s))
         rows.append((f"{site}-E{i + 1:03d}", event.cause, site, place, part, *times, fate.hazard))
     types = dict.fromkeys([col.EVENT_ID, col.EVENT_TYPE, col.SITE, col.RACK, col.MODULE], "str")

@@ -1,8 +1,8 @@
-"""Heat, reactions, gas and electricity of one rack of eight modules, compiled.
+"""Heat, reactions, gas and electricity of one rack of modules, compiled.
 
 Every equation of the simulator stands here. Temperatures are in degC (``kelvin`` = + 273.15), all
-else SI. A module is one cell that may fail (``f``), the other 27 cells (the core, ``c``) and the
-case (``s``); eight modules share the rack air.
+else SI. A module is one cell that may fail (``f``), its other cells (the core, ``c``) and the case
+(``s``); the modules of a rack share its air.
 
 Reaction kinetics and enthalpies are from the literature below. Thermal conductances, gas mixing
 and gas yields are engineering estimates, chosen so that the hazards reach their point of no return
@@ -25,15 +25,13 @@ from numba import njit
 # tuples of arrays: passing those costs more than the physics.
 compiled = njit(cache=True, nogil=True, error_model="numpy")
 
-DT_S = 10.0  # sampling interval, and the longest step
-N_MODULES = 8
-N_CELLS = 28  # 14 groups in series of 2 in parallel
-MODULE_AH, CELL_AH = 100.0, 50.0
+DT_S = 10.0  # interval of what drives a rack, and the longest step
+CELL_AH = 50.0
 KELVIN, R_GAS, SIGMA, FARADAY = 273.15, 8.314, 5.67e-8, 96485.0
 
 # Heat capacities [J/K] and conductances [W/K]
 CELL_J_K = 0.90 * 1020.0
-HEAT_J_K = np.array([CELL_J_K, 27 * CELL_J_K + 1500.0, 9000.0])  # f, core, case
+CORE_J_K, CASE_J_K = 1500.0, 9000.0  # of a module, beside its cells
 AIR_J_K = 8000.0
 G_CELL_CORE, G_CELL_CASE, G_CORE_CASE = 1.10, 0.25, 20.0
 G_CASE_AIR, G_CASE_AIR_NO_FAN = 10.0, 2.5
@@ -56,8 +54,8 @@ FRESH_CELL = np.array([SEI_0, 1.0, THICK_0, ALPHA_0, 1.0, 1.0, 0.0, 1.0])
 N_STATES = FRESH_CELL.size
 
 SEPARATOR_RAMP_K = 6.0
-SHORTED_J = 0.60 * CELL_AH * 3600.0 * 3.7  # electrical energy of a full cell that becomes heat
-SHORTED_TAU_S = (15.0, 60.0)  # cell, core
+CELL_V = 3.7  # mean, of the electrical energy that becomes heat
+CORE_SHORTED_S = 60.0
 EJECTA_C, EJECTA_SHARE = 200.0, 0.20
 CORE_IGNITION_C = 250.0
 
@@ -79,7 +77,6 @@ RACK_M3, RACK_M3_S, NEAR_M3_S = 1.5, 0.06, 0.02
 PPM_M3_MOL = 1e6 * R_GAS * 298.15 / 101325.0
 LAG_S = (20.0, 30.0, 30.0)  # gas sensors: VOC, CO, H2
 
-CELLS_OF = np.array([1.0, N_CELLS - 1.0])  # f, core
 QUIET_C, QUIET_SOC = 60.0, 1.08  # below both nothing reacts
 PNR_C, PNR_RATE_K_S, PNR_RATE_FROM_C = 140.0, 0.5, 110.0
 MAX_CHANGE, MIN_STEP_S = 0.25, 0.02
@@ -120,6 +117,13 @@ TRAITS = np.dtype(
         ("core_delay_s", "f4"),  # from f at 250 degC to the core's ignition; inf = never
         ("core_tau_s", "f4"),
         ("short_opens_C", "f4"),  # the short burns open; inf = never
+        ("opens_C", "f4"),  # a cell does not vent below
+        ("shorted_s", "f4"),  # tau of the release of f's stored charge
+        ("shorted_J", "f8"),  # what it brings in a full cell
+        ("series", "f8"),
+        ("parallel", "f8"),
+        ("cells", "f8", 2),  # how many: f, core
+        ("heat_J_K", "f8", 3),  # heat capacity of f, core, case
     ]
 )
 # What changes in a module, and room to work out the change of a step
@@ -241,7 +245,8 @@ def react(module, traits, c, now, step_s):
     sei, anode, cathode, elyte = reaction_extents(x, temp_C, soc, step_s)
     ramp = min((temp_C - traits.separator_C) / SEPARATOR_RAMP_K, 1.0)
     dx[SEPARATOR] = max(ramp - x[SEPARATOR], 0.0)
-    shorted = -x[CHARGE] * np.expm1(-(x[SEPARATOR] + dx[SEPARATOR]) * step_s / SHORTED_TAU_S[c])
+    tau_s = CORE_SHORTED_S if c else traits.shorted_s
+    shorted = -x[CHARGE] * np.expm1(-(x[SEPARATOR] + dx[SEPARATOR]) * step_s / tau_s)
     wet = module.vented[c] * min(max((temp_C - 90.0) / 50.0, 0.0), 3.0)
     solvent = -x[SOLVENT] * np.expm1(-wet * step_s / SOLVENT_TAU_S)
     if burning:
@@ -263,29 +268,32 @@ def react(module, traits, c, now, step_s):
             + YIELDS[3, g] * elyte
         )
     heat = reaction_heat((sei, anode, cathode, elyte), soc, GRAPHITE_KG, CATHODE_KG, ELYTE_KG)
-    return heat + SHORTED_J * charge * shorted, SOLVENT_J_KG * SOLVENT_KG * solvent
+    return heat + traits.shorted_J * charge * shorted, SOLVENT_J_KG * SOLVENT_KG * solvent
 
 
 @compiled
 def heat_into_module(module, traits, drive, current_A, air_C):
     """Fill a module's heat flows into f, c, s, without chemistry and neighbours.
 
-    Ohmic heat of a cell: R (I/2)^2, reversible heat (I/2) T 1e-4 (0.3 - z). A short of R_isc
-    across the group draws i = U/(R_isc + R/2): i^2 (R_isc + R/4) heats f, i^2 R/4 its partner.
+    Ohmic heat of a cell in a group of p: R (I/p)^2, reversible heat (I/p) T 1e-4 (0.3 - z). A short
+    of R_isc across the group draws i = U/(R_isc + R/p): i^2 (R_isc + R/p^2) heats f, i^2 R/p^2 each
+    partner.
     Returns the heat from the case into the rack air [W].
     """
     f, c, s = module.middle[0], module.middle[1], module.middle[2]
-    half = 0.5 * current_A
+    p = traits.parallel
+    part = current_A / p
     r_f = traits.resistance * cell_resistance(f, module.soc_f)
     r_c = traits.resistance * cell_resistance(c, module.soc)
-    heat_f = r_f * half**2 + half * (f + KELVIN) * 1e-4 * (0.3 - module.soc_f)
-    heat_c = (N_CELLS - 1) * (r_c * half**2 + half * (c + KELVIN) * 1e-4 * (0.3 - module.soc))
+    heat_f = r_f * part**2 + part * (f + KELVIN) * 1e-4 * (0.3 - module.soc_f)
+    heat_c = r_c * part**2 + part * (c + KELVIN) * 1e-4 * (0.3 - module.soc)
+    heat_c *= traits.cells[1]
     module.short_A = 0.0
     if drive.short_ohm < np.inf and module.opened == 0.0 and module.soc_f > 0.0:
-        i = open_circuit_voltage(module.soc_f) / (drive.short_ohm + 0.5 * r_f)
+        i = open_circuit_voltage(module.soc_f) / (drive.short_ohm + r_f / p)
         module.short_A = i
-        heat_f += i**2 * (drive.short_ohm + 0.25 * r_f)
-        heat_c += i**2 * 0.25 * r_f
+        heat_f += i**2 * (drive.short_ohm + r_f / p**2)
+        heat_c += i**2 * ((p - 1.0) / p**2) * r_f
     if current_A > 0.0 and module.soc_f > SIDE_FROM:
         heat_f += side_share(module.soc_f) * current_A * open_circuit_voltage(module.soc_f)
     joint = drive.joint_ohm * current_A**2
@@ -343,9 +351,9 @@ def shorten_step(modules, traits, now, step):
             module = modules[m]
             for c in range(2):
                 made, taken = react(module, traits[m], c, now, 0.5 * step)
-                module.heat[c] = CELLS_OF[c] * (made - taken)
+                module.heat[c] = traits[m].cells[c] * (made - taken)
                 kelvin = module.temp[c] + KELVIN
-                rise = (module.flow[c] * step + 2.0 * module.heat[c]) / HEAT_J_K[c]
+                rise = (module.flow[c] * step + 2.0 * module.heat[c]) / traits[m].heat_J_K[c]
                 ratio = max(ratio, abs(rise) * E_SEI / (MAX_CHANGE * R_GAS * kelvin * kelvin))
         if ratio <= 1.0 or step <= MIN_STEP_S:
             return step
@@ -368,7 +376,8 @@ def vent(module, traits, c, now):
     gas_Pa = total * R_GAS * kelvin / HEADSPACE_M3
     pressure_Pa = 101325.0 * kelvin / 298.0 + 0.5 * vapour_Pa + gas_Pa
     burning = c == 1 and now >= module.ignites_s
-    if pressure_Pa < traits.vent_Pa and not burning:
+    closed = pressure_Pa < traits.vent_Pa or module.middle[c] < traits.opens_C
+    if closed and not burning:
         return 0.0
     module.vented[c] = 1.0
     flash = SOLVENT_FLASH * x[SOLVENT]
@@ -390,22 +399,22 @@ def apply_chemistry(module, traits, current_A, now, step):
         module.cells[c] += module.change
         module.gas[0] -= module.change[SOLVENT] * SOLVENT_KG / SOLVENT_KG_MOL
         if c == 0 and module.soc_f > SIDE_FROM and current_A > 0.0:
-            side_mol = side_share(module.soc_f) * 0.5 * current_A * step / FARADAY
+            side_mol = side_share(module.soc_f) / traits.parallel * current_A * step / FARADAY
             module.gas[:] += SIDE_YIELD * side_mol
         if module.vented[c] == 0.0:
             taken += vent(module, traits, c, now + step)
         ejecta = EJECTA_SHARE * made if module.middle[c] > EJECTA_C else 0.0
-        module.heat[c] = CELLS_OF[c] * (made - taken - ejecta)
-        ejected += CELLS_OF[c] * ejecta
+        module.heat[c] = traits.cells[c] * (made - taken - ejecta)
+        ejected += traits.cells[c] * ejecta
         for g in range(3):
-            module.emitted[g] += CELLS_OF[c] * module.gas[g]
+            module.emitted[g] += traits.cells[c] * module.gas[g]
     return ejected
 
 
 @compiled
 def advance_charge(module, traits, drive, current_A, step):
     """Count the charge of the string and of the group of f, which a short drains."""
-    per_A = step / (3600.0 * MODULE_AH * traits.capacity)
+    per_A = step / (3600.0 * CELL_AH * traits.parallel * traits.capacity)
     side = side_share(module.soc_f) if current_A > 0.0 else 0.0
     into_group = current_A * (1.0 - side) - module.short_A
     module.soc = max(module.soc + current_A * per_A, 0.0)
@@ -420,7 +429,8 @@ def note_milestones(module, traits, now, rise_K_s):
         module.opened = 1.0
     if f >= CORE_IGNITION_C and module.ignites_s == np.inf:
         module.ignites_s = now + traits.core_delay_s
-    lost = max(f, c) >= PNR_C or (rise_K_s >= PNR_RATE_K_S and f > PNR_RATE_FROM_C)
+    hottest = max(f, c) if traits.cells[1] else f
+    lost = hottest >= PNR_C or (rise_K_s >= PNR_RATE_K_S and f > PNR_RATE_FROM_C)
     if lost and module.pnr_s == np.inf:
         module.pnr_s = now
 
@@ -462,7 +472,7 @@ def advance(modules, rack, traits, drive, around, k, now, step):
         module = modules[m]
         for node in range(3):
             joule = 0.5 * step * module.flow[node] + module.heat[node]
-            module.middle[node] += joule / HEAT_J_K[node]
+            module.middle[node] += joule / traits[m].heat_J_K[node]
 
     middle_air = rack.air + 0.5 * step * air_W / AIR_J_K
     air_W = heat_flows(modules, traits, drive, around, k, middle_air)
@@ -476,7 +486,7 @@ def advance(modules, rack, traits, drive, around, k, now, step):
         before = module.temp[0]
         for node in range(3):
             joule = step * module.flow[node] + module.heat[node]
-            module.temp[node] += joule / HEAT_J_K[node]
+            module.temp[node] += joule / traits[m].heat_J_K[node]
         if not quiet:
             note_milestones(module, traits[m], now + step, (module.temp[0] - before) / step)
         advance_charge(module, traits[m], drive[m, k], current, step)
@@ -487,41 +497,45 @@ def advance(modules, rack, traits, drive, around, k, now, step):
 
 @compiled
 def module_voltage(module, traits, current_A, joint_ohm):
-    """Return a module's terminal voltage [V]: 13 healthy groups, the group of f, the joint.
+    """Return a module's terminal voltage [V]: healthy groups, the group of f, the joint.
 
     Nothing is left of a group's voltage once its separators have collapsed.
     """
     r_c = traits.resistance * cell_resistance(module.temp[1], module.soc)
     r_f = traits.resistance * cell_resistance(module.temp[0], module.soc_f)
-    healthy = open_circuit_voltage(module.soc) + 0.5 * r_c * current_A
-    faulty = open_circuit_voltage(module.soc_f) + 0.5 * r_f * (current_A - module.short_A)
-    groups = 13.0 * healthy * module.cells[1, CHARGE] + faulty * module.cells[0, CHARGE]
+    healthy = open_circuit_voltage(module.soc) + r_c / traits.parallel * current_A
+    group_A = current_A - module.short_A
+    faulty = open_circuit_voltage(module.soc_f) + r_f / traits.parallel * group_A
+    groups = (traits.series - 1.0) * healthy * module.cells[1, CHARGE]
+    groups += faulty * module.cells[0, CHARGE]
     return max(groups + current_A * (joint_ohm + BUS_OHM), 0.0)
 
 
 @compiled
-def run(modules, rack, traits, drive, around, truth):
-    """Advance a rack through all samples and write them down.
+def run(modules, rack, traits, drive, around, truth, dt_s):
+    """Advance a rack through all samples, ``dt_s`` apart (10 s or a part of it); write them down.
 
     While it is quiet a step is one sample; else it is so short that no reaction rate changes by
     more than 25 % within it, and it always lands on the sample grid.
     """
-    step = DT_S
-    for k in range(around.size):
-        truth.air_C[k] = rack.air
+    step = dt_s
+    per = round(DT_S / dt_s)
+    for i in range(truth.air_C.size):
+        k = i // per  # of what drives it
+        truth.air_C[i] = rack.air
         for m in range(modules.size):
             module = modules[m]
-            truth.temp_C[:, m, k] = module.temp
-            truth.gas_ppm[m, :, k] = module.sensor_ppm
+            truth.temp_C[:, m, i] = module.temp
+            truth.gas_ppm[m, :, i] = module.sensor_ppm
             joint = drive[m, k].joint_ohm
-            truth.voltage_V[m, k] = module_voltage(module, traits[m], around[k].current_A, joint)
-            truth.soc[m, k] = module.soc
+            truth.voltage_V[m, i] = module_voltage(module, traits[m], around[k].current_A, joint)
+            truth.soc[m, i] = module.soc
         done = 0.0
-        while done < DT_S - 1e-9:
-            longest = min(max(2.0 * step, MIN_STEP_S), DT_S - done)
+        while done < dt_s - 1e-9:
+            longest = min(max(2.0 * step, MIN_STEP_S), dt_s - done)
             if is_quiet(modules):
-                longest = DT_S - done
-            step = advance(modules, rack, traits, drive, around, k, k * DT_S + done, longest)
+                longest = dt_s - done
+            step = advance(modules, rack, traits, drive, around, k, i * dt_s + done, longest)
             done += step
 
 
@@ -538,8 +552,10 @@ def at_rest(around: np.ndarray, traits: np.ndarray) -> tuple[np.ndarray, np.ndar
     return modules, rack[0]
 
 
-def simulate(drive: np.ndarray, around: np.ndarray, traits: np.ndarray) -> RackTruth:
-    """Simulate one rack at all samples.
+def simulate(
+    drive: np.ndarray, around: np.ndarray, traits: np.ndarray, interval_s: float = DT_S
+) -> RackTruth:
+    """Simulate one rack and return it every ``interval_s``.
 
     The heat of a step is reaction extent x enthalpy, so energy closes to rounding.
 
@@ -548,10 +564,14 @@ def simulate(drive: np.ndarray, around: np.ndarray, traits: np.ndarray) -> RackT
     drive : ndarray of DRIVE, shape (n_modules, n_steps)
     around : ndarray of SURROUNDINGS, shape (n_steps,)
     traits : ndarray of TRAITS, shape (n_modules,)
+    interval_s : float
+        1 to 60 [s], a divisor or a multiple of 10.
     """
-    n, n_steps = drive.shape
+    n, dt_s = traits.size, min(interval_s, DT_S)
+    n_steps = around.size * round(DT_S / dt_s)
     modules, rack = at_rest(around, traits)
     series = [(3, n, n_steps), (n_steps,), (n, n_steps), (n, n_steps), (n, 3, n_steps)]
-    truth = RackTruth(*(np.empty(shape, np.float32) for shape in series), modules["pnr_s"])
-    run(modules, rack, traits, drive, around, truth)
-    return truth
+    arrays = [np.empty(shape, np.float32) for shape in series]
+    run(modules, rack, traits, drive, around, RackTruth(*arrays, modules["pnr_s"]), dt_s)
+    every = round(interval_s / dt_s)
+    return RackTruth(*(array[..., ::every] for array in arrays), modules["pnr_s"])

@@ -8,20 +8,24 @@ from numba import njit
 
 from hvs_lib import columns as col
 from hvs_lib.simulator import physics as ph
+from hvs_lib.simulator.battery import BATTERIES, Battery
 from hvs_lib.simulator.causes import CAUSES, HAZARDS, LOOK_ALIKES, SENSOR, Event, RackPlan, wander
-from hvs_lib.simulator.physics import DT_S, N_MODULES, RackTruth
+from hvs_lib.simulator.physics import DT_S, RackTruth
 
 BACKGROUND_PPM = np.array([[15.0, 5.0], [3.0, 1.0], [1.5, 0.7]])  # VOC, CO, H2: mean, sd
 SOC_WINDOW = (0.08, 0.92)
+LATE_VENT_C = (140.0, 165.0)
+MODULE = BATTERIES["module"]  # what instruments and events are stated for
 
-# Instruments, in the order of col.SENSORS: sd of noise and bias, range
+# Instruments of a module, in the order of col.SENSORS: sd of noise and bias, range
 NOISE_SD = np.array([0.20, 0.25, 0.05, 0.10, 0.10, 5.0, 5.0, 5.0, 0.10], np.float32)
 BIAS_SD = np.array([0.25, 0.25, 0.02, 0.0, 1.0, 6.0, 6.0, 6.0, 0.25])
 LOWEST = np.array([-40, -40, 0, -1000, 0, 0, 0, 0, -40], np.float32)
-HIGHEST = np.array([200, 200, 100, 1000, 100, 2000, 2000, 2000, 200], np.float32)
+HIGHEST = np.array([200, 200, 1000, 1000, 100, 2000, 2000, 2000, 200], np.float32)
 # Steps of an instrument to the unit: 0.01 degC, 1 mV, 0.01 A, 0.01 %, 0.1 ppm. They also hide the
 # last digit of the mathematics, which differs from processor to processor.
 STEPS = np.array([100, 100, 1000, 100, 100, 10, 10, 10, 100], np.float32)
+TEMPS = [SENSOR[name] for name in (col.TEMP_AVG, col.TEMP_MAX, col.AMBIENT)]
 MISSING, OUTLIERS, OUTLIER_SD = 0.0005, 0.0001, 7.0
 # Each gas reading's response to VOC, CO and H2
 CROSS_RESPONSE = {col.CO: (0.015, 1.0, 0.25), col.H2: (0.01, 0.05, 1.0), col.VOC: (1.0, 0.10, 0.30)}
@@ -47,32 +51,43 @@ def draw_dispatch(n_steps: int, rng: np.random.Generator) -> tuple[np.ndarray, f
     return c_rate + 0.04 * wander(rng, n_steps, 120.0), start
 
 
-def draw_room(n_steps: int, rng: np.random.Generator) -> np.ndarray:
+def draw_room(n_steps: int, rng: np.random.Generator, battery: Battery = MODULE) -> np.ndarray:
     """Draw the room's air temperature [degC], shape (n_steps,)."""
     t = np.arange(n_steps) * DT_S
     day = rng.uniform(1.0, 3.0) * np.sin(2 * np.pi * (t / 86400.0 + rng.random()))
     cycling = 0.4 * np.sin(2 * np.pi * (t / (60.0 * rng.uniform(15.0, 30.0)) + rng.random()))
-    return rng.uniform(19.0, 25.0) + day + 0.35 * wander(rng, n_steps, 900.0) + cycling
+    return rng.uniform(*battery.room_C) + day + 0.35 * wander(rng, n_steps, 900.0) + cycling
 
 
-def draw_traits(rng: np.random.Generator) -> np.ndarray:
+def draw_traits(rng: np.random.Generator, battery: Battery) -> np.ndarray:
     """Draw how the modules of a rack differ, ``TRAITS`` of shape (n_modules,)."""
+    n, scale, own = battery.modules, battery.thermal_scale, rng.spawn(1)[0]
 
     def spread(sd: float) -> np.ndarray:
-        return np.exp(sd * rng.standard_normal(N_MODULES))
+        return np.exp(sd * rng.standard_normal(n))
 
-    traits = np.empty(N_MODULES, ph.TRAITS)
+    traits = np.empty(n, ph.TRAITS)
     traits["resistance"] = spread(0.05)
-    traits["capacity"] = 1.0 + 0.012 * rng.standard_normal(N_MODULES)
+    traits["capacity"] = 1.0 + 0.012 * rng.standard_normal(n)
     traits["cell_core_W_K"] = ph.G_CELL_CORE * spread(0.18)
     traits["cell_case_W_K"] = ph.G_CELL_CASE * spread(0.20)
-    traits["core_case_W_K"] = ph.G_CORE_CASE * spread(0.08)
-    traits["separator_C"] = rng.uniform(136.5, 139.5, N_MODULES)
+    traits["core_case_W_K"] = scale * ph.G_CORE_CASE * spread(0.08)
+    traits["separator_C"] = rng.uniform(136.5, 139.5, n)
     traits["vent_Pa"] = 0.70e6 * spread(0.30)
-    burns = rng.random(N_MODULES) < 0.6
-    traits["core_delay_s"] = np.where(burns, rng.uniform(90.0, 400.0, N_MODULES), np.inf)
+    burns = rng.random(n) < 0.6
+    traits["core_delay_s"] = np.where(burns, rng.uniform(90.0, 400.0, n), np.inf)
     traits["core_tau_s"] = 1800.0 * spread(0.35)
     traits["short_opens_C"] = np.inf
+    late = own.random(n) < battery.late_vents
+    traits["opens_C"] = np.where(late, own.uniform(*LATE_VENT_C, n), -np.inf)
+    traits["shorted_s"] = own.uniform(*battery.shorted_s, n)
+    charge_J = ph.CELL_AH * 3600.0 * ph.CELL_V
+    traits["shorted_J"] = own.uniform(*battery.shorted_share, n) * charge_J
+    core = battery.series * battery.parallel - 1
+    traits["series"], traits["parallel"] = battery.series, battery.parallel
+    traits["cells"] = 1, core
+    core_J_K = core * ph.CELL_J_K + ph.CORE_J_K * scale
+    traits["heat_J_K"] = ph.CELL_J_K, core_J_K, ph.CASE_J_K * scale
     return traits
 
 
@@ -88,7 +103,7 @@ def follow_dispatch(c_rate, soc, low, high):
     return taken
 
 
-def string_current(plan: RackPlan) -> tuple[np.ndarray, float]:
+def string_current(plan: RackPlan, battery: Battery) -> tuple[np.ndarray, float]:
     """Return the string's current [A] and its state of charge at the start.
 
     The state of charge may be fixed at a later sample: before it, time runs backwards.
@@ -97,7 +112,8 @@ def string_current(plan: RackPlan) -> tuple[np.ndarray, float]:
     back = follow_dispatch(-plan.c_rate[:at][::-1], soc, SOC_WINDOW[0], plan.soc_limit[:at][::-1])
     ahead = follow_dispatch(plan.c_rate[at:], soc, SOC_WINDOW[0], plan.soc_limit[at:])
     start = soc + back.sum() * DT_S / 3600.0
-    return ph.MODULE_AH * np.concatenate([-back[::-1], ahead]), start
+    ampere_hours = ph.CELL_AH * battery.parallel
+    return ampere_hours * np.concatenate([-back[::-1], ahead]), start
 
 
 def plan_rack(
@@ -106,11 +122,12 @@ def plan_rack(
     room_C: np.ndarray,
     events: Sequence[Event],
     rng: np.random.Generator,
+    battery: Battery = MODULE,
 ) -> RackPlan:
     """Draw a rack, let the events act on it and return what drives it."""
-    n = room_C.size
-    drive = np.zeros((N_MODULES, n), ph.DRIVE)
-    drive["case_air_W_K"] = ph.G_CASE_AIR * np.exp(0.10 * rng.standard_normal((N_MODULES, 1)))
+    n, n_modules = room_C.size, battery.modules
+    drive = np.zeros((n_modules, n), ph.DRIVE)
+    drive["case_air_W_K"] = ph.G_CASE_AIR * np.exp(0.10 * rng.standard_normal((n_modules, 1)))
     drive["short_ohm"] = np.inf
     drive["group_capacity"] = 1.0
     around = np.empty(n, ph.SURROUNDINGS)
@@ -119,12 +136,15 @@ def plan_rack(
         around["inlet_ppm"][:, g] = np.maximum(mean + sd * wander(rng, n, 1200.0), 0.0)
     soc = float(np.clip(dispatch[1] + rng.normal(0.0, 0.03), *SOC_WINDOW))
     c_rate, soc_limit = dispatch[0] * rng.normal(1.0, 0.03), np.full(n, SOC_WINDOW[1])
-    plan = RackPlan(rack, c_rate, soc_limit, (0, soc), drive, around, draw_traits(rng))
+    traits = draw_traits(rng, battery)
+    plan = RackPlan(rack, c_rate, soc_limit, (0, soc), drive, around, traits)
     for event in events:
         if CAUSES[event.cause].kind != "instrument":
             CAUSES[event.cause].effect(event, plan)
-    around["current_A"], soc = string_current(plan)
-    plan.traits["soc"] = soc + 0.012 * rng.standard_normal(N_MODULES)
+    for name in ("case_air_W_K", "case_W"):  # events are stated for a module
+        drive[name] *= battery.thermal_scale
+    around["current_A"], soc = string_current(plan, battery)
+    plan.traits["soc"] = soc + 0.012 * rng.standard_normal(n_modules)
     return plan
 
 
@@ -132,32 +152,32 @@ def plan_rack(
 
 
 def noiseless_readings(
-    truth: RackTruth, current_A: np.ndarray, rng: np.random.Generator
+    truth: RackTruth, current_A: np.ndarray, rng: np.random.Generator, battery: Battery
 ) -> np.ndarray:
     """Draw the instruments of a rack; return what they read without noise, shape as `measure`.
 
-    Eight thermistors for 28 cells: the failing cell has one of its own, or sits next to one, or
-    is far from all.
+    Fewer thermistors than cells: the failing cell has one of its own, or sits next to one, or is
+    far from all. Voltages are reduced to those of a module.
     """
 
     def column(values: np.ndarray) -> np.ndarray:
         return values.astype(np.float32)[..., None]
 
     f, c, s = truth.temp_C
-    n = N_MODULES
+    n, own = battery.modules, battery.thermistors / (battery.series * battery.parallel)
     where = rng.random(n)
     near, beside, far = (rng.uniform(*span, n) for span in [(0.6, 0.9), (0.12, 0.35), (0.03, 0.10)])
-    visibility = np.where(where < 8 / 28, near, np.where(where < 8 / 28 + 0.45, beside, far))
+    visibility = np.where(where < own, near, np.where(where < own + 0.45, beside, far))
     bias = rng.standard_normal((len(col.SENSORS), n)) * BIAS_SD[:, None]
     bias[SENSOR[col.AMBIENT]] = bias[SENSOR[col.AMBIENT], 0]  # one thermometer in the rack's air
-    average = visibility / 8.0 * rng.uniform(0.6, 1.2, n)  # of eight thermistors
+    average = visibility / battery.thermistors * rng.uniform(0.6, 1.2, n)
     hot_spot_K, core_share = rng.uniform(0.3, 1.8, n), rng.uniform(0.1, 0.6, n)
 
     warm_core = column(core_share) * np.maximum(c - truth.air_C, 0.0)
     readings = {
         col.TEMP_AVG: s + column(average) * (f - s),
         col.TEMP_MAX: s + column(visibility) * (f - s) + column(hot_spot_K) + warm_core,
-        col.VOLTAGE: truth.voltage_V,
+        col.VOLTAGE: truth.voltage_V * np.float32(MODULE.series / battery.series),
         col.CURRENT: current_A,
         col.SOC: 100.0 * truth.soc,
         col.AMBIENT: truth.air_C,
@@ -184,6 +204,7 @@ def measure(
     events: Sequence[Event],
     n_steps: int,
     rng: np.random.Generator,
+    battery: Battery,
 ) -> np.ndarray:
     """Return what the rack's sensors report, instrument faults among the events included.
 
@@ -192,7 +213,8 @@ def measure(
     ndarray of shape (n_sensors, n_modules, n_steps), float32
         In the order and units of ``col.SENSORS``.
     """
-    noiseless = noiseless_readings(truth, current_A, rng)[..., :n_steps]
+    drives = (np.arange(truth.air_C.size) * battery.interval_s / DT_S).astype(int)  # a row's sample
+    noiseless = noiseless_readings(truth, current_A[drives], rng, battery)[..., :n_steps]
     readings = rng.standard_normal(noiseless.shape, np.float32)
     readings[SENSOR[col.AMBIENT]] = readings[SENSOR[col.AMBIENT], 0]
     wild = scatter(rng, readings.shape, OUTLIERS)
@@ -201,11 +223,15 @@ def measure(
     readings += noiseless
     for event in events:
         if CAUSES[event.cause].kind == "instrument":
-            CAUSES[event.cause].effect(event, readings)
+            CAUSES[event.cause].effect(event.sampled(battery.interval_s), readings)
+    readings[SENSOR[col.VOLTAGE]] *= np.float32(battery.series / MODULE.series)
     np.clip(readings, LOWEST[:, None, None], HIGHEST[:, None, None], out=readings)
-    readings *= STEPS[:, None, None]
+    per_unit = STEPS[:, None, None].copy()
+    if battery.whole_degrees:
+        per_unit[TEMPS] = 1.0
+    readings *= per_unit
     np.rint(readings, out=readings)
-    readings /= STEPS[:, None, None]
+    readings /= per_unit
     readings.reshape(-1)[scatter(rng, readings.shape, MISSING)] = np.nan
     return readings
 

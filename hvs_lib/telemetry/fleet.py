@@ -28,6 +28,7 @@ from hvs_lib import __version__, cache
 from hvs_lib import columns as col
 from hvs_lib.progress import STEP, log_line, steps
 from hvs_lib.project import project_root, remove_unfinished, sources_sha256
+from hvs_lib.simulator.battery import check_battery
 from hvs_lib.telemetry.files import READ_ERRORS, DataError, sha256_of_file, write
 from hvs_lib.telemetry.read import load_telemetry, read_racks
 
@@ -93,6 +94,7 @@ def load_fleet(
     *,
     sites: int = 48,
     seed: int = 42,
+    battery: str = "module",
     keep_fill_values: bool = False,
 ) -> Fleet:
     """Open a telemetry file as a fleet, or the simulated fleet, which is made first if need be.
@@ -103,9 +105,11 @@ def load_fleet(
         A labelled `.csv`, `.csv.gz` or `.parquet` file, see data/README.md. It is converted once,
         into `data/cache`. Empty: the simulated fleet, in `data/raw`.
     sites : int
-        Simulated sites of 64 modules, of 6 h each.
+        Simulated sites, of 6 h each.
     seed : int
         Of the simulation, not negative.
+    battery : str
+        Of the simulated sites, as for `simulate_fleet`.
     keep_fill_values : bool
         As for `load_telemetry`.
 
@@ -119,28 +123,30 @@ def load_fleet(
     DataError
         If the file breaks a rule of the table.
     ValueError
-        If `sites` or `seed` is out of range.
+        If `sites` or `seed` is out of range or `battery` unknown.
     """
     if data_path:
         return _converted(Path(data_path), keep_fill_values)
-    check_fleet(sites, seed)
-    return _simulated(sites, seed)
+    check_fleet(sites, seed, battery)
+    return _simulated(sites, seed, battery)
 
 
-def check_fleet(sites: int, seed: int) -> None:
+def check_fleet(sites: int, seed: int, battery: str = "module") -> None:
     """Refuse what cannot be simulated, with a ValueError; models take the same seeds."""
     if sites < 1:
         raise ValueError(f"sites must be at least 1, got {sites}.")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must lie between 0 and {2**32 - 1}, got {seed}.")
+    check_battery(battery)
 
 
 # ---- the simulated fleet ---------------------------------------------------------------------
 
 
-def _simulated(sites: int, seed: int) -> Fleet:
+def _simulated(sites: int, seed: int, battery: str) -> Fleet:
     """Simulate the sites whose files are absent, damaged, or of another simulator."""
-    folder = project_root() / "data" / "raw" / f"fleet_seed{seed}"
+    kind = "" if battery == "module" else f"{battery}_"
+    folder = project_root() / "data" / "raw" / f"fleet_{kind}seed{seed}"
     paths = [folder / f"Site{site:02d}.parquet" for site in range(1, sites + 1)]
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -149,7 +155,7 @@ def _simulated(sites: int, seed: int) -> Fleet:
         from hvs_lib.simulator.fleet import simulate_site
 
         site = int(path.stem.removeprefix("Site")) - 1
-        telemetry, _ = simulate_site(site, SIMULATED_HOURS, seed)
+        telemetry, _ = simulate_site(site, SIMULATED_HOURS, seed, battery)
         stamps = {b"hvs_workbook_version": __version__.encode()}
         write(telemetry, path, stamps | {_FINGERPRINT: simulator_fingerprint().encode()})
 

@@ -209,6 +209,17 @@ def test_simulate_refuses_bad_numbers(hvs, tmp_path):
     assert "sites must be" in result.stderr
     result = hvs("simulate", tmp_path / "fleet.csv", "--jobs", 0)
     assert (result.exit_code, "-1 for all cores" in result.stderr) == (1, True)
+    result = hvs("simulate", tmp_path / "fleet.csv", "--battery", "cel")
+    assert (result.exit_code, "did you mean 'cell'" in result.stderr) == (1, True)
+    assert not (tmp_path / "fleet.csv").exists()
+
+
+def test_simulate_takes_a_battery(hvs, tmp_path):
+    path = tmp_path / "fleet.parquet"
+    assert hvs("simulate", path, "--sites", 1, "--hours", 0.5, "--battery", "pack").exit_code == 0
+    telemetry = load_telemetry(path, require_label=False)
+    assert telemetry[col.MODULE].nunique() == 16
+    assert telemetry[col.VOLTAGE].median() > 280.0
 
 
 def test_version(hvs):

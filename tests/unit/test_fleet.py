@@ -99,6 +99,24 @@ def test_another_simulator_simulates_again(monkeypatch, project):
     assert {path.name for path in left.parent.iterdir()} == {"Site01.parquet", "Site02.parquet"}
 
 
+def test_fleets_of_other_batteries_have_folders_of_their_own(project):
+    plain, mixed = load_fleet(sites=2, seed=7), load_fleet(sites=2, seed=7, battery="mix")
+    packs = load_fleet(sites=2, seed=7, battery="pack")
+    folders = [fleet.paths[0].parent.name for fleet in (plain, mixed, packs)]
+    assert folders == ["fleet_seed7", "fleet_mix_seed7", "fleet_pack_seed7"]
+    assert len({plain.sha256, mixed.sha256, packs.sha256}) == 3
+    assert packs.telemetry(0)[col.VOLTAGE].median() > 280.0
+    assert load_fleet(sites=2, seed=7, battery="module").sha256 == plain.sha256
+    packs.paths[1].write_bytes(b"damaged")
+    assert load_fleet(sites=2, seed=7, battery="pack").sha256 == packs.sha256
+
+
+def test_unknown_battery_is_refused_with_the_nearest_name(project):
+    with pytest.raises(ValueError, match="got 'packs': did you mean 'pack'"):
+        load_fleet(battery="packs")
+    assert not (project / "data").exists()
+
+
 def test_a_hundred_sites_are_in_the_order_of_their_names(monkeypatch):
     monkeypatch.setattr(fleets, "SIMULATED_HOURS", 20 / 3600)  # two samples
     fleet = load_fleet(sites=101)
