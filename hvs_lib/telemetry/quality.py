@@ -33,6 +33,7 @@ FILL_VALUES = {
     col.H2: _ANYWHERE,
     col.VOC: _ANYWHERE,
 }
+LEFT_OUT = "left out"  # ends what is found of rows that the telemetry lacks
 _MISSING = "treated as missing (keep_fill_values takes it as a reading)"
 
 # A module whose other readings come up to such a share of the fill value has read it.
@@ -149,6 +150,7 @@ def describe(findings: Iterable[Finding], n_rows: int) -> list[str]:
     for name, what, count in findings:
         rows[name, what] += count
     return [
-        f"{name} in {count:,} rows ({count / n_rows:.2%}): {what}"
+        f"{name} in {count:,} rows{'' if what.endswith(LEFT_OUT) else f' ({count / n_rows:.2%})'}:"
+        f" {what}"
         for (name, what), count in sorted(rows.items())
     ]
