@@ -96,6 +96,22 @@ def simulate(output: Path, sites: int, hours: float, seed: int, jobs: int) -> No
     click.echo(format_summary(summarize(telemetry)))
 
 
+@main.command("map")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--output", type=click.Path(path_type=Path), help="New file to write the map to.")
+def propose(file: Path, output: Path | None) -> None:
+    """Propose a map of the columns of FILE to ours, for --columns; read it before use."""
+    from hvs_lib.telemetry.proposal import propose_map
+
+    if output and output.exists():
+        raise HvsError(f"{output} must be new, it exists; choose another name.")
+    text = propose_map(file)
+    if output:
+        output.write_text(text, encoding="utf-8")
+        text = f"{output} is written: read it, then `hvs check {file} --columns {output}`"
+    click.echo(text.rstrip())
+
+
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @_COLUMNS

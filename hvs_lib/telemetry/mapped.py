@@ -2,7 +2,6 @@
 
 import difflib
 import hashlib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from hvs_lib.telemetry.files import (
     count_rows,
     sha256_of_file,
 )
-from hvs_lib.telemetry.mapping import SECONDS, Source, load_map
+from hvs_lib.telemetry.mapping import SECONDS, Source, load_map, named
 from hvs_lib.telemetry.quality import LEFT_OUT, Finding
 
 _ADVICE = {
@@ -150,8 +149,7 @@ class MappedFile:
         """Return the columns wanted, by what `*` stands for, or by number where there is none."""
         found = {}
         for number, each in enumerate(wanted):
-            pattern = re.compile("(.+)".join(map(re.escape, each.split("*"))))
-            matches = [match for other in self._file.names if (match := pattern.fullmatch(other))]
+            matches = named(each, self._file.names)
             found |= {"_".join(match.groups()) or str(number): match[0] for match in matches}
             if not matches:
                 near = difflib.get_close_matches(each, self._file.names, n=1, cutoff=0.4)

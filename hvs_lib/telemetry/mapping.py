@@ -5,8 +5,9 @@ docs/own-data.md shows one from start to end.
 
 import datetime
 import difflib
+import re
 import zoneinfo
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,12 @@ class ColumnMap:
     repeated: str = ""  # which of the rows of one module and time to keep
     runaway: object = None  # elapsed time, time, or column that is true from then on
     cells_in_series: int | None = None
+
+
+def named(wanted: str, names: Iterable[str]) -> list[re.Match]:
+    """Find the columns that an entry names; the groups of a match are what `*` stands for."""
+    pattern = re.compile("(.+)".join(map(re.escape, wanted.split("*"))))
+    return [match for name in names if (match := pattern.fullmatch(name))]
 
 
 # ---- reading the map -------------------------------------------------------------------------
