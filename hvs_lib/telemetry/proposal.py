@@ -95,7 +95,9 @@ def propose_map(path: str | Path) -> str:
     problems = _try(path, entries)
     lines = ["# Proposed by `hvs map` from names and values: read every line before you trust it."]
     lines += [f"# to mend: {problem}" for problem in problems]
-    lines += [_line(key, value, why) for key, (value, why) in entries.items()]
+    places = {name: place for place, name in enumerate(col.TELEMETRY)}
+    keys = sorted(entries, key=lambda key: places.get(key, len(places)))
+    lines += [_line(key, *entries[key]) for key in keys]
     return "\n".join([*lines, *(f"# {note}" for note in notes)]) + "\n"
 
 
@@ -249,7 +251,8 @@ def _propose_temperatures(
         entries[col.TEMP_AVG] = _scaled(col.TEMP_AVG, "each", group)
     elif group is not None:
         entries[col.TEMP_AVG] = _scaled(col.TEMP_AVG, "mean", group)
-        entries[col.TEMP_MAX] = _scaled(col.TEMP_MAX, "max", group)
+        entry, why = _scaled(col.TEMP_MAX, "max", group)
+        entries[col.TEMP_MAX] = (entry, "as the mean" if why else "")
     else:
         for each in single:
             name = col.TEMP_MAX if "max" in each.tokens else col.TEMP_AVG

@@ -130,7 +130,10 @@ def doubtful_current(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Findi
     charge = np.cumsum(np.nan_to_num(telemetry[col.CURRENT].to_numpy(np.float64)))
     soc = telemetry[col.SOC].to_numpy(np.float64)
     moved, rise = charge[lag:] - charge[:-lag], soc[lag:] - soc[:-lag]
-    kept = (modules[lag:] == modules[:-lag]) & ~np.isnan(rise)
+    times = telemetry[col.TIMESTAMP].to_numpy()
+    limit = np.timedelta64(round(2 * _CURRENT_OVER_S), "s")
+    whole = times[lag:] - times[:-lag] <= limit  # charge that moves in a gap is not seen
+    kept = (modules[lag:] == modules[:-lag]) & ~np.isnan(rise) & whole
     moved, rise = moved[kept], rise[kept]
     racks = rack_codes(telemetry)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from pandas.testing import assert_frame_equal
 from hvs_lib import columns as col
 from hvs_lib.telemetry.files import DataError
 from hvs_lib.telemetry.fleet import load_fleet
+from hvs_lib.telemetry.proposal import propose_map
 from hvs_lib.telemetry.read import load_telemetry, read_racks
 from hvs_lib.telemetry.summary import summarize
 
@@ -414,3 +417,105 @@ def test_a_map_that_changes_while_its_fleet_is_used_is_told(read, project, tmp_p
     (tmp_path / "map.yaml").write_text("{}")
     with pytest.raises(DataError, match="it has changed; start again"):
         fleet.telemetry(0)
+
+
+# --- proposals -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def proposed(tmp_path):
+    """Return a function that writes an export and returns its proposal, which loads it."""
+
+    def proposed(frame: pd.DataFrame, name="own.csv") -> dict:
+        path, columns = tmp_path / name, tmp_path / "map.yaml"
+        frame.to_parquet(path) if name.endswith(".parquet") else frame.to_csv(path, index=False)
+        columns.write_text(propose_map(path), encoding="utf-8")
+        load_telemetry(path, columns=columns, require_label=False)
+        return yaml.safe_load(columns.read_text(encoding="utf-8"))
+
+    return proposed
+
+
+def test_the_documented_export_gives_the_documented_map(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "docs" / "own-data.md").read_text(encoding="utf-8")
+    code, written = (
+        re.search(rf"```{kind}\n(.*?)```", text, re.DOTALL)[1] for kind in ("python", "yaml")
+    )
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert propose_map("export.csv") == written
+    Path("map.yaml").write_text(written, encoding="utf-8")
+    telemetry = load_telemetry("export.csv", columns="map.yaml", require_label=False)
+    assert len(telemetry) == 239
+    first = telemetry.iloc[0]
+    assert first[col.TEMP_AVG] == 27 and first[col.TEMP_MAX] == 28
+    assert first[col.VOLTAGE] == 51 and first[col.CURRENT] == -20 and first[col.SOC] == 90
+
+
+def test_columns_of_modules_units_and_an_american_clock_are_guessed(proposed):
+    times = pd.date_range(START, periods=30, freq="30s").strftime("%m/%d/%Y %H:%M:%S")
+    frame = pd.DataFrame({"Date/Time": times, "Rack No": 7})
+    for module in range(1, 5):
+        frame[f"Mod {module} Voltage [mV]"] = 51_000.0 + module
+        frame[f"Mod {module} Temp [F]"] = 80.0
+    frame = frame.assign(**{"Room temp": 295.5, "CO (ppm)": 2.5, "H2 [Vol%]": 0.1})
+    found = proposed(frame)
+    assert found["Timestamp"]["format"] == "%m/%d/%Y %H:%M:%S"
+    assert found["Rack_ID"] == "Rack No" and "Module_ID" not in found
+    assert found[col.VOLTAGE] == {"each": "Mod * Voltage [mV]", "factor": 0.001}
+    assert found[col.TEMP_AVG]["each"] == "Mod * Temp [F]"
+    assert found[col.TEMP_AVG]["factor"] * 212 + found[col.TEMP_AVG]["offset"] == pytest.approx(100)
+    assert found[col.AMBIENT] == {"column": "Room temp", "offset": -273.15}
+    assert found[col.CO] == "CO (ppm)"
+    assert found[col.H2] == {"column": "H2 [Vol%]", "factor": 10_000.0}
+
+
+def test_cells_are_summed_where_the_pack_has_no_voltage(proposed):
+    frame = table(**{f"V_{k}": [0.0, *[3.7] * 9] for k in range(1, 15)}, V_total="?")
+    found = proposed(frame.drop(columns="U"))
+    members = [f"V_{k}" for k in range(1, 15)]
+    assert found[col.VOLTAGE] == {"sum": members, "missing": [0]}, "V_* would be V_total, too"
+    found = proposed(table(**{f"V_{k}": 3.7 for k in range(1, 15)}))
+    assert found[col.VOLTAGE] == "U"
+
+
+@pytest.mark.parametrize(
+    ("times", "name", "clock"),
+    [
+        (range(10), "Time (min)", {"elapsed": "min", "start": "2025-01-01T00:00:00"}),
+        (range(1_700_000_000, 1_700_000_010), "time", {"epoch": "s"}),
+        ([f"2025-06-01T00:00:0{k}" for k in range(10)], "x", {"zone": "UTC"}),
+    ],
+)
+def test_the_kind_of_the_time_is_guessed(proposed, times, name, clock):
+    frame = table().assign(when=list(times)).rename(columns={"when": name})
+    assert proposed(frame)["Timestamp"] == {"column": name, **clock}
+    assert proposed(frame, "own.parquet")["Timestamp"] == {"column": name, **clock}
+
+
+def test_a_flow_of_gas_becomes_ppm_where_another_gas_tells_how(proposed, tmp_path):
+    flow = np.arange(10.0)
+    frame = table(**{"CO Flow (L/min)": flow, "THC Flow (L/min)": flow, "THC (ppm)": 2 + 8 * flow})
+    found = proposed(frame)
+    assert found[col.CO] == {"column": "CO Flow (L/min)", "factor": 8.0}
+    assert found[col.VOC] == "THC (ppm)"
+    assert col.CO not in proposed(frame.drop(columns="THC (ppm)"))
+    assert "CO Flow (L/min) is a flow" in (tmp_path / "map.yaml").read_text()
+
+
+def test_a_flag_of_runaway_or_hazard_is_guessed(proposed):
+    frame = table(**{"Thermal Runaway": [False] * 9 + [True]})
+    assert proposed(frame)["runaway"] == "Thermal Runaway"
+    assert proposed(table(hazard=[0] * 9 + [1]))[col.LABEL] == "hazard"
+
+
+def test_a_file_with_our_names_needs_a_time_zone_alone(proposed, make_telemetry):
+    found = proposed(make_telemetry())
+    assert found == {"Timestamp": {"column": "Timestamp", "zone": "UTC"}}
+
+
+def test_what_cannot_be_guessed_is_marked(tmp_path):
+    pd.DataFrame({"a": ["x", "y"], "b": [1, 2]}).to_csv(tmp_path / "own.csv", index=False)
+    text = propose_map(tmp_path / "own.csv")
+    assert "# to mend: Timestamp must name a column" in text
+    assert "# no column looks like a time: name it" in text
