@@ -122,11 +122,11 @@ class MappedFile:
         clock, self._theirs = self.map.clock, {}  # of ours: {module or number: column}
         for name, source in self._sources.items():
             if source.how != "constant":
-                self._theirs[name] = self._found(name, source.columns, problems)
+                self._theirs[name] = self._found(name, source, problems)
         times = {source.time for source in self._sources.values() if source.time}
         for each in (*clock.columns, *times):
             if each not in self._file.names:
-                self._found(col.TIMESTAMP, (each,), problems)
+                problems.append(self._lacks(col.TIMESTAMP, each))
         have = {col.TIMESTAMP, *self._sources} | ({col.MODULE} if self._is_wide else set())
         problems += [
             f"{name} must come from the file or the map, got neither; {cure}."
@@ -145,17 +145,30 @@ class MappedFile:
         self._file.select(names, dict.fromkeys(numbers, arrow.float64()))
         self._refuse(problems + self._file.problems)
 
-    def _found(self, name: str, wanted: tuple[str, ...], problems: list[str]) -> dict[str, str]:
-        """Return the columns wanted, by what `*` stands for, or by number where there is none."""
-        found = {}
-        for number, each in enumerate(wanted):
+    def _found(self, name: str, source: Source, problems: list[str]) -> dict[str, str]:
+        """Return the columns of a source by module: what `*` stands for, or a number from 1."""
+        found: dict[str, str] = {}
+        for number, each in enumerate(source.columns, start=1):
             matches = named(each, self._file.names)
-            found |= {"_".join(match.groups()) or str(number): match[0] for match in matches}
             if not matches:
-                near = difflib.get_close_matches(each, self._file.names, n=1, cutoff=0.4)
-                cure = f"did you mean {near[0]!r}?" if near else "`hvs map` shows those it has."
-                problems.append(f"{name} must name a column of the file, got {each!r}; {cure}")
+                problems.append(self._lacks(name, each))
+            for match in matches:
+                module = "_".join(match.groups()) or str(number)
+                key = module if source.how == "each" else match[0]
+                if key in found:
+                    what = f"{found[key]!r} and {match[0]!r}"
+                    problems.append(f"{name} must take a column once, got {what}; drop one.")
+                found[key] = match[0]
+        if source.how == "column" and len(found) > 1:
+            several = ", ".join(found)
+            cure = "name one, or say `mean`, `max`, `sum` or `each`"
+            problems.append(f"{name} must be made of one column, got {several}; {cure}.")
         return found
+
+    def _lacks(self, name: str, wanted: str) -> str:
+        near = difflib.get_close_matches(wanted, self._file.names, n=1, cutoff=0.4)
+        cure = f"did you mean {near[0]!r}?" if near else "`hvs map` shows those it has."
+        return f"{name} must name a column of the file, got {wanted!r}; {cure}"
 
     def _refuse(self, problems: list[str]) -> None:
         if problems:
@@ -171,7 +184,8 @@ class MappedFile:
         table = {}
         for name in [name for name in TEXTS if name in self._sources]:
             if self._sources[name].how == "constant":
-                table[name] = pd.Categorical([self._sources[name].columns[0]] * n_rows)
+                word = pd.Index(self._sources[name].columns, dtype="str")
+                table[name] = pd.Categorical.from_codes(np.zeros(n_rows, np.int8), word)
             else:
                 (theirs,) = self._theirs[name].values()
                 table[name] = to_frame({name: self._read[theirs]})[name]
@@ -188,9 +202,12 @@ class MappedFile:
         self._refuse(self._bad)
         self._read = {}
         telemetry = _long(pd.DataFrame(table, copy=False), wide)
-        n_rows = len(telemetry)
-        telemetry = telemetry[telemetry[col.TIMESTAMP].notna()]
-        self._tell("without a value", n_rows - len(telemetry))
+        timed = telemetry[col.TIMESTAMP].notna()
+        if len(timed) and not timed.any():
+            theirs = " ".join(self.map.clock.columns)
+            self._refuse([f"{col.TIMESTAMP} must be in {theirs!r}, got nothing; name another."])
+        telemetry = telemetry[timed]
+        self._tell("without a value", int((~timed).sum()))
         telemetry = self._once_each(telemetry)
         if self.map.runaway is not None:
             telemetry = self._labelled(telemetry)
@@ -241,10 +258,16 @@ class MappedFile:
     ) -> None:
         """Note the cells of bad words as one problem."""
         rows = np.flatnonzero(np.append(bad.to_numpy(bool), False)[codes])
+        told = f"{words[codes[rows[0]]]!r} in {theirs!r}" if len(rows) else ""
+        self._note_rows(rows, rule, told, cure)
+
+    def _note_rows(self, rows: np.ndarray, rule: str, found: pd.Series | str, cure: str) -> None:
+        """Note rows, if there are any, with what is found in the first, as one problem."""
         if len(rows):
+            told = found if isinstance(found, str) else found[rows[0]]
+            place = self._file.row_name(rows[0])
             self._bad.append(
-                f"{rule}, got {words[codes[rows[0]]]!r} in {theirs!r} at"
-                f" {self._file.row_name(rows[0])}, {count_rows(len(rows))} in all; {cure}"
+                f"{rule}, got {told} at {place}, {count_rows(len(rows))} in all; {cure}"
             )
 
     # ---- times -------------------------------------------------------------------------------
@@ -252,11 +275,19 @@ class MappedFile:
     def _times(self, columns: tuple[str, ...]) -> pd.Series:
         """Return times in UTC, NaT where there is none."""
         clock, theirs = self.map.clock, " ".join(columns)
-        if clock.epoch or clock.elapsed:
+        if unit := clock.epoch or clock.elapsed:
             numbers = pd.Series(self._numbers(col.TIMESTAMP, columns[0], self.map.missing))
             if clock.epoch:
-                return pd.to_datetime(numbers, unit=clock.epoch).astype("datetime64[us]")
-            return (self._start() + _elapsed(numbers, clock.elapsed)).astype("datetime64[us]")
+                times = pd.to_datetime(numbers, unit=unit, errors="coerce")
+            else:
+                times = self._start() + _elapsed(numbers, unit)
+            self._note_rows(
+                np.flatnonzero(times.isna() & numbers.notna()),
+                f"{col.TIMESTAMP} must lie between the years 1678 and 2262",
+                numbers,
+                "correct the unit.",
+            )
+            return times.astype("datetime64[us]")
         array = self._read[columns[0]]
         for other in columns[1:]:
             texts = [each.cast(arrow.string()) for each in (array, self._read[other])]
@@ -300,12 +331,8 @@ class MappedFile:
             for is_summer in (True, False)
         )
         lost = np.flatnonzero(utc.isna() & times.notna())
-        if len(lost):
-            self._bad.append(
-                f"{col.TIMESTAMP} must exist in {zone}, got {times[lost[0]]} at"
-                f" {self._file.row_name(lost[0])}, {count_rows(len(lost))} in all; correct the"
-                " zone, to UTC if the clock has no daylight saving."
-            )
+        cure = "correct the zone, to UTC if the clock has no daylight saving."
+        self._note_rows(lost, f"{col.TIMESTAMP} must exist in {zone}", times, cure)
         twice = (utc != winter) & utc.notna()
         if twice.any():  # the second time round starts where a module's clock steps back
             hours = [self._modules, times.dt.floor("D")]
@@ -363,7 +390,7 @@ class MappedFile:
 
 
 def _elapsed(numbers: pd.Series | float, unit: str) -> pd.Series | pd.Timedelta:
-    return pd.to_timedelta(numbers * SECONDS[unit], unit="s")
+    return pd.to_timedelta(numbers * SECONDS[unit], unit="s", errors="coerce")
 
 
 def _long(table: pd.DataFrame, wide: dict[str, dict[str, np.ndarray]]) -> pd.DataFrame:

@@ -5,9 +5,11 @@ docs/own-data.md shows one from start to end.
 
 import datetime
 import difflib
+import math
 import re
 import zoneinfo
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,8 +64,10 @@ class ColumnMap:
     cells_in_series: int | None = None
 
 
-def named(wanted: str, names: Iterable[str]) -> list[re.Match]:
+def named(wanted: str, names: Collection[str]) -> list[re.Match]:
     """Find the columns that an entry names; the groups of a match are what `*` stands for."""
+    if wanted in names:
+        return [re.fullmatch(re.escape(wanted), wanted)]
     pattern = re.compile("(.+)".join(map(re.escape, wanted.split("*"))))
     return [match for name in names if (match := pattern.fullmatch(name))]
 
@@ -76,7 +80,8 @@ def load_map(path: str | Path) -> ColumnMap:
     path, problems = Path(path), []
     title = f"The map {path} cannot be used"
     try:
-        written = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        written = yaml.safe_load(text)
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         problem = f"The map must be a readable YAML file, got: {reason}; `hvs map FILE` writes one."
@@ -85,6 +90,8 @@ def load_map(path: str | Path) -> ColumnMap:
         problem = "The map must have lines such as `Module_Voltage_V: COLUMN`, got none; add them."
         raise DataError(title, [problem])
     written = {str(key): value for key, value in written.items()}
+    twice = [key for key, n in Counter(re.findall(r"^(\w+):", text, re.MULTILINE)).items() if n > 1]
+    problems += [f"{key} must stand once in the map, got it twice; drop one." for key in twice]
     options = {key: written.pop(key) for key in _OPTIONS if key in written}
     options = _checked(options, "The map", _OPTIONS, problems)
     clock, sources = Clock((col.TIMESTAMP,)), {}
@@ -106,8 +113,10 @@ def load_map(path: str | Path) -> ColumnMap:
         elif key == col.TIMESTAMP:
             clock = Clock(tuple(map(str, columns)), **fields)
             problems += _clock_problems(clock)
-        elif how[0] != "column" and key in TEXTS and how[0] != "constant":
+        elif key in TEXTS and how[0] not in ("column", "constant"):
             problems.append(f"{key} is text, got {how[0]}; write a column or a constant.")
+        elif how[0] == "constant" and len(columns) > 1:
+            problems.append(f"{key} must be one constant, got {columns}; keep one.")
         else:
             sources[key] = Source(how[0], tuple(map(str, columns)), **fields)
     if isinstance(options.get("runaway"), float) and not clock.elapsed:
@@ -123,6 +132,8 @@ def _clock_problems(clock: Clock) -> Iterator[str]:
     said = [key for key in ("format", "elapsed", "epoch") if getattr(clock, key)]
     if len(said) > 1:
         yield f"Timestamp must have one of format, elapsed, epoch, got {', '.join(said)}; keep one."
+    if len(clock.columns) > 1 and (clock.elapsed or clock.epoch):
+        yield f"Timestamp must be one column of numbers, got {', '.join(clock.columns)}; name one."
     if clock.elapsed and clock.start is None:
         yield (
             "Timestamp must have a `start` beside `elapsed`, got none; add the time at 0, such as"
@@ -135,7 +146,10 @@ def _clock_problems(clock: Clock) -> Iterator[str]:
 def _number(value: object) -> float:
     if isinstance(value, bool | None):
         raise ValueError
-    return float(value)  # YAML takes 1e-3 for text
+    number = float(value)  # YAML takes 1e-3 for text
+    if not math.isfinite(number):
+        raise ValueError
+    return number
 
 
 def _positive(value: object) -> float:
@@ -155,6 +169,17 @@ def _scalars(value: object) -> tuple:
     if any(isinstance(each, dict | list | None) for each in values):
         raise ValueError
     return tuple(values)
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or not _positive(value):
+        raise ValueError
+    return value
+
+
+def _format(value: object) -> str:
+    pd.to_datetime(pd.Series(["tried"]), format=value, errors="coerce")  # refuses a bad one
+    return value
 
 
 def _zone(value: object) -> str:
@@ -177,14 +202,14 @@ _RULES = {
     "missing": (_scalars, "a value or a list of values"),
     "time": (str, "a column"),
     "within": (_positive, "a number of seconds above 0"),
-    "format": (str, "text such as '%d.%m.%Y %H:%M:%S'"),
+    "format": (_format, "text such as '%d.%m.%Y %H:%M:%S'"),
     "zone": (_zone, "a time zone such as Europe/Berlin"),
     "elapsed": _one_of(*SECONDS),
     "epoch": _one_of("s", "ms", "us", "ns"),
     "start": (pd.Timestamp, "a time such as 2025-06-01T12:00:00"),
     "repeated": _one_of("first", "last", "mean"),
     "runaway": (_runaway, "a column, a time or a number"),
-    "cells_in_series": (lambda value: int(_positive(value)), "a number above 0"),
+    "cells_in_series": (_count, "a whole number above 0"),
 }
 
 

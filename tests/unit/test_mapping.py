@@ -272,6 +272,12 @@ def test_rows_without_a_time_are_left_out_and_told(read):
     assert summarize(telemetry)["warnings"] == ["Timestamp in 2 rows: without a value; left out"]
 
 
+def test_a_file_without_rows_or_without_times_is_refused(refused):
+    assert "got a header alone" in refused(table()[:0], "t.parquet")[0]
+    (problem,) = refused(table().assign(when=None))
+    assert problem == "Timestamp must be in 'when', got nothing; name another."
+
+
 # --- refusals ------------------------------------------------------------------------------------
 
 
@@ -308,12 +314,57 @@ def test_every_problem_of_a_map_is_told_at_once(refused):
         ({"runaway": "U", "Hazard_Label": "U"}, "must not stand beside `runaway`"),
         ({"Timestamp": {"column": "when", "epoch": "s", "format": "%Y"}}, "got format, epoch"),
         ({"Timestamp": {"column": "when", "start": "2025-01-01"}}, "add its unit, `elapsed: s`"),
-        ({"cells_in_series": -1}, "must be a number above 0, got -1"),
+        ({"cells_in_series": -1}, "must be a whole number above 0, got -1"),
+        ({"cells_in_series": 1.5}, "must be a whole number above 0, got 1.5"),
+        ({"missing": None, "Timestamp": {"column": "when", "format": "%Q"}}, "format of Timestamp"),
+        ({"Module_Current_A": {"column": "U", "factor": float("nan")}}, "a number other than 0"),
+        ({"Rack_ID": {"constant": ["a", "b"]}}, "must be one constant, got ['a', 'b']"),
+        ({"Timestamp": {"column": ["when", "U"], "epoch": "s"}}, "must be one column of numbers"),
+        ({"Timestamp": "w*"}, "Timestamp must name a column of the file, got 'w*'"),
+        ({"Module_Current_A": "*"}, "Module_Current_A must be made of one column, got when, U"),
+        ({"Module_Current_A": {"sum": ["U", "U"]}}, "must take a column once, got 'U' and 'U'"),
+        ({"Module_Current_A": {"constant": "low"}}, "must be a number, got 'low'"),
     ],
 )
 def test_entries_that_contradict_are_refused(refused, entries, message):
     (problem,) = refused(table(), **entries)
     assert message in problem
+
+
+def test_modules_of_the_same_name_are_refused(refused):
+    frame = table(**{"A 1": 50.0, "B 1": 51.0})
+    (problem,) = refused(frame, Module_ID=None, Module_Voltage_V={"each": ["A *", "B *"]})
+    assert "must take a column once, got 'A 1' and 'B 1'" in problem
+
+
+def test_an_entry_that_stands_twice_is_refused(tmp_path):
+    table().to_csv(tmp_path / "own.csv", index=False)
+    (tmp_path / "map.yaml").write_text("Timestamp: when\nRack_ID: a\nRack_ID: b\n")
+    with pytest.raises(DataError, match="Rack_ID must stand once in the map"):
+        load_telemetry(tmp_path / "own.csv", columns=tmp_path / "map.yaml")
+
+
+@pytest.mark.parametrize("clock", [{"epoch": "s"}, {"elapsed": "s", "start": "2025-01-01"}])
+@pytest.mark.parametrize("odd", [1e300, float("inf")])
+def test_numbers_that_are_no_time_are_refused(refused, clock, odd):
+    frame = table().assign(when=[*range(9), odd])
+    (problem,) = refused(frame, "t.parquet", Timestamp={"column": "when", **clock})
+    assert "between the years 1678 and 2262" in problem and "at row 9" in problem
+
+
+def test_an_asterisk_in_a_name_is_itself_where_there_is_such_a_column(read):
+    telemetry = read(table(**{"I*": 1.0, "I*2": 2.0}), Module_Current_A="I*")
+    assert set(telemetry[col.CURRENT]) == {1.0}
+
+
+def test_columns_of_modules_may_be_listed(read):
+    frame = table(**{"left U": 50.0, "right U": 51.0})
+    listed = {"each": ["left U", "right U"]}
+    telemetry = read(frame, Module_ID=None, Module_Voltage_V=listed)
+    assert telemetry.groupby(col.MODULE, observed=True)[col.VOLTAGE].max().to_dict() == {
+        "1": 50.0,
+        "2": 51.0,
+    }
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b", "a: [", "\0"])
