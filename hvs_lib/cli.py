@@ -17,6 +17,11 @@ _KEEP = click.option(
     help="Treat 327.67, 65535 and other fill values of absent sensors as readings.",
 )  # fmt: skip
 
+_COLUMNS = click.option(
+    "--columns", default="", metavar="MAP", type=click.Path(),
+    help="YAML map of the file's columns to ours; `hvs map FILE` proposes one.",
+)  # fmt: skip
+
 # The imports of each command stand in it, so that `hvs --help` and a refusal answer at once.
 
 
@@ -54,8 +59,9 @@ def run(notebook: tuple, params: tuple, profile: str, fresh: bool, in_place: boo
     from hvs_lib import runner
 
     given = dict(params)
-    if given.get("data_path"):
-        given["data_path"] = str(Path(given["data_path"]).absolute())
+    for name in ("data_path", "columns"):
+        if given.get(name):
+            given[name] = str(Path(given[name]).absolute())
     planned = runner.plan(list(notebook), profile=profile, parameters=given)
     for warning in runner.check_telemetry(planned):
         click.echo(f"Warning: {warning}")
@@ -94,10 +100,27 @@ def simulate(output: Path, sites: int, hours: float, seed: int, battery: str, jo
     click.echo(format_summary(summarize(telemetry)))
 
 
+@main.command("map")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--output", type=click.Path(path_type=Path), help="New file to write the map to.")
+def propose(file: Path, output: Path | None) -> None:
+    """Propose a map of the columns of FILE to ours, for --columns; read it before use."""
+    from hvs_lib.telemetry.proposal import propose_map
+
+    if output and output.exists():
+        raise HvsError(f"{output} must be new, it exists; choose another name.")
+    text = propose_map(file)
+    if output:
+        output.write_text(text, encoding="utf-8")
+        text = f"{output} is written: read it, then `hvs check {file} --columns {output}`"
+    click.echo(text.rstrip())
+
+
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@_COLUMNS
 @_KEEP
-def check(file: Path, keep_fill_values: bool) -> None:
+def check(file: Path, columns: str, keep_fill_values: bool) -> None:
     """Summarize a telemetry FILE, or list every problem in it."""
     from hvs_lib.features import NO_SET, check_interval, sensor_sets_of
     from hvs_lib.score import load_champion, sensor_sets_told
@@ -105,7 +128,9 @@ def check(file: Path, keep_fill_values: bool) -> None:
     from hvs_lib.telemetry.summary import format_summary, summarize
     from hvs_lib.tracking.store import connect
 
-    telemetry = load_telemetry(file, require_label=False, keep_fill_values=keep_fill_values)
+    telemetry = load_telemetry(
+        file, columns=columns, require_label=False, keep_fill_values=keep_fill_values
+    )
     summary = summarize(telemetry)
     summary["warnings"] += check_interval(summary["interval_s"])
     click.echo(format_summary(summary))
@@ -123,13 +148,16 @@ def check(file: Path, keep_fill_values: bool) -> None:
 
 @main.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@_COLUMNS
 @_KEEP
 @click.option(
     "--output", default="alarms.csv", show_default=True, type=click.Path(path_type=Path),
     help="CSV file for the alarms.",
 )  # fmt: skip
 @click.option("--model", help="URI of the model to use instead of the registered champion.")
-def score(file: Path, keep_fill_values: bool, output: Path, model: str | None) -> None:
+def score(
+    file: Path, columns: str, keep_fill_values: bool, output: Path, model: str | None
+) -> None:
     """Score a telemetry FILE with the registered champion and write its alarms."""
     from hvs_lib.progress import ProgressBar
     from hvs_lib.score import CHAMPION_URI, load_champion, score_file, sensor_sets_told
@@ -141,7 +169,7 @@ def score(file: Path, keep_fill_values: bool, output: Path, model: str | None) -
     start = time.perf_counter()
     with ProgressBar(100, "percent") as bar:
         tally = score_file(
-            file, output, champion, keep_fill_values=keep_fill_values,
+            file, output, champion, columns=columns, keep_fill_values=keep_fill_values,
             on_progress=lambda share: bar.update(100 * share - bar.done),
         )  # fmt: skip
     speed = tally.rows / (time.perf_counter() - start)

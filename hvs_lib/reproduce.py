@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from hvs_lib.project import code_version, package_versions
 from hvs_lib.runner import RunError, plan
 from hvs_lib.sqlite_address import sqlite_uri
-from hvs_lib.telemetry.files import sha256_of_file
+from hvs_lib.telemetry.mapped import telemetry_sha256
 from hvs_lib.tracking.store import connect, mlflow_command, search_runs
 
 TOLERANCE = 1e-9
@@ -49,7 +49,8 @@ def reproduce(run_id: str, *, say: Callable[[str], None]) -> pd.DataFrame:
     connect()
     run, parent = _find(run_id)
     tags = parent.data.tags
-    _check_data(parent.data.params["data_path"], tags["data_sha256"])
+    params = parent.data.params
+    _check_data(params["data_path"], params.get("columns", ""), tags["data_sha256"])
     for warning in version_warnings(tags):
         say(f"Warning: {warning}")
     notebook = Path(tags["mlflow.source.name"]).stem
@@ -133,15 +134,18 @@ def _check_complete(run: Run, *names: str) -> None:
         raise RunError(f"run {run.info.run_id} lacks {', '.join(missing)}: name another run.")
 
 
-def _check_data(path: str, expected: str) -> None:
+def _check_data(path: str, columns: str, expected: str) -> None:
     """Refuse telemetry of the user's own that is gone or has changed; a fleet is made again."""
-    if path and not Path(path).is_file():
+    for each in filter(None, (path, columns)):
+        if not Path(each).is_file():
+            told = "with its map, of" if columns else "of"
+            raise RunError(
+                f"the run's telemetry {each} is gone: put back the file {told} SHA-256 {expected}."
+            )
+    if path and (found := telemetry_sha256(path, columns)) != expected:
+        told = f"{path} or its map {columns}" if columns else path
         raise RunError(
-            f"the run's telemetry {path} is gone: put back the file of SHA-256 {expected}."
-        )
-    if path and (found := sha256_of_file(path)) != expected:
-        raise RunError(
-            f"the run's telemetry {path} has changed: its SHA-256 was {expected} and is {found}."
+            f"the run's telemetry {told} has changed: its SHA-256 was {expected} and is {found}."
         )
 
 

@@ -110,11 +110,15 @@ def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> list[str]:
     uses = [
         _defaults(notebooks()[name]) | dict(parameters)
         for name, parameters in planned.items()
-        if parameters.get("data_path")
+        if parameters.get("data_path") or parameters.get("columns")
     ]
     if not uses:
         return []
-    fleet = load_fleet(uses[0]["data_path"], keep_fill_values=uses[0]["keep_fill_values"])
+    fleet = load_fleet(
+        uses[0]["data_path"],
+        columns=uses[0]["columns"],
+        keep_fill_values=uses[0]["keep_fill_values"],
+    )
     check_labels(fleet.rows)
     summary = summarize(fleet.rows, missing=fleet.missing)
     warnings = summary["warnings"] + check_interval(summary["interval_s"])

@@ -114,14 +114,16 @@ def score_file(
     output: str | Path,
     champion: Champion,
     *,
+    columns: str | Path = "",
     keep_fill_values: bool = False,
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> Tally:
     """Write the alarms that a file's telemetry raises to a CSV file.
 
-    The telemetry, CSV or Parquet, may be larger than memory. The output appears when it is
-    complete, over an older one, in the order site, rack, module, time. A label is not needed; where
-    there is one, each alarm gets its outcome. `on_progress` gets the share of the rows scored.
+    The telemetry, CSV or Parquet, may be larger than memory unless its `columns` have a map, as for
+    `load_telemetry`. The output appears when it is complete, over an older one, in the order site,
+    rack, module, time. A label is not needed; where there is one, each alarm gets its outcome.
+    `on_progress` gets the share of the rows scored.
 
     Raises
     ------
@@ -134,7 +136,7 @@ def score_file(
     tally, findings, intervals_s, judged, n_events = Tally(), [], [], [], 0
     with (
         whole_file(output) as unfinished,
-        closing(read_racks(path, keep_fill_values=keep_fill_values)) as parts,
+        closing(read_racks(path, columns=columns, keep_fill_values=keep_fill_values)) as parts,
     ):
         for share, telemetry in parts:
             findings += telemetry.attrs["findings"]

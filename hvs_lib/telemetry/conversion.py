@@ -8,7 +8,7 @@ import pyarrow.compute
 from hvs_lib import columns as col
 from hvs_lib.telemetry.files import MISSING, MISSING_NUMBERS
 
-_TEXTS = [col.SITE, col.RACK, col.MODULE, col.EVENT_ID, col.EVENT_TYPE]
+TEXTS = [col.SITE, col.RACK, col.MODULE, col.EVENT_ID, col.EVENT_TYPE]
 _OFFSET = r"[+-]\d{2}(?::?\d{2})?\s*$"
 # pandas alone would also accept "now", "2025" and the offset "+2"
 _ISO = rf"^\s*\d{{4}}-?\d{{2}}-?\d{{2}}[^+-]*(?:$|{_OFFSET})"
@@ -22,7 +22,7 @@ def to_frame(columns: dict[str, arrow.ChunkedArray]) -> pd.DataFrame:
         array = columns.pop(name)  # so that the file's copy of the column is freed at once
         if name == col.TIMESTAMP:
             frame[name] = _to_times(array)
-        elif name in _TEXTS:
+        elif name in TEXTS:
             frame[name] = _to_category(array)
         else:  # 0.99999999 must not become the label 1
             frame[name] = _to_numbers(array, np.float64 if name == col.LABEL else np.float32)

@@ -6,8 +6,9 @@ import gzip
 import hashlib
 import io
 import stat
+import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
@@ -22,10 +23,19 @@ from hvs_lib import columns as col
 from hvs_lib.project import HvsError, whole_file
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
+_READABLE = (*SUFFIXES, ".zip")
 # how an empty cell may be written
 MISSING = ["", "nan", "NaN", "null", "NULL", "None", "NaT", "<NA>"]
 MISSING_NUMBERS = [*MISSING, "NA", "N/A", "n/a", "#N/A", "-nan", "-NaN"]
-READ_ERRORS = (arrow.ArrowException, OSError, EOFError, zlib.error, csv.Error, UnicodeError)
+READ_ERRORS = (
+    arrow.ArrowException,
+    OSError,
+    EOFError,
+    zlib.error,
+    zipfile.BadZipFile,
+    csv.Error,
+    UnicodeError,
+)
 _BLOCK = 2**23  # bytes that the parser takes at a time, and that a line or a cell must fit into
 _EMPTY = "The file must hold telemetry, got an empty file; export it again."
 
@@ -82,9 +92,11 @@ class TelemetryFile:
     Attributes
     ----------
     names, known : list of str
-        Every column of the file; those of `columns.TELEMETRY`, in that order.
+        Every column of the file; those that are read, by default those of `columns.TELEMETRY`.
     problems : list of str
         What is wrong with the file's columns and rows, whatever the cells hold.
+    attrs, findings : dict, list
+        Of a mapped file: what its map says of it, and what the map has changed.
 
     Raises
     ------
@@ -98,14 +110,22 @@ class TelemetryFile:
         with readable(path):
             is_parquet = _is_parquet(path)
             self.names = arrow.parquet.read_schema(path).names if is_parquet else _csv_header(path)
-        self.known = [name for name in col.TELEMETRY if name in self.names]
+        self.attrs: dict[str, object] = {}
+        self.findings: list[list] = []
+        self._skipped: list[int] = []  # rows of the wrong length, the header being row 1
+        numbers = dict.fromkeys(col.SENSORS, arrow.float32()) | {col.LABEL: arrow.float64()}
+        self.select([name for name in col.TELEMETRY if name in self.names], numbers)
+
+    def select(self, names: Sequence[str], numbers: dict[str, arrow.DataType]) -> None:
+        """Choose the columns to read, and which cells of a CSV file are numbers, of which type."""
+        self.known = list(names)
+        self._numbers = {name: kind for name, kind in numbers.items() if name in names}
         self.problems = [
             f"{name} must appear once, got {self.names.count(name)} columns of this name; rename or"
             " drop the others."
             for name in self.known
             if self.names.count(name) > 1
         ]
-        self._skipped: list[int] = []  # rows of the wrong length, the header being row 1
 
     def batches(self) -> Iterator[arrow.Table]:
         """Yield the known columns piece by piece; a bad cell of a CSV file raises ArrowInvalid."""
@@ -159,10 +179,9 @@ class TelemetryFile:
 
         types = dict.fromkeys(self.known, arrow.dictionary(arrow.int32(), arrow.string()))
         if not as_text:
-            types |= {name: arrow.float32() for name in self.known if name in col.SENSORS}
-            types |= {name: arrow.float64() for name in self.known if name == col.LABEL}
+            types |= self._numbers
         with (
-            arrow.input_stream(str(self.path), compression=_compression(self.path)) as stream,
+            _stream(self.path) as stream,
             arrow.csv.open_csv(
                 stream,
                 arrow.csv.ReadOptions(use_threads=not as_text, block_size=_BLOCK),
@@ -213,17 +232,17 @@ def _check_path(path: Path) -> None:
             problem = "The path must name a file, got a directory; name one file in it."
         elif not stat.S_ISREG(found.st_mode):
             problem = "The path must name a regular file, got a pipe or device; save it."
-        elif not path.name.lower().endswith(SUFFIXES):
-            problem = _unknown_format(path)
+        elif not path.name.lower().endswith(_READABLE):
+            problem = _unknown_format(path, _READABLE)
         elif found.st_size == 0:
             problem = _EMPTY
     if problem:
         raise refusal(path, problem)
 
 
-def _unknown_format(path: Path) -> str:
+def _unknown_format(path: Path, known: Sequence[str]) -> str:
     return (
-        f"The format must be one of {', '.join(SUFFIXES)}, got {path.suffix or 'no suffix'!r};"
+        f"The format must be one of {', '.join(known)}, got {path.suffix or 'no suffix'!r};"
         " convert the file, or rename it if it is one of these."
     )
 
@@ -234,8 +253,29 @@ def _as_text(table: arrow.Table, is_kind: Callable[[arrow.DataType], bool]) -> a
     return table.cast(arrow.schema(zip(table.column_names, types, strict=True)))
 
 
+def _is_zip(path: Path) -> bool:
+    return path.suffix.lower() == ".zip"
+
+
 def _open(path: Path):
-    return gzip.open(path, "rb") if _compression(path) else open(path, "rb")
+    if not _is_zip(path):
+        return gzip.open(path, "rb") if _compression(path) else open(path, "rb")
+    archive = zipfile.ZipFile(path)
+    files = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
+    if len(files) != 1 or not files[0].lower().endswith(".csv"):
+        shown = ", ".join(files[:5]) or "none"
+        problem = f"The zip must hold one file, a .csv, got {shown}; unpack it and name one file."
+        raise refusal(path, problem)
+    try:
+        return archive.open(files[0])
+    except (RuntimeError, NotImplementedError) as error:  # a password, an unusual compression
+        raise refusal(path, f"The zip must open, got: {error}; unpack it first.") from error
+
+
+def _stream(path: Path) -> arrow.NativeFile:
+    if _is_zip(path):
+        return arrow.PythonFile(_open(path), mode="r")
+    return arrow.input_stream(str(path), compression=_compression(path))
 
 
 def _csv_header(path: Path) -> list[str]:
@@ -357,7 +397,7 @@ def check_new(path: Path) -> None:
     """Refuse, with a DataError, what `save_telemetry` could not write."""
     problem = ""
     if not path.name.lower().endswith(SUFFIXES):
-        problem = _unknown_format(path)
+        problem = _unknown_format(path, SUFFIXES)
     elif not path.parent.is_dir():
         problem = f"The folder must exist, {path.parent} does not; create it."
     elif path.exists():

@@ -30,6 +30,7 @@ from hvs_lib.progress import STEP, log_line, steps
 from hvs_lib.project import project_root, remove_unfinished, sources_sha256
 from hvs_lib.simulator.battery import check_battery
 from hvs_lib.telemetry.files import READ_ERRORS, DataError, sha256_of_file, write
+from hvs_lib.telemetry.mapped import telemetry_sha256
 from hvs_lib.telemetry.read import load_telemetry, read_racks
 
 SIMULATED_HOURS = 6.0
@@ -92,6 +93,7 @@ class Fleet:
 def load_fleet(
     data_path: str | Path = "",
     *,
+    columns: str | Path = "",
     sites: int = 48,
     seed: int = 42,
     battery: str = "module",
@@ -102,8 +104,10 @@ def load_fleet(
     Parameters
     ----------
     data_path : str or Path
-        A labelled `.csv`, `.csv.gz` or `.parquet` file, see data/README.md. It is converted once,
-        into `data/cache`. Empty: the simulated fleet, in `data/raw`.
+        A labelled file, as for `load_telemetry`. It is converted once, into `data/cache`. Empty:
+        the simulated fleet, in `data/raw`.
+    columns : str or Path
+        A map of the file's columns to ours, as for `load_telemetry`.
     sites : int
         Simulated sites, of 6 h each.
     seed : int
@@ -121,12 +125,16 @@ def load_fleet(
     Raises
     ------
     DataError
-        If the file breaks a rule of the table.
+        If the file breaks a rule of the table, or there is a map but no file.
     ValueError
         If `sites` or `seed` is out of range or `battery` unknown.
     """
     if data_path:
-        return _converted(Path(data_path), keep_fill_values)
+        options = {"columns": columns, "keep_fill_values": keep_fill_values}
+        return _converted(Path(data_path), options)
+    if columns:
+        problem = "The map must come with a data_path, got none; name the file that it is for."
+        raise DataError(f"{columns} cannot be used", [problem])
     check_fleet(sites, seed, battery)
     return _simulated(sites, seed, battery)
 
@@ -191,17 +199,17 @@ def _stamp_of(path: Path) -> str | None:
 # ---- a file of the user's own ----------------------------------------------------------------
 
 
-def _converted(path: Path, keep_fill_values: bool) -> Fleet:
-    """Convert a file to partitions, unless that is done; its digest is that of the file."""
-    if not path.is_file():
-        load_telemetry(path)  # says what is wrong
-    sha256 = sha256_of_file(path)
+def _converted(path: Path, options: dict) -> Fleet:
+    """Convert a file to partitions, unless that is done; its digest is that of file and map."""
+    sources = (path, options["columns"])
+    if not all(Path(each).is_file() for each in sources if each):
+        load_telemetry(path, **options)  # says what is wrong
+    sha256 = telemetry_sha256(*sources)
     folders = project_root() / "data" / "cache" / "telemetry"
     folders.mkdir(parents=True, exist_ok=True)
-    folder = folders / cache.key(sha256, keep_fill_values)
+    folder = folders / cache.key(sha256, options["keep_fill_values"])
 
     def make() -> dict:
-        options = {"keep_fill_values": keep_fill_values}
         about = {"findings": [], "ignored_columns": [], "partitions": 0}
         for left in folders.glob(f".{folder.name}.*"):  # by one that was killed
             shutil.rmtree(left, ignore_errors=True)
@@ -224,7 +232,8 @@ def _converted(path: Path, keep_fill_values: bool) -> Fleet:
         return about
 
     def make_again(_: Path) -> None:
-        if not path.is_file() or sha256_of_file(path) != sha256:
+        is_there = all(Path(each).is_file() for each in sources if each)
+        if not is_there or telemetry_sha256(*sources) != sha256:
             problem = "The file must stay as it is while it is used, it has changed; start again."
             raise DataError(f"{path} cannot be used", [problem])
         make()

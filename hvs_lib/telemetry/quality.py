@@ -33,6 +33,7 @@ FILL_VALUES = {
     col.H2: _ANYWHERE,
     col.VOC: _ANYWHERE,
 }
+LEFT_OUT = "left out"  # ends what is found of rows that the telemetry lacks
 _MISSING = "treated as missing (keep_fill_values takes it as a reading)"
 
 # A module whose other readings come up to such a share of the fill value has read it.
@@ -129,7 +130,10 @@ def doubtful_current(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Findi
     charge = np.cumsum(np.nan_to_num(telemetry[col.CURRENT].to_numpy(np.float64)))
     soc = telemetry[col.SOC].to_numpy(np.float64)
     moved, rise = charge[lag:] - charge[:-lag], soc[lag:] - soc[:-lag]
-    kept = (modules[lag:] == modules[:-lag]) & ~np.isnan(rise)
+    times = telemetry[col.TIMESTAMP].to_numpy()
+    limit = np.timedelta64(round(2 * _CURRENT_OVER_S), "s")
+    whole = times[lag:] - times[:-lag] <= limit  # charge that moves in a gap is not seen
+    kept = (modules[lag:] == modules[:-lag]) & ~np.isnan(rise) & whole
     moved, rise = moved[kept], rise[kept]
     racks = rack_codes(telemetry)
 
@@ -149,6 +153,7 @@ def describe(findings: Iterable[Finding], n_rows: int) -> list[str]:
     for name, what, count in findings:
         rows[name, what] += count
     return [
-        f"{name} in {count:,} rows ({count / n_rows:.2%}): {what}"
+        f"{name} in {count:,} rows{'' if what.endswith(LEFT_OUT) else f' ({count / n_rows:.2%})'}:"
+        f" {what}"
         for (name, what), count in sorted(rows.items())
     ]

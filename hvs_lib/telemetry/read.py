@@ -11,7 +11,8 @@ import pyarrow as arrow
 from hvs_lib import columns as col
 from hvs_lib.telemetry.codes import module_codes, order_of
 from hvs_lib.telemetry.conversion import to_frame, zone_styles
-from hvs_lib.telemetry.files import READ_ERRORS, TelemetryFile, readable, refusal
+from hvs_lib.telemetry.files import READ_ERRORS, readable, refusal
+from hvs_lib.telemetry.mapped import open_telemetry
 from hvs_lib.telemetry.quality import (
     Finding,
     clear_fill_values,
@@ -29,14 +30,20 @@ _SAMPLED = 1000  # rows of each piece of the file that show what is typical
 
 
 def load_telemetry(
-    path: str | Path, *, require_label: bool = True, keep_fill_values: bool = False
+    path: str | Path,
+    *,
+    columns: str | Path = "",
+    require_label: bool = True,
+    keep_fill_values: bool = False,
 ) -> pd.DataFrame:
     """Load a telemetry file and refuse it with every problem named if it is not sound.
 
     Parameters
     ----------
     path : str or Path
-        A `.csv`, `.csv.gz` or `.parquet` file, see data/README.md.
+        A `.csv`, `.csv.gz` or `.parquet` file, or a `.zip` of one CSV file, see data/README.md.
+    columns : str or Path, optional
+        A map of the file's columns to ours, see docs/own-data.md.
     require_label : bool, default=True
         False for telemetry that is only scored: the label may then be absent or empty.
     keep_fill_values : bool, default=False
@@ -54,21 +61,26 @@ def load_telemetry(
     DataError
         If the file cannot be read or breaks a rule of the table.
     """
-    reader = _Reader(path, require_label=require_label, keep_fill_values=keep_fill_values)
+    options = {"require_label": require_label, "keep_fill_values": keep_fill_values}
+    reader = _Reader(path, columns, **options)
     return reader.telemetry(reader.file.columns())
 
 
 def read_racks(
-    path: str | Path, *, require_label: bool = False, keep_fill_values: bool = False
+    path: str | Path,
+    *,
+    columns: str | Path = "",
+    require_label: bool = False,
+    keep_fill_values: bool = False,
 ) -> Iterator[tuple[float, pd.DataFrame]]:
     """Yield the telemetry of whole racks, one or a few small ones at a time.
 
     The file is parsed once from front to end. Its rows are sorted into racks, which wait in memory
-    or, where they are many, in a temporary folder.
+    or, where they are many, in a temporary folder. With a map it must fit into memory.
 
     Parameters
     ----------
-    path, require_label, keep_fill_values
+    path, columns, require_label, keep_fill_values
         As for `load_telemetry`.
 
     Yields
@@ -83,12 +95,12 @@ def read_racks(
         If the file or a rack of it breaks a rule of the table, or the folder has no room.
     """
     options = {"require_label": require_label, "keep_fill_values": keep_fill_values}
-    reader = _Reader(path, **options)
+    reader = _Reader(path, columns, **options)
     with TemporaryDirectory(prefix="hvs-racks-") as folder:
         racks = Racks(Path(folder))
         sample = reader.sort_into(racks)
         if sample is None:  # `load_telemetry` says what is wrong, if anything is
-            yield 1.0, load_telemetry(path, **options)
+            yield 1.0, load_telemetry(path, columns=columns, **options)
             return
         if problems := untypical(sample):
             raise refusal(reader.file.path, *problems)
@@ -102,8 +114,15 @@ def read_racks(
 class _Reader:
     """The steps from a file's columns to telemetry, and what only all of its rows tell."""
 
-    def __init__(self, path: str | Path, *, require_label: bool, keep_fill_values: bool):
-        self.file = TelemetryFile(Path(path))
+    def __init__(
+        self,
+        path: str | Path,
+        columns: str | Path,
+        *,
+        require_label: bool,
+        keep_fill_values: bool,
+    ):
+        self.file = open_telemetry(Path(path), columns)
         self.require_label = require_label
         self.keep_fill_values = keep_fill_values
         # columns that count as absent if they have no value, or none but 0, in any row
@@ -139,6 +158,8 @@ class _Reader:
         file, whole = self.file, rows is None
         with readable(file.path):
             frame, findings = self._to_frame(columns)
+        findings += self.file.findings
+        self.file.findings = []  # of all rows, told once
         if whole:
             self._note(frame)
         findings += zero_columns(frame, [name for name in frame if name in self.zero])
@@ -161,7 +182,7 @@ class _Reader:
         findings += name_whole_events(telemetry, modules)
         findings += doubtful_current(telemetry, modules)
         ignored = [name for name in file.names if name not in col.TELEMETRY]
-        telemetry.attrs = {"ignored_columns": ignored, "findings": findings}
+        telemetry.attrs = {"ignored_columns": ignored, "findings": findings} | self.file.attrs
         return telemetry
 
     @property

@@ -61,8 +61,9 @@ _RULES = {
     ),
     "unique": (
         "must be unique within a module",
-        "drop rows that are copies, give different modules different ids, and write local times, of"
-        " which an hour repeats as daylight saving ends, with their zone or in UTC.",
+        "drop rows that are copies (with a map: `repeated: first`), give different modules"
+        " different ids, and write local times, of which an hour repeats as daylight saving ends,"
+        " with their zone or in UTC.",
     ),
     "rows": ("The table must have rows, got a header alone", "export it again."),
 }

@@ -141,6 +141,43 @@ def test_check_accepts_telemetry_without_a_label(hvs, make_telemetry, tmp_path):
     assert hvs("check", path).exit_code == 0
 
 
+def test_an_export_is_mapped_and_checked(hvs, make_telemetry, project, tmp_path):
+    path, columns = tmp_path / "own.csv", tmp_path / "map.yaml"
+    exported = make_telemetry(label=False, event_ids=False).rename(columns={col.VOLTAGE: "U [V]"})
+    exported.to_csv(path, index=False)
+    assert f"{col.VOLTAGE}: U [V]" in hvs("map", path).output
+    assert not columns.exists()
+    assert hvs("map", path, "--output", columns).exit_code == 0
+    before = columns.read_bytes()
+    again = hvs("map", path, "--output", columns)
+    assert (again.exit_code, "must be new" in again.stderr) == (1, True)
+    assert columns.read_bytes() == before
+    assert f"absent           {col.VOLTAGE}" in hvs("check", path).output
+    checked = hvs("check", path, "--columns", columns)
+    assert (checked.exit_code, "absent" in checked.output) == (0, False)
+
+
+def test_run_takes_a_map_from_the_working_directory(hvs, make_telemetry, tmp_path, monkeypatch):
+    make_telemetry().rename(columns={col.RACK: "rack"}).to_csv(tmp_path / "own.csv", index=False)
+    (tmp_path / "map.yaml").write_text("Rack_ID: rack\n")
+    planned = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, "check_telemetry", lambda plan: planned.append(plan) or [])
+    hvs("run", "00_data", "-p", "data_path", "own.csv", "-p", "columns", "map.yaml")
+    ((name, given),) = planned[0].items()
+    assert (name, given["columns"]) == ("00_data", str(tmp_path / "map.yaml"))
+
+
+@pytest.mark.parametrize("data_path", ["", "own.csv"])
+def test_run_refuses_a_map_before_a_kernel_starts(hvs, make_telemetry, tmp_path, data_path):
+    make_telemetry().to_csv(tmp_path / "own.csv", index=False)
+    (tmp_path / "map.yaml").write_text("Rack_ID: rak\n")
+    given = ["-p", "data_path", tmp_path / data_path] if data_path else []
+    result = hvs("run", *given, "-p", "columns", tmp_path / "map.yaml")
+    message = "must name a column of the file, got 'rak'" if data_path else "come with a data_path"
+    assert (result.exit_code, message in result.stderr) == (1, True), result.stderr
+
+
 def test_check_says_that_no_fault_can_be_told_without_event_ids(hvs, make_telemetry, tmp_path):
     said = "neither early nor timely counts as a nuisance"
     path = tmp_path / "own.csv"

@@ -258,7 +258,7 @@ def test_a_directory_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["t.txt", "t.xlsx", "t"])
 def test_unknown_format_is_refused(tmp_path, name):
     (tmp_path / name).write_text("x")
-    assert "must be one of .csv, .csv.gz, .parquet, got" in only_problem(tmp_path / name)
+    assert "must be one of .csv, .csv.gz, .parquet, .zip, got" in only_problem(tmp_path / name)
 
 
 @pytest.mark.parametrize("text", ["", "\n\n"])

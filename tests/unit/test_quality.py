@@ -136,6 +136,17 @@ def test_a_current_of_the_other_sign_is_told(make_telemetry, reread, sign, racks
     assert sign > 0 or told[0].startswith(f"{col.CURRENT} in 4,320 rows (100.00%): positive while")
 
 
+def test_charge_that_moves_in_gaps_hides_no_sign(make_telemetry, reread):
+    """A file of discharging alone: the charging is what its gaps leave out."""
+    telemetry = make_telemetry(racks=1, modules=1, event_racks=(), rows=720)
+    step = np.arange(720)
+    telemetry[col.TIMESTAMP] += pd.to_timedelta(step // 36 * 12, unit="h")
+    telemetry[col.CURRENT] = np.float32(20.0) + (step % 7).astype(np.float32)
+    telemetry[col.SOC] = (90.0 - step % 36).astype(np.float32)
+    (told,) = [text for text in warnings_of(reread(telemetry)) if "positive while" in text]
+    assert told.startswith(f"{col.CURRENT} in 720 rows")
+
+
 @pytest.mark.parametrize("racks", [False, True])
 @pytest.mark.parametrize("named", [slice(4, 12), slice(0, 8), slice(5, 6)])
 def test_an_event_that_is_named_in_part_is_one_event(make_telemetry, reread, named, racks):

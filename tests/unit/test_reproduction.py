@@ -10,7 +10,7 @@ from hvs_lib import reproduce as reproduction
 from hvs_lib.models import make_pipeline
 from hvs_lib.reproduce import compare, reproduce, version_warnings
 from hvs_lib.runner import RunError
-from hvs_lib.telemetry.files import sha256_of_file
+from hvs_lib.telemetry.mapped import telemetry_sha256
 from hvs_lib.tracking.runs import log_candidate
 from hvs_lib.tracking.store import search_runs
 
@@ -21,9 +21,10 @@ pytestmark = pytest.mark.slow
 def notebook(start_run):
     """Return a function that logs a notebook with a model and two candidates."""
 
-    def log(*, name="02_tuning", candidates=(0.1, 0.2), data_path=None, finish=True):
+    def log(*, name="02_tuning", candidates=(0.1, 0.2), data_path=None, columns=None, finish=True):
         params = {"data_path": data_path or "", "n_iter": 2}
-        digest = sha256_of_file(data_path) if data_path else "of the simulated fleet"
+        params |= {"columns": columns} if columns else {}  # older workbooks logged none
+        digest = telemetry_sha256(data_path, columns) if data_path else "of the simulated fleet"
         parent = start_run(name, params=params, data_sha256=digest)
         for number, C in enumerate(candidates):
             settings = make_pipeline(LogisticRegression(C=C))
@@ -133,6 +134,19 @@ def test_telemetry_that_changed_or_went_is_refused(notebook, tmp_path):
         reproduce(run_id, say=print)
     path.unlink()
     with pytest.raises(RunError, match="is gone: put back the file of SHA-256"):
+        reproduce(run_id, say=print)
+
+
+def test_a_map_that_changed_or_went_is_refused(notebook, tmp_path):
+    path, columns = tmp_path / "own.csv", tmp_path / "map.yaml"
+    path.write_text("one")
+    columns.write_text("a: b")
+    run_id, _ = notebook(data_path=str(path), columns=str(columns))
+    columns.write_text("a: c")
+    with pytest.raises(RunError, match=r"or its map .*map.yaml has changed: its SHA-256 was"):
+        reproduce(run_id, say=print)
+    columns.unlink()
+    with pytest.raises(RunError, match=r"map.yaml is gone: put back the file with its map"):
         reproduce(run_id, say=print)
 
 

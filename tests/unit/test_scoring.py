@@ -371,6 +371,18 @@ def test_command_says_what_it_did(telemetry, uri, expected, project, tmp_path):
     assert (result.exit_code, "must exist" in result.output) == (1, True)
 
 
+def test_command_scores_an_export_through_a_map(telemetry, uri, expected, project, tmp_path):
+    exported = telemetry.rename(columns={col.RACK: "rack"})
+    save_telemetry(exported, tmp_path / "t.parquet")
+    (tmp_path / "map.yaml").write_text("Rack_ID: rack\n")
+    call = ["score", str(tmp_path / "t.parquet"), "--output", str(tmp_path / "alarms.csv")]
+    refused = CliRunner().invoke(main, call)
+    assert (refused.exit_code, "the nearest is 'rack'" in refused.output) == (1, True)
+    result = CliRunner().invoke(main, [*call, "--columns", str(tmp_path / "map.yaml")])
+    assert result.exit_code == 0, result.output
+    assert f"{len(expected)} alarms in" in result.output
+
+
 def test_without_a_champion_the_way_to_one_is_said(project, tmp_path):
     result = CliRunner().invoke(main, ["score", str(tmp_path / "t.parquet")])
     assert result.exit_code == 1
