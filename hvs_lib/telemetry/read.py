@@ -11,12 +11,13 @@ import pyarrow as arrow
 from hvs_lib import columns as col
 from hvs_lib.telemetry.codes import module_codes, order_of
 from hvs_lib.telemetry.conversion import to_frame, zone_styles
+from hvs_lib.telemetry.doubts import doubts
 from hvs_lib.telemetry.files import READ_ERRORS, TelemetryFile, readable, refusal
 from hvs_lib.telemetry.quality import (
     Finding,
     clear_fill_values,
     clear_zero_modules,
-    doubtful_current,
+    leave_out_fires,
     name_whole_events,
     zero_columns,
 )
@@ -159,7 +160,10 @@ class _Reader:
         if not self.keep_fill_values:
             findings += clear_zero_modules(telemetry, modules)
         findings += name_whole_events(telemetry, modules)
-        findings += doubtful_current(telemetry, modules)
+        telemetry, fires = leave_out_fires(telemetry, modules)
+        modules = module_codes(telemetry) if fires else modules
+        findings += fires
+        findings += doubts(telemetry, modules, keep_fill_values=self.keep_fill_values)
         ignored = [name for name in file.names if name not in col.TELEMETRY]
         telemetry.attrs = {"ignored_columns": ignored, "findings": findings}
         return telemetry
