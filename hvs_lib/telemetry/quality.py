@@ -55,7 +55,10 @@ _FIRE = (
     f"from {BURNING_C:g} degC on a module burns, and its rows are left out; if none burnt, empty"
     " such readings"
 )
-_AFTER_LABEL = "rows after the last label of a module, which burns by then, are left out"
+_AFTER_LABEL = (
+    "rows after the last label of a module, which burns by then, are left out; label only what ends"
+    " in fire"
+)
 _LEFT_OUT = (_FIRE, _AFTER_LABEL)
 
 _SHOWN = 3  # of the names of a finding

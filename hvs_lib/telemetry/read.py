@@ -47,8 +47,8 @@ def load_telemetry(
     -------
     DataFrame of shape (n_samples, n_columns)
         The telemetry, columns in the order of `columns.TELEMETRY`, without rows of modules that
-        burn. A sensor that the file lacks is NaN throughout. `attrs["ignored_columns"]` names the columns that are not telemetry,
-        `attrs["findings"]` what is doubtful, for `summarize`.
+        burn. A sensor that the file lacks is NaN throughout. `attrs["ignored_columns"]` names the
+        columns that are not telemetry, `attrs["findings"]` what is doubtful, for `summarize`.
 
     Raises
     ------

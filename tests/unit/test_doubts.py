@@ -207,7 +207,7 @@ def test_rows_after_the_last_label_are_left_out(make_telemetry, load):
     ]
     assert told[0] == (
         "Hazard_Label in 5 rows (0.69%): rows after the last label of a module, which burns by"
-        " then, are left out (1: RackA1_Module01)"
+        " then, are left out; label only what ends in fire (1: RackA1_Module01)"
     )
 
 
