@@ -115,6 +115,28 @@ def make_fleet(tmp_path_factory):
     return make
 
 
+@pytest.fixture(params=["csv", "parquet"])
+def reread(request, tmp_path, monkeypatch):
+    """Return a function that saves telemetry and loads it, whole or rack by rack."""
+    from hvs_lib.telemetry import read
+    from hvs_lib.telemetry.files import save_telemetry
+
+    monkeypatch.setattr(read, "ROWS_TOGETHER", 200)  # two racks
+
+    def reread(telemetry, *, racks=False, **options):
+        path = tmp_path / f"telemetry.{request.param}"
+        path.unlink(missing_ok=True)
+        save_telemetry(telemetry, path)
+        if not racks:
+            return read.load_telemetry(path, require_label=False, **options)
+        tables = [table for _, table in read.read_racks(path, **options)]
+        whole = pd.concat(tables, ignore_index=True)
+        whole.attrs["findings"] = [one for table in tables for one in table.attrs["findings"]]
+        return whole
+
+    return reread
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """Give the test a project root of its own to write to."""

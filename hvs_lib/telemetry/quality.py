@@ -2,25 +2,28 @@
 
 So are events of which only some rows have their Event_ID; the others are given it.
 
-A finding is `[column, what, rows]`, so that those of a file's racks can be added up.
+Rows of a module that burns are left out. What is doubtful and stays is in `doubts`.
+
+A finding is `[column, what, rows, *names]`, so that those of a file's racks can be added up.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 
 from hvs_lib import columns as col
-from hvs_lib.telemetry.codes import module_codes, rack_codes
+from hvs_lib.telemetry.codes import module_codes
 
-Finding = list  # [column, what, rows]
+Finding = list  # [column, what, rows, *names of events or modules]
 
 # What loggers write for a sensor that is not there: the largest numbers of 8, 16 and 32 bits,
 # scaled and shifted as buses do (0.01, 0.1, 0.4 and 0.5 to the bit; minus 40 degC), and nines.
-# 10 and 12 bits are left out, since a gas sensor at the end of its range reports them, too.
+# Those of 9 to 12 bits are no fill for gas, whose sensors report them at the end of their range.
 _ANYWHERE = (32767.0, -32768.0, 65535.0, 6553.5, 3276.7, 4294967295.0, -999.0, -9999.0)
-_HUNDREDTHS = (*_ANYWHERE, 655.35, 327.67, -327.68, -3276.8, 9999.0)
+_BITS = (511.0, 1023.0, 2047.0, 4095.0)
+_HUNDREDTHS = (*_ANYWHERE, *_BITS, 655.35, 327.67, -327.68, -3276.8, 9999.0)
 _DEGREES = (*_HUNDREDTHS, 215.0, 255.0, 999.0, -127.0)
 FILL_VALUES = {
     col.TEMP_AVG: _DEGREES,
@@ -33,7 +36,7 @@ FILL_VALUES = {
     col.H2: _ANYWHERE,
     col.VOC: _ANYWHERE,
 }
-LEFT_OUT = "left out"  # ends what is found of rows that the telemetry lacks
+LEFT_OUT = "left out"  # in what is found of rows that the telemetry lacks
 _MISSING = "treated as missing (keep_fill_values takes it as a reading)"
 
 # A module whose other readings come up to such a share of the fill value has read it.
@@ -44,8 +47,21 @@ _REACHED |= {col.SOC: 0.985} | dict.fromkeys([col.CO, col.H2, col.VOC], 0.05)
 NEVER_ZERO = (col.TEMP_AVG, col.TEMP_MAX, col.VOLTAGE, col.SOC, col.AMBIENT)
 _ROWS_OF_ZERO = 60
 
-_CURRENT_OVER_S = 300.0  # compared with the change of charge over so long
-_AGAINST = -0.5  # cosine between the two below which the sign is doubtful
+# A cell's point of no return is 140 degC, which a module's surface stays below; once it burns, the
+# simulated surfaces go on to the end of their range, 200 degC.
+BURNING_C = 150.0
+_ROWS_OF_FIRE = 6  # in a row: a loose wire reads as much for one or two
+_REPLACED_AFTER = np.timedelta64(1, "D")  # without telemetry, by a module that is sound
+_FIRE = (
+    f"from {BURNING_C:g} degC on a module burns, and its rows are left out; if none burnt, empty"
+    " such readings"
+)
+_AFTER_LABEL = (
+    "rows after the last label of a module, which burns by then, are left out; label only what ends"
+    " in fire"
+)
+
+_SHOWN = 3  # of the names of a finding
 
 
 def sampling_interval_s(telemetry: pd.DataFrame) -> float:
@@ -121,39 +137,80 @@ def name_whole_events(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Find
     return [[col.EVENT_ID, what, int(filled.sum())]] if filled.any() else []
 
 
-def doubtful_current(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Finding]:
-    """Find racks whose current has a sign that contradicts the state of charge."""
-    interval_s = sampling_interval_s(telemetry)
-    lag = max(1, round(_CURRENT_OVER_S / interval_s)) if interval_s else len(telemetry)
-    if lag >= len(telemetry):
-        return []
-    charge = np.cumsum(np.nan_to_num(telemetry[col.CURRENT].to_numpy(np.float64)))
-    soc = telemetry[col.SOC].to_numpy(np.float64)
-    moved, rise = charge[lag:] - charge[:-lag], soc[lag:] - soc[:-lag]
-    times = telemetry[col.TIMESTAMP].to_numpy()
-    limit = np.timedelta64(round(2 * _CURRENT_OVER_S), "s")
-    whole = times[lag:] - times[:-lag] <= limit  # charge that moves in a gap is not seen
-    kept = (modules[lag:] == modules[:-lag]) & ~np.isnan(rise) & whole
-    moved, rise = moved[kept], rise[kept]
-    racks = rack_codes(telemetry)
+def leave_out_fires(
+    telemetry: pd.DataFrame, modules: np.ndarray
+) -> tuple[pd.DataFrame, list[Finding]]:
+    """Return the telemetry without the rows of modules that burn.
 
-    def added_up(values: np.ndarray) -> np.ndarray:
-        return np.bincount(racks[lag:][kept], values, minlength=racks.max() + 1)
+    These go from the last label of a module, or from readings that only fire gives, to the end of
+    its telemetry or to a day without any. A module that is this hot from its first row on stays:
+    its unit may be wrong.
+    """
+    temperature = np.fmax(telemetry[col.TEMP_AVG].to_numpy(), telemetry[col.TEMP_MAX].to_numpy())
+    hot = temperature >= BURNING_C
+    labelled = np.zeros(len(hot), dtype=bool)
+    if col.LABEL in telemetry:
+        labelled = telemetry[col.LABEL].to_numpy() == 1
+    if not (hot.any() or labelled.any()):
+        return telemetry, []
+    first = np.diff(modules, prepend=-1) != 0
+    first[1:] |= np.diff(telemetry[col.TIMESTAMP].to_numpy()) > _REPLACED_AFTER
+    starts, stay, row = np.flatnonzero(first), np.cumsum(first) - 1, np.arange(len(hot))
+    fire = _fires(temperature, hot, starts, stay)
+    last = np.maximum.reduceat(np.where(labelled, row, -1), starts)
+    after = np.where(last >= 0, last + 1, len(hot))
+    left_out = row >= np.minimum(fire, after)[stay]
+    found = []
+    for name, what, here in (
+        (col.TEMP_MAX, _FIRE, fire <= after),
+        (col.LABEL, _AFTER_LABEL, fire > after),
+    ):
+        rows = left_out & here[stay]
+        if rows.any():
+            _, first_rows = np.unique(modules[rows], return_index=True)
+            names = telemetry[col.MODULE].array[rows][first_rows]
+            found.append([name, what, int(rows.sum()), *map(str, names)])
+    if (lost := left_out & labelled).any():
+        what = "1 while the module burns already; let it end 30 s before the point of no return"
+        found.append([col.LABEL, what, int(lost.sum())])
+    return telemetry[~left_out].reset_index(drop=True) if found else telemetry, found
 
-    size = np.sqrt(added_up(moved**2) * added_up(rise**2))
-    against = (size > 0) & (added_up(moved * rise) <= _AGAINST * size)
-    rows = int(against[racks].sum())
-    what = "positive while the state of charge falls; flip its sign: charging is positive"
-    return [[col.CURRENT, what, rows]] if rows else []
+
+def _fires(
+    temperature: np.ndarray, hot: np.ndarray, starts: np.ndarray, stay: np.ndarray
+) -> np.ndarray:
+    """Return the row at which each module's stay in service ends in fire, n_rows if it does not.
+
+    A sensor that breaks jumps to the end of its range; a fire passes readings on its way there.
+    """
+    fire, rows, more = np.full(len(starts), len(hot)), np.flatnonzero(hot), _ROWS_OF_FIRE - 1
+    if len(rows) <= more:
+        return fire
+    begin, end = rows[:-more], rows[more:]
+    begin = begin[(end - begin == more) & (stay[end] == stay[begin])]
+    np.minimum.at(fire, stay[begin], begin)
+    cool = np.append(0, np.cumsum(temperature < BURNING_C))
+    warm = np.where(temperature >= BURNING_C / 2, temperature, np.nan)
+    passes = np.fmax.reduceat(warm, starts) > np.fmin.reduceat(warm, starts)
+    return np.where(passes & (cool[fire] > cool[starts]), fire, len(hot))
 
 
 def describe(findings: Iterable[Finding], n_rows: int) -> list[str]:
     """Say what was found in telemetry of so many rows; equal findings, of several racks, add up."""
     rows: Counter = Counter()
-    for name, what, count in findings:
+    named: defaultdict = defaultdict(list)
+    for name, what, count, *names in findings:
         rows[name, what] += count
+        named[name, what] += names
+    n_rows += sum(count for (_, what), count in rows.items() if LEFT_OUT in what)
     return [
-        f"{name} in {count:,} rows{'' if what.endswith(LEFT_OUT) else f' ({count / n_rows:.2%})'}:"
-        f" {what}"
+        f"{name} in {count:,} rows ({count / n_rows:.2%}): {what}{_listed(named[name, what])}"
         for (name, what), count in sorted(rows.items())
     ]
+
+
+def _listed(names: list[str]) -> str:
+    if not names:
+        return ""
+    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return f" ({len(names):,}: {shown})"

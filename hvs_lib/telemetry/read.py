@@ -11,13 +11,14 @@ import pyarrow as arrow
 from hvs_lib import columns as col
 from hvs_lib.telemetry.codes import module_codes, order_of
 from hvs_lib.telemetry.conversion import to_frame, zone_styles
+from hvs_lib.telemetry.doubts import doubts
 from hvs_lib.telemetry.files import READ_ERRORS, readable, refusal
 from hvs_lib.telemetry.mapped import open_telemetry
 from hvs_lib.telemetry.quality import (
     Finding,
     clear_fill_values,
     clear_zero_modules,
-    doubtful_current,
+    leave_out_fires,
     name_whole_events,
     zero_columns,
 )
@@ -52,9 +53,9 @@ def load_telemetry(
     Returns
     -------
     DataFrame of shape (n_samples, n_columns)
-        The telemetry, columns in the order of `columns.TELEMETRY`. A sensor that the file lacks is
-        NaN throughout. `attrs["ignored_columns"]` names the columns that are not telemetry,
-        `attrs["findings"]` what is doubtful, for `summarize`.
+        The telemetry, columns in the order of `columns.TELEMETRY`, without rows of modules that
+        burn. A sensor that the file lacks is NaN throughout. `attrs["ignored_columns"]` names the
+        columns that are not telemetry, `attrs["findings"]` what is doubtful, for `summarize`.
 
     Raises
     ------
@@ -180,7 +181,10 @@ class _Reader:
         if not self.keep_fill_values:
             findings += clear_zero_modules(telemetry, modules)
         findings += name_whole_events(telemetry, modules)
-        findings += doubtful_current(telemetry, modules)
+        telemetry, fires = leave_out_fires(telemetry, modules)
+        modules = module_codes(telemetry) if fires else modules
+        findings += fires
+        findings += doubts(telemetry, modules, keep_fill_values=self.keep_fill_values)
         ignored = [name for name in file.names if name not in col.TELEMETRY]
         telemetry.attrs = {"ignored_columns": ignored, "findings": findings} | self.file.attrs
         return telemetry

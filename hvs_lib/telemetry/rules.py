@@ -13,6 +13,7 @@ from hvs_lib import columns as col
 from hvs_lib.telemetry.codes import module_codes
 from hvs_lib.telemetry.conversion import as_numbers, as_times, is_number, is_time, one_zone_style
 from hvs_lib.telemetry.files import count_rows
+from hvs_lib.telemetry.quality import BURNING_C
 
 # Readings outside these limits come from no sensor, whatever burns: a wrong unit, a fill value such
 # as -9999, a shifted column. Generous on purpose; data/README.md states the same numbers.
@@ -28,8 +29,8 @@ PLAUSIBLE = {
     col.AMBIENT: (-60.0, 1500.0, "degC"),
 }
 
-# What most readings of a file lie between: a wrong unit or swapped columns move them all, where
-# one rack that burns, or is switched off, does not.
+# What most readings of a file lie between, those of burning modules aside: a wrong unit or swapped
+# columns move them all, where one rack that is switched off does not.
 TYPICAL = {
     col.TEMP_AVG: (-60.0, 200.0, "degC"),
     col.TEMP_MAX: (-60.0, 200.0, "degC"),
@@ -37,6 +38,8 @@ TYPICAL = {
     col.SOC: (0.0, 105.0, "%"),
     col.AMBIENT: (-60.0, 200.0, "degC"),
 }
+
+_ALWAYS_HOT = 0.95  # share of a module's rows above which it is no fire but a wrong unit
 
 # check name -> (rule, cure); the value found stands between them
 _RULES = {
@@ -187,7 +190,7 @@ def _missing_column(name: str, names: list[str]) -> str:
 
 def untypical(frame: pd.DataFrame) -> list[str]:
     """Return what is wrong with a file as a whole, seen on all or many of its rows."""
-    problems = []
+    frame, problems = _before_fire(frame), []
     for name, (low, high, unit) in TYPICAL.items():
         read = _finite(frame, name)
         if len(read) and not low <= (middle := float(np.median(read))) <= high:
@@ -210,6 +213,17 @@ def untypical(frame: pd.DataFrame) -> list[str]:
                 " is; the columns may be swapped: rename them."
             )
     return problems
+
+
+def _before_fire(frame: pd.DataFrame) -> pd.DataFrame:
+    """Leave out modules from where they burn on, but not those that do from the first row on."""
+    hot = np.zeros(len(frame), dtype=bool)
+    for name in {col.TEMP_AVG, col.TEMP_MAX} & set(frame):
+        hot |= as_numbers(frame[name]).to_numpy() >= BURNING_C
+    if not hot.any():
+        return frame
+    by_module = pd.Series(hot, frame.index).groupby(module_codes(frame))
+    return frame[(by_module.cumsum() == 0) | (by_module.transform("mean") > _ALWAYS_HOT)]
 
 
 def _finite(frame: pd.DataFrame, name: str) -> np.ndarray:

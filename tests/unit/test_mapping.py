@@ -166,7 +166,7 @@ def test_the_runaway_makes_the_label_and_ends_the_telemetry(read, at):
     past = (telemetry[col.TIMESTAMP] - START).dt.total_seconds()
     assert past.max() == 2970
     assert past[telemetry[col.LABEL] == 1].min() == 1800
-    assert "in 62 rows: later than 30 s" in summarize(telemetry)["warnings"][0]
+    assert "in 62 rows (17.22%): later than 30 s" in summarize(telemetry)["warnings"][0]
 
 
 def test_cells_in_series_come_with_the_telemetry(read):
@@ -254,7 +254,7 @@ def test_one_of_repeated_times_is_kept(read, repeated, value):
     telemetry = read(frame, repeated=repeated)
     assert telemetry[col.VOLTAGE].tolist() == [value, *range(52, 60)]
     (warning,) = summarize(telemetry)["warnings"]
-    assert warning.startswith("Timestamp in 1 rows: again")
+    assert warning.startswith("Timestamp in 1 rows (10.00%): again")
 
 
 def test_repeated_times_are_refused_with_the_cure(refused):
@@ -269,7 +269,9 @@ def test_rows_without_a_time_are_left_out_and_told(read):
     frame.loc[2:3, "when"] = None
     telemetry = read(frame)
     assert telemetry[col.VOLTAGE].tolist() == [50, 51, *range(54, 60)]
-    assert summarize(telemetry)["warnings"] == ["Timestamp in 2 rows: without a value; left out"]
+    assert summarize(telemetry)["warnings"] == [
+        "Timestamp in 2 rows (20.00%): without a value; left out"
+    ]
 
 
 def test_a_file_without_rows_or_without_times_is_refused(refused):

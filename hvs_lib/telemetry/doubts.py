@@ -1,0 +1,218 @@
+"""Readings and labels that mean something else than they say: told, and left as they are.
+
+Each check judges racks or modules by themselves, so that a file read rack by rack tells the same.
+"""
+
+import numpy as np
+import pandas as pd
+
+from hvs_lib import columns as col
+from hvs_lib.telemetry.codes import rack_codes
+from hvs_lib.telemetry.quality import Finding, sampling_interval_s
+
+_THROUGHOUT = 0.95  # share of a module's readings: a few odd ones do not hide a wrong unit
+
+_CURRENT_OVER_S = 300.0  # compared with the change of charge over so long
+_AGAINST = -0.5  # cosine between the two below which the sign is doubtful
+
+# No cooled rack is so warm for so long, nor a module at rest so far above its air; the simulated
+# ones stay below 35 degC and 5 K in most rows.
+_NEVER_COOL_C = 45.0
+_OVER_AIR_K = 20.0
+_NEVER_COOL_S = 3600.0
+
+_CELL_V = (2.0, 4.4)  # lithium-ion, empty to overcharged
+_PACK_V = 150.0  # a module stays below 60 V as a rule, which is safe to touch
+
+# Constant current repeats itself, and a full module reads 100 %.
+_MAY_BE_FILLED = [name for name in col.SENSORS if name not in (col.CURRENT, col.SOC)]
+_REPEATED = 10  # rows
+_FAR = 3.0  # times the range of the other readings
+
+
+def doubts(
+    telemetry: pd.DataFrame, modules: np.ndarray, *, keep_fill_values: bool = False
+) -> list[Finding]:
+    """Return what is doubtful about sound telemetry in order, with its `module_codes`."""
+    starts, racks = _starts(modules), rack_codes(telemetry)
+    found = doubtful_current(telemetry, modules, racks)
+    found += never_cool(telemetry, starts)
+    found += voltage_of_a_cell_or_pack(telemetry, starts)
+    found += whole_degrees(telemetry, starts)
+    found += [] if keep_fill_values else far_and_repeated(telemetry, racks)
+    if col.LABEL in telemetry and (telemetry[col.LABEL].to_numpy() == 1).any():
+        found += labels_from_the_first_row(telemetry, starts)
+        found += several_events_of_one_id(telemetry, modules, racks)
+    return found
+
+
+def doubtful_current(
+    telemetry: pd.DataFrame, modules: np.ndarray, racks: np.ndarray
+) -> list[Finding]:
+    """Find racks whose current has a sign that contradicts the state of charge."""
+    interval_s = sampling_interval_s(telemetry)
+    lag = max(1, round(_CURRENT_OVER_S / interval_s)) if interval_s else len(telemetry)
+    if lag >= len(telemetry):
+        return []
+    charge = np.cumsum(np.nan_to_num(telemetry[col.CURRENT].to_numpy(np.float64)))
+    soc = telemetry[col.SOC].to_numpy(np.float64)
+    moved, rise = charge[lag:] - charge[:-lag], soc[lag:] - soc[:-lag]
+    times = telemetry[col.TIMESTAMP].to_numpy()
+    gap = times[lag:] - times[:-lag] > np.timedelta64(round(2 * _CURRENT_OVER_S), "s")
+    unknown = (modules[lag:] != modules[:-lag]) | np.isnan(rise) | gap  # what moves there is unseen
+    moved[unknown] = rise[unknown] = 0.0
+    starts = _starts(racks[lag:])
+
+    def added_up(values: np.ndarray) -> np.ndarray:
+        return np.add.reduceat(values, starts)
+
+    size = np.sqrt(added_up(moved**2) * added_up(rise**2))
+    against = (size > 0) & (added_up(moved * rise) <= _AGAINST * size)
+    rows = int(np.isin(racks, racks[lag:][starts[against]]).sum()) if against.any() else 0
+    what = "positive while the state of charge falls; flip its sign: charging is positive"
+    return [[col.CURRENT, what, rows]] if rows else []
+
+
+def never_cool(telemetry: pd.DataFrame, starts: np.ndarray) -> list[Finding]:
+    """Find modules that stay hot for hours, as no cooled rack does."""
+    times = telemetry[col.TIMESTAMP].to_numpy()
+    last = np.append(starts[1:], len(times)) - 1
+    long = times[last] - times[starts] >= np.timedelta64(round(_NEVER_COOL_S), "s")
+    if not long.any():
+        return []
+    air = telemetry[col.AMBIENT].to_numpy()
+    what = (
+        f"above {_NEVER_COOL_C:g} degC, or {_OVER_AIR_K:g} K above the rack's air, throughout;"
+        " correct the export, or subtract 40 (buses send degC + 40; others degF)"
+    )
+    found = []
+    for name in (col.TEMP_AVG, col.TEMP_MAX, col.AMBIENT):
+        values = telemetry[name].to_numpy()
+        hot = _mostly(values > _NEVER_COOL_C, values, starts)
+        if name != col.AMBIENT:
+            over = values - air
+            hot |= _mostly(over > _OVER_AIR_K, over, starts)
+        found += _told(name, what, values, starts, hot & long)
+    return found
+
+
+def voltage_of_a_cell_or_pack(telemetry: pd.DataFrame, starts: np.ndarray) -> list[Finding]:
+    """Find modules with the voltage of a cell, or of many modules in series."""
+    volts = telemetry[col.VOLTAGE].to_numpy()
+    low, high = _CELL_V
+    cell = _mostly((volts >= low) & (volts <= high), volts, starts)
+    pack = _mostly(volts > _PACK_V, volts, starts)
+    of_cell = f"{low:g} to {high:g} V, as of a cell; give the module's, the sum of cells in series"
+    of_pack = (
+        f"above {_PACK_V:g} V, as of a pack or string; divide it by the number of modules in series"
+    )
+    return [
+        *_told(col.VOLTAGE, of_cell, volts, starts, cell),
+        *_told(col.VOLTAGE, of_pack, volts, starts, pack),
+    ]
+
+
+def whole_degrees(telemetry: pd.DataFrame, starts: np.ndarray) -> list[Finding]:
+    """Find modules whose temperatures come in steps of a degree, several of them."""
+    found = []
+    what = "in whole degrees, so that changes per minute are coarse; log tenths if the sensor can"
+    for name in (col.TEMP_AVG, col.TEMP_MAX, col.AMBIENT):
+        values = telemetry[name].to_numpy()
+        whole = np.logical_and.reduceat((values == np.rint(values)) | np.isnan(values), starts)
+        if whole.any():
+            whole &= np.fmax.reduceat(values, starts) - np.fmin.reduceat(values, starts) >= 2
+            found += _told(name, what, values, starts, whole)
+    return found
+
+
+def far_and_repeated(telemetry: pd.DataFrame, racks: np.ndarray) -> list[Finding]:
+    """Find racks where the largest or smallest reading repeats, far outside all others."""
+    starts = _starts(racks)
+    sizes = np.diff(starts, append=len(racks))
+    found = []
+    for name in _MAY_BE_FILLED:
+        values = telemetry[name].to_numpy()
+        for furthest in (np.fmax, np.fmin):
+            end = furthest.reduceat(values, starts)
+            there = values == np.repeat(end, sizes)
+            often = (np.add.reduceat(there, starts, dtype=np.int64) >= _REPEATED) & (end != 0)
+            if not often.any():
+                continue
+            others = np.where(there, np.nan, values)
+            high, low = np.fmax.reduceat(others, starts), np.fmin.reduceat(others, starts)
+            gap = np.fmax(end - high, low - end)
+            far = (gap > _FAR * (high - low)) & (high > low)
+            far &= gap > np.fmax(np.abs(high), np.abs(low)) / 2  # 30 among 24 and 25 is not far
+            for rack in np.flatnonzero(often & far):
+                what = (
+                    f"{end[rack]:.7g} again and again, far from all other readings; if it stands"
+                    " for a missing one, leave those empty"
+                )
+                found.append([name, what, int(there[racks == rack].sum())])
+    return found
+
+
+def labels_from_the_first_row(telemetry: pd.DataFrame, starts: np.ndarray) -> list[Finding]:
+    """Find modules whose telemetry begins within the label window of an event."""
+    labelled = telemetry[col.LABEL].to_numpy() == 1
+    cut = np.flatnonzero(labelled[starts])
+    if not len(cut):
+        return []
+    ends = np.append(starts[1:], len(labelled))
+    rows = [int(np.argmin(np.append(labelled[starts[k] : ends[k]], False))) for k in cut]
+    names = _names(telemetry, starts[cut])
+    what = "1 from a module's first row on, so that lead times are cut; add the rows before"
+    return [[col.LABEL, what, sum(rows), *names]]
+
+
+def several_events_of_one_id(
+    telemetry: pd.DataFrame, modules: np.ndarray, racks: np.ndarray
+) -> list[Finding]:
+    """Find an Event_ID with labels in two modules of a rack, or in two label windows."""
+    if col.EVENT_ID not in telemetry:
+        return []
+    rows = np.flatnonzero(telemetry[col.LABEL].to_numpy() == 1)
+    ids = telemetry[col.EVENT_ID].iloc[rows].cat.codes.to_numpy()
+    rows, ids = rows[ids >= 0], ids[ids >= 0]
+    order = np.lexsort((rows, ids, racks[rows]))
+    rows, ids = rows[order], ids[order]
+    racks = racks[rows]
+    later = np.diff(telemetry[col.TIMESTAMP].to_numpy()[rows])
+    window = np.timedelta64(round(col.LABEL_FROM_MIN * 60), "s")
+    again = (np.diff(modules[rows]) != 0) | (later > window)
+    again &= (np.diff(ids) == 0) & (np.diff(racks) == 0)
+    pairs = np.unique(np.stack([racks[1:][again], ids[1:][again]]), axis=1).T
+    if not len(pairs):
+        return []
+    of_pair = [np.flatnonzero((racks == rack) & (ids == code)) for rack, code in pairs]
+    names = _names(telemetry, np.array([rows[each[0]] for each in of_pair]))
+    what = "labelled in two modules, or twice in one; give each event an id of its own"
+    return [[col.EVENT_ID, what, sum(map(len, of_pair)), *names]]
+
+
+def _starts(codes: np.ndarray) -> np.ndarray:
+    """Return the first row of each stretch of equal numbers."""
+    return np.flatnonzero(np.diff(codes, prepend=-1))
+
+
+def _mostly(is_so: np.ndarray, values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Say of each module whether nearly all of its readings are so."""
+    read = np.add.reduceat(~np.isnan(values), starts, dtype=np.int64)
+    return np.add.reduceat(is_so, starts, dtype=np.int64) > _THROUGHOUT * read
+
+
+def _told(
+    name: str, what: str, values: np.ndarray, starts: np.ndarray, found: np.ndarray
+) -> list[Finding]:
+    if not found.any():
+        return []
+    rows = np.add.reduceat(~np.isnan(values), starts, dtype=np.int64)
+    return [[name, what, int(rows[found].sum())]]
+
+
+def _names(telemetry: pd.DataFrame, rows: np.ndarray) -> list[str]:
+    """Name the events of labelled rows: by their Event_ID, else by their module."""
+    names = telemetry[col.MODULE].iloc[rows].astype(object)
+    if col.EVENT_ID in telemetry:
+        names = telemetry[col.EVENT_ID].iloc[rows].astype(object).fillna(names)
+    return list(map(str, names))
