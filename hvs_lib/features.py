@@ -16,7 +16,6 @@ import pandas as pd
 from numba import njit
 
 from hvs_lib import columns as col
-from hvs_lib.progress import steps
 from hvs_lib.telemetry.codes import module_codes, rack_codes
 from hvs_lib.telemetry.files import DataError
 from hvs_lib.telemetry.fleet import Fleet
@@ -70,7 +69,6 @@ _WINDOWS_US = np.array([w * 60_000_000 for w in WINDOWS_MIN])
 _MIN_SPANS_S = np.array([w * 60.0 * MIN_SPAN for w in WINDOWS_MIN])
 _CARRY_US = int(CARRY_S * 1_000_000)
 _NEVER = np.iinfo(np.int64).max
-_MODULES_AT_ONCE = 16  # between two steps of the progress bar
 
 
 def feature_names() -> list[str]:
@@ -78,7 +76,7 @@ def feature_names() -> list[str]:
     return [name for s in SIGNALS for name in (s, *(f"{s}__{kept}" for kept in KEPT[s]))]
 
 
-def build_features(telemetry: pd.DataFrame, *, progress: bool = False) -> pd.DataFrame:
+def build_features(telemetry: pd.DataFrame) -> pd.DataFrame:
     """Turn each row of telemetry into causal features.
 
     The window of w minutes at time t holds the readings of (t - w, t]. Mean and standard deviation
@@ -92,8 +90,6 @@ def build_features(telemetry: pd.DataFrame, *, progress: bool = False) -> pd.Dat
     telemetry : DataFrame of shape (n_samples, n_columns)
         As `load_telemetry` returns it: modules and racks in one piece, time increasing within a
         module. An absent sensor column counts as missing throughout.
-    progress : bool
-        Show a progress bar.
 
     Returns
     -------
@@ -107,14 +103,9 @@ def build_features(telemetry: pd.DataFrame, *, progress: bool = False) -> pd.Dat
     DataError
         If the rows lie so far apart that no window holds two of them.
     """
-    bounds, fill = _prepared(telemetry)
     check_interval(sampling_interval_s(telemetry))
-    features = np.empty((len(telemetry), len(feature_names())), dtype=np.float32)
-    parts = range(0, len(bounds) - 1, _MODULES_AT_ONCE)
-    for first in steps(parts, "parts of the fleet") if progress else parts:
-        modules = bounds[first : first + _MODULES_AT_ONCE + 1]
-        fill(modules, features[modules[0] : modules[-1]])
-    return pd.DataFrame(features, index=telemetry.index, columns=feature_names(), copy=False)
+    (features,) = features_in_parts(telemetry, rows=len(telemetry))
+    return features
 
 
 def features_of(fleet: Fleet, rows: np.ndarray, *, n_jobs: int = -1) -> pd.DataFrame:
@@ -149,7 +140,7 @@ def features_in_parts(telemetry: pd.DataFrame, *, rows: int) -> Iterator[pd.Data
     """Yield what `build_features` returns, as many whole modules at a time as have `rows` rows."""
     bounds, fill = _prepared(telemetry)
     first = 0
-    for last in range(1, len(bounds)):
+    for last in range(1, len(bounds)) or [0]:  # of no rows, one empty part
         if bounds[last] - bounds[first] >= rows or last == len(bounds) - 1:
             part = telemetry.index[bounds[first] : bounds[last]]
             features = np.empty((len(part), len(feature_names())), dtype=np.float32)

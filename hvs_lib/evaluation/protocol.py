@@ -382,7 +382,9 @@ class Protocol:
             place = np.arange(len(rows))
             frame = scores_frame(self.fleet.rows, rows, place, fault_types=self.faults)
             outcomes = outcomes_of(frame)
-            parts.append((rows[outcomes.rows.score.astype(np.int64)], outcomes))
+            order = outcomes.rows.score
+            in_order = np.array_equal(order, place)  # as a fleet's rows are: no copy of millions
+            parts.append((rows if in_order else rows[order.astype(np.int64)], outcomes))
         return parts
 
     def choose_alarm(self, cv_scores: pd.DataFrame | Outcomes) -> Alarm:

@@ -180,15 +180,6 @@ def test_changing_the_future_changes_no_bit():
     assert not build_features(telemetry)[~past].equals(build_features(changed)[~past])
 
 
-def test_many_modules_with_and_without_a_bar_are_the_same(make_telemetry, project):
-    telemetry = make_telemetry(racks=25)
-    whole = build_features(telemetry, progress=True)
-    pd.testing.assert_frame_equal(whole, build_features(telemetry))
-    rack = telemetry[col.RACK] == telemetry[col.RACK].iloc[-1]
-    pd.testing.assert_frame_equal(whole[rack], build_features(telemetry[rack]))
-    assert "4 of 4 parts of the fleet" in (project / "runs" / "hvs.log").read_text()
-
-
 def test_racks_are_independent():
     telemetry = random_telemetry(4, racks=3)
     X = build_features(telemetry)
