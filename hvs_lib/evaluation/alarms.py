@@ -531,7 +531,8 @@ def _raise(rows, clock, refractory_us):
 def _sweep(thresholds, level, clock, refractory_us, alarm_on, n_events):
     n_nuisance, n_fault = np.zeros(len(thresholds), np.int64), np.zeros(len(thresholds), np.int64)
     first = np.full((len(thresholds), n_events), -1)
-    rows, n_rows = np.arange(len(level)), len(level)
+    rows = np.flatnonzero(level >= thresholds[-1])
+    n_rows = len(rows)
     for k in range(len(thresholds) - 1, -1, -1):  # from the lowest on, the rows become ever fewer
         kept, until = 0, clock[0]
         for row in rows[:n_rows]:

@@ -114,7 +114,7 @@ class ScoreRows:
         """
         steps = np.unique(self.score[self.label == 1])
         above = np.searchsorted(steps, self.score, side="right")
-        return 2 * above - (steps[above - 1] == self.score)
+        return (2 * above - (steps[above - 1] == self.score)).astype(np.int32)
 
     @cached_property
     def event(self) -> np.ndarray:
