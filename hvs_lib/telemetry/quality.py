@@ -153,31 +153,35 @@ def complete_pnr(
     usual = col.PNR not in telemetry and label_until_s == col.LABEL_UNTIL_S
     if usual or col.LABEL not in telemetry:
         return [], []
-    times, codes = telemetry[col.TIMESTAMP], event_codes(telemetry)
-    event, labelled = pd.Series(codes, telemetry.index), codes >= 0
-    pnr = telemetry.get(col.PNR, pd.Series(pd.NaT, telemetry.index, times.dtype))
+    codes, pnr = event_codes(telemetry), telemetry.get(col.PNR, pd.Series(pd.NaT, telemetry.index))
+    rows = (codes >= 0) | pnr.notna().to_numpy()
+    if col.EVENT_ID in telemetry:
+        rows |= telemetry[col.EVENT_ID].notna().to_numpy()
+    some, modules, pnr = telemetry[rows], modules[rows], pnr[rows].astype("datetime64[us]")
+    event, labelled = pd.Series(codes[rows], some.index), codes[rows] >= 0
     where, what = modules, -1 - pd.factorize(pnr)[0]  # of rows without Event_ID
     if col.EVENT_ID in telemetry:
-        ids = telemetry[col.EVENT_ID].cat.codes
+        ids = some[col.EVENT_ID].cat.codes
         event = event.where(ids < 0, event.groupby([modules, ids]).transform("max"))
-        where, what = np.where(ids < 0, [where, what], [rack_codes(telemetry), ids])
-    event = event.where(event >= 0)
-    by_event = pnr.groupby(event)
-    told, last = by_event.transform("max"), times.where(labelled).groupby(event).transform("max")
+        where, what = np.where(ids < 0, [where, what], [rack_codes(some), ids])
+    by_event = pnr.groupby(event := event.where(event >= 0))
+    times, told = some[col.TIMESTAMP], by_event.transform("max")
+    last = times.where(labelled).groupby(event).transform("max")
     problems = []
     for bad, rule, cure in (
         (told > by_event.transform("min"), "be one time for an event, got several", "keep one."),
         (told < last, "not lie before a label 1 of its event, got so", "correct it or the label."),
     ):
         if bad.any():
-            names = dict.fromkeys(event_names(telemetry, np.flatnonzero(bad & labelled)))
+            names = dict.fromkeys(event_names(some, np.flatnonzero(bad & labelled)))
             problems.append(f"{col.PNR} must {rule}{_listed([*names])}; {cure}")
+    pnr_of_event = told.fillna(last + pd.Timedelta(seconds=label_until_s))
+    telemetry[col.PNR] = pnr_of_event.reindex(telemetry.index)
     has_label = pd.Series(labelled).groupby([where, what]).transform("any").to_numpy()
     lost = np.flatnonzero(pnr.notna() & ~has_label)
-    telemetry[col.PNR] = told.fillna(last + pd.Timedelta(seconds=label_until_s))
     if not len(lost):
         return problems, []
-    names = dict.fromkeys(event_names(telemetry, lost))
+    names = dict.fromkeys(event_names(some, lost))
     what = "of events without a row of label 1, which count as none; label the rows before it"
     return problems, [[col.PNR, what, len(lost), *names]]
 

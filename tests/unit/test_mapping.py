@@ -192,6 +192,8 @@ def test_the_map_says_how_long_before_the_pnr_labels_end(read, make_telemetry, n
     last = labelled.groupby(col.RACK, observed=True)[col.TIMESTAMP].transform("max")
     assert (labelled[col.PNR] - last).eq(pd.Timedelta(seconds=10)).all()
     assert found.loc[found[col.LABEL] == 0, col.PNR].isna().all()
+    quiet = read(telemetry.assign(**{col.LABEL: 0, col.EVENT_ID: None}), **maps, label_until_s=10)
+    assert quiet[col.PNR].isna().all() and quiet[col.PNR].dtype == "datetime64[us]"
 
 
 def test_a_pnr_is_on_the_clock_of_the_map(read):
