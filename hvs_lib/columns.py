@@ -18,12 +18,13 @@ AMBIENT = "Ambient_Temp_Rack_C"
 LABEL = "Hazard_Label"
 EVENT_ID = "Event_ID"
 EVENT_TYPE = "Event_Type"
+PNR = "PNR"  # the point of no return of the row's event
 
 SENSORS = [TEMP_AVG, TEMP_MAX, VOLTAGE, CURRENT, SOC, CO, H2, VOC, AMBIENT]
 KEYS = [SITE, RACK, MODULE, TIMESTAMP]
-TELEMETRY = [TIMESTAMP, SITE, RACK, MODULE, *SENSORS, LABEL, EVENT_ID, EVENT_TYPE]
+TELEMETRY = [TIMESTAMP, SITE, RACK, MODULE, *SENSORS, LABEL, EVENT_ID, EVENT_TYPE, PNR]
 
-# The label window: an event is labelled from LABEL_FROM_MIN to LABEL_UNTIL_S before the point of
-# no return (PNR). Lead times count to the PNR, so they need LABEL_UNTIL_S after the last label.
+# The label window, unless the telemetry says otherwise: an event is labelled from LABEL_FROM_MIN to
+# LABEL_UNTIL_S before its point of no return (PNR), to which lead times count.
 LABEL_FROM_MIN = 20.0
 LABEL_UNTIL_S = 30.0

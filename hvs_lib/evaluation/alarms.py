@@ -167,7 +167,7 @@ def event_table(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
     onset = on_event[np.unique(outcomes.alarm_on[on_event], return_index=True)[1]]
     table["onset"] = outcomes.rows.frame[col.TIMESTAMP].to_numpy()[onset]
     table["window_start"] = at_start[col.TIMESTAMP]
-    table["PNR"] = outcomes.pnr_us.astype("datetime64[us]")
+    table[col.PNR] = outcomes.pnr_us.astype("datetime64[us]")
     lead = AlarmTrack(outcomes, alarm.rule).sweep(np.array([alarm.threshold])).lead_min[0]
     table["caught"] = ~np.isnan(lead)
     table["lead_time_min"] = lead

@@ -29,6 +29,7 @@ import pandas as pd
 
 from hvs_lib import columns as col
 from hvs_lib.evaluation.scores import IS_FAULT, ScoreRows
+from hvs_lib.telemetry.codes import pnr_of
 
 OUTCOMES = ("early", "timely", "fault", "nuisance")
 EARLY_MIN = 60.0  # how long before the PNR an alarm is early, where there is no Event_ID [min]
@@ -73,8 +74,8 @@ class Outcomes:
     @cached_property
     def pnr_us(self) -> np.ndarray:
         """Point of no return of each event [us], shape (n_events,)."""
-        last = np.array([rows[-1] for rows in self.event_rows], dtype=np.int64)
-        return self.rows.time_us[last] + round(col.LABEL_UNTIL_S * 1e6)
+        last = self.rows.frame.iloc[[rows[-1] for rows in self.event_rows]]
+        return pnr_of(last).to_numpy(dtype="datetime64[us]").astype(np.int64)
 
     @cached_property
     def alarm_on(self) -> np.ndarray:

@@ -30,7 +30,7 @@ def scores_frame(
     Parameters
     ----------
     telemetry : DataFrame, shape (n_samples, n_columns)
-        The telemetry table. Hazard_Label, Event_ID and Event_Type are taken along where present.
+        The telemetry table. Its label, Event_ID, Event_Type and PNR are taken along where present.
     rows : array of int, shape (n_rows,)
         Positions in `telemetry`, in any order, none twice.
     y_score : array of float, shape (n_rows,)
@@ -40,7 +40,7 @@ def scores_frame(
 
     Returns
     -------
-    DataFrame, shape (n_rows, 5 to 9)
+    DataFrame, shape (n_rows, 5 to 10)
         With the column is_fault where the telemetry has an Event_Type. Sorted by site, rack, module
         and time, with a fresh index and no unused categories.
 
@@ -65,7 +65,7 @@ def scores_frame(
             f"rows and y_score must be one-dimensional and of one length, got shapes {rows.shape} "
             f"and {y_score.shape}. Pass one score per row: the second column of predict_proba."
         )
-    wanted = [col.TIMESTAMP, *col.KEYS[:3], col.LABEL, col.EVENT_ID, col.EVENT_TYPE]
+    wanted = [col.TIMESTAMP, *col.KEYS[:3], col.LABEL, col.EVENT_ID, col.EVENT_TYPE, col.PNR]
     frame = telemetry[[name for name in wanted if name in telemetry.columns]].iloc[rows]
     frame = frame.reset_index(drop=True).assign(**{Y_SCORE: y_score})
     if col.EVENT_TYPE in frame:

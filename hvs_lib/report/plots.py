@@ -19,6 +19,7 @@ from sklearn.metrics import (
 from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, event_table
 from hvs_lib.evaluation.outcomes import OUTCOMES
+from hvs_lib.telemetry.codes import pnr_of
 
 # Nuisance alarms per site-day, named by how long a site waits for one.
 _BUDGETS = {1 / 30: "1/month", 1 / 7: "1/week", 1: "1/day", 24: "1/hour"}
@@ -131,8 +132,9 @@ def module_timeline(telemetry: pd.DataFrame, rows: np.ndarray) -> Figure:
     """
     event = telemetry.iloc[rows]
     first = event.iloc[0]
-    hazard = bool(event[col.LABEL].any())
-    end = event[col.TIMESTAMP].max() + pd.Timedelta(seconds=col.LABEL_UNTIL_S * hazard)
+    labelled = event[event[col.LABEL] == 1]
+    hazard = len(labelled) > 0
+    end = pnr_of(labelled).iloc[-1] if hazard else event[col.TIMESTAMP].max()
     rack = _before(telemetry, end, 75, **first[[col.SITE, col.RACK]])
     own = rack[rack[col.MODULE] == first[col.MODULE]]
     siblings = rack[rack[col.MODULE] != first[col.MODULE]].groupby("minute")
@@ -207,9 +209,10 @@ def alarm_timeline(
         below.plot(-lead, 1, "v", color=color, markersize=11)
     below.axhline(1, color="0.3", linestyle=":")
     onset, window = _minutes_before(event, "onset"), _minutes_before(event, "window_start")
+    last = own.loc[own[col.LABEL] == 1, "minute"].max()
     for ax in (above, below):
         ax.axvline(0, color="0.2", linestyle="--")
-        ax.axvspan(-window, -col.LABEL_UNTIL_S / 60, color="C1", alpha=0.15, label="label 1")
+        ax.axvspan(-window, last, color="C1", alpha=0.15, label="label 1")
         if onset <= minutes:
             ax.axvline(-onset, color="0.2", linestyle=":", label="onset")
     below.set(ylabel="score / alarm threshold", xlabel="minutes to the point of no return")
@@ -269,9 +272,10 @@ def _draw_outcome(ax: Axes, scored: pd.DataFrame, alarm: pd.Series, threshold: f
     if pd.notna(event.get(col.EVENT_ID)):
         own = own[own[col.EVENT_ID] == event[col.EVENT_ID]]
         ax.axvline(own["minute"].min(), color="0.2", linestyle=":", label="onset")
-    window = own.loc[own[col.LABEL] == 1, "minute"]
+    labelled = own[own[col.LABEL] == 1]
+    window = labelled["minute"]
     if len(window):
-        pnr = window.max() + col.LABEL_UNTIL_S / 60
+        pnr = (pnr_of(labelled).iloc[-1] - alarm[col.TIMESTAMP]) / pd.Timedelta(minutes=1)
         ax.axvspan(window.min(), window.max(), color="C1", alpha=0.15, label="label 1")
         ax.axvline(pnr, color="0.2", linestyle="--", label="point of no return")
     ax.set(title=f"{alarm['outcome']}: {_title(event)}", xlabel="minutes since the alarm")

@@ -55,7 +55,7 @@ def simulate_fleet(
     Returns
     -------
     telemetry : DataFrame
-        Columns ``col.TELEMETRY``, sorted by site, rack, module and time.
+        Columns ``col.TELEMETRY`` but PNR, sorted by site, rack, module and time.
     events : DataFrame
         One row per hazard and look-alike: Event_ID, Event_Type, Site_ID, Rack_ID, Module_ID
         (missing where it covers more than one), Onset, PNR (NaT = never), Hazard (PNR reached),
@@ -82,7 +82,7 @@ def simulate_fleet(
     done = list(steps(done, "sites", total=sites) if progress else done)
     tables = [telemetry for telemetry, _ in done]
     columns = {}
-    for name in col.TELEMETRY:
+    for name in list(tables[0]):
         parts = [table.pop(name) for table in tables]  # no more than one column is held twice
         if parts[0].dtype == "category":
             columns[name] = union_categoricals(parts, sort_categories=name == col.EVENT_TYPE)

@@ -74,6 +74,15 @@ def event_codes(telemetry: pd.DataFrame) -> np.ndarray:
     return codes
 
 
+def pnr_of(last: pd.DataFrame) -> pd.Series:
+    """Return the points of no return of events, by the last labelled row of each.
+
+    Where the telemetry has none, the label ends `columns.LABEL_UNTIL_S` before it.
+    """
+    assumed = last[col.TIMESTAMP] + pd.Timedelta(seconds=col.LABEL_UNTIL_S)
+    return last[col.PNR].fillna(assumed) if col.PNR in last else assumed
+
+
 def hazard_types(telemetry: pd.DataFrame) -> list[str]:
     """Name the causes that reach a point of no return somewhere in the telemetry.
 

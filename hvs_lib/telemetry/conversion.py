@@ -20,7 +20,7 @@ def to_frame(columns: dict[str, arrow.ChunkedArray]) -> pd.DataFrame:
     frame = {}
     for name in list(columns):
         array = columns.pop(name)  # so that the file's copy of the column is freed at once
-        if name == col.TIMESTAMP:
+        if name in (col.TIMESTAMP, col.PNR):
             frame[name] = _to_times(array)
         elif name in TEXTS:
             frame[name] = _to_category(array)

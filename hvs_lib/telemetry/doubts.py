@@ -8,7 +8,7 @@ import pandas as pd
 
 from hvs_lib import columns as col
 from hvs_lib.telemetry.codes import rack_codes
-from hvs_lib.telemetry.quality import Finding, sampling_interval_s
+from hvs_lib.telemetry.quality import Finding, event_names, sampling_interval_s
 
 _THROUGHOUT = 0.95  # share of a module's readings: a few odd ones do not hide a wrong unit
 
@@ -160,7 +160,7 @@ def labels_from_the_first_row(telemetry: pd.DataFrame, starts: np.ndarray) -> li
         return []
     ends = np.append(starts[1:], len(labelled))
     rows = [int(np.argmin(np.append(labelled[starts[k] : ends[k]], False))) for k in cut]
-    names = _names(telemetry, starts[cut])
+    names = event_names(telemetry, starts[cut])
     what = "1 from a module's first row on, so that lead times are cut; add the rows before"
     return [[col.LABEL, what, sum(rows), *names]]
 
@@ -185,7 +185,7 @@ def several_events_of_one_id(
     if not len(pairs):
         return []
     of_pair = [np.flatnonzero((racks == rack) & (ids == code)) for rack, code in pairs]
-    names = _names(telemetry, np.array([rows[each[0]] for each in of_pair]))
+    names = event_names(telemetry, np.array([rows[each[0]] for each in of_pair]))
     what = "labelled in two modules, or twice in one; give each event an id of its own"
     return [[col.EVENT_ID, what, sum(map(len, of_pair)), *names]]
 
@@ -208,11 +208,3 @@ def _told(
         return []
     rows = np.add.reduceat(~np.isnan(values), starts, dtype=np.int64)
     return [[name, what, int(rows[found].sum())]]
-
-
-def _names(telemetry: pd.DataFrame, rows: np.ndarray) -> list[str]:
-    """Name the events of labelled rows: by their Event_ID, else by their module."""
-    names = telemetry[col.MODULE].iloc[rows].astype(object)
-    if col.EVENT_ID in telemetry:
-        names = telemetry[col.EVENT_ID].iloc[rows].astype(object).fillna(names)
-    return list(map(str, names))

@@ -45,7 +45,7 @@ class Fleet:
 
     Attributes
     ----------
-    rows : DataFrame, shape (n_samples, 4 to 7)
+    rows : DataFrame, shape (n_samples, 4 to 8)
         The telemetry without its sensors, all rows in the order site, rack, module, time; their
         numbers are its index.
     paths : list of Path

@@ -64,7 +64,7 @@ class MappedFile:
     path, names, known, problems
         As those of `TelemetryFile`, of the telemetry; `names` ends with what the map leaves out.
     attrs : dict
-        What the map says of the file: ``cells_in_series``.
+        What the map says of the file: ``label_until_s`` and ``cells_in_series``.
     findings : list of Finding
         What the map has changed beside the values, once the telemetry is made.
 
@@ -81,18 +81,19 @@ class MappedFile:
         self.findings: list[Finding] = []
         cells = self.map.cells_in_series
         self.attrs = {} if cells is None else {"cells_in_series": cells}
+        self.attrs["label_until_s"] = self.map.label_until_s
         self._file = TelemetryFile(path)
         self._title = f"{path} cannot be read with the map {columns}"
         own = {name: Source("column", (name,)) for name in self._file.known}
         self._sources = {**own, **self.map.sources}
         self._sources.pop(col.TIMESTAMP, None)
+        made = {col.LABEL, col.PNR} if self.map.runaway is not None else set()
+        for name in made:
+            self._sources.pop(name, None)
         if isinstance(self.map.runaway, str):
             self._sources[col.LABEL] = Source("column", (self.map.runaway,))
-        elif self.map.runaway is not None:
-            self._sources.pop(col.LABEL, None)
         self._resolve()
-        made = {col.TIMESTAMP, *self._sources} | ({col.MODULE} if self._is_wide else set())
-        made |= {col.LABEL} if self.map.runaway is not None else set()
+        made |= {col.TIMESTAMP, *self._sources} | ({col.MODULE} if self._is_wide else set())
         self.known = [name for name in col.TELEMETRY if name in made]
         unused = [name for name in self._file.names if name not in self._file.known]
         self.names = [*self.known, *(name for name in unused if name not in made)]
@@ -139,7 +140,7 @@ class MappedFile:
             )
         read = {n: set(found.values()) for n, found in self._theirs.items()}
         numbers = set().union(*(read[name] for name in read if name not in TEXTS))
-        numbers -= {*clock.columns, *times, *self._theirs.get(col.LABEL, {}).values()}
+        numbers -= {*clock.columns, *times}.union(*(read.get(n, ()) for n in (col.LABEL, col.PNR)))
         used = {*clock.columns, *times}.union(*read.values())
         names = [name for name in dict.fromkeys(self._file.names) if name in used]
         self._file.select(names, dict.fromkeys(numbers, arrow.float64()))
@@ -191,8 +192,10 @@ class MappedFile:
                 table[name] = to_frame({name: self._read[theirs]})[name]
         self._modules = module_codes(pd.DataFrame(table)) if table else np.zeros(n_rows, np.int32)
         table[col.TIMESTAMP] = times = self._times(self.map.clock.columns)
+        if col.PNR in self._sources:
+            table[col.PNR] = self._times(tuple(self._theirs[col.PNR]))
         wide = {}
-        for name in [name for name in self._sources if name not in TEXTS]:
+        for name in [name for name in self._sources if name not in (*TEXTS, col.PNR)]:
             source = self._sources[name]
             values = self._values(name, source, n_rows)
             if source.time:
@@ -383,10 +386,11 @@ class MappedFile:
             is_time = isinstance(at, pd.Timestamp)
             pnr = self._utc(at) if is_time else self._start() + _elapsed(at, self.map.clock.elapsed)
             pnr = pd.Series(pnr, telemetry.index)
-        label = times >= pnr - pd.Timedelta(minutes=col.LABEL_FROM_MIN)
-        late = times > pnr - pd.Timedelta(seconds=col.LABEL_UNTIL_S)
-        self._tell("later than 30 s before the runaway", int(late.sum()))
-        return telemetry.assign(**{col.LABEL: label.astype(np.int8)})[~late]
+        label = times >= pnr - pd.Timedelta(minutes=self.map.label_from_min)
+        late = times > pnr - pd.Timedelta(seconds=self.map.label_until_s)
+        what = f"later than {self.map.label_until_s:g} s before the runaway"
+        self._tell(what, int(late.sum()))
+        return telemetry.assign(**{col.LABEL: label.astype(np.int8), col.PNR: pnr})[~late]
 
 
 def _elapsed(numbers: pd.Series | float, unit: str) -> pd.Series | pd.Timedelta:

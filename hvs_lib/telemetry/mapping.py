@@ -23,7 +23,9 @@ from hvs_lib.telemetry.files import DataError
 HOW = ("column", "each", "mean", "max", "sum", "constant")
 _SOURCE_KEYS = (*HOW, "factor", "offset", "missing", "time", "within")
 _CLOCK_KEYS = ("column", "format", "zone", "elapsed", "epoch", "start")
-_OPTIONS = ("missing", "repeated", "runaway", "cells_in_series")
+_LABEL_KEYS = ("runaway", "label_from_min", "label_until_s")
+_OPTIONS = ("missing", "repeated", *_LABEL_KEYS, "cells_in_series")
+_KEYS = {col.TIMESTAMP: _CLOCK_KEYS, col.PNR: ("column",)}  # of the others: _SOURCE_KEYS
 SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 
 
@@ -61,6 +63,8 @@ class ColumnMap:
     missing: tuple = ()
     repeated: str = ""  # which of the rows of one module and time to keep
     runaway: object = None  # elapsed time, time, or column that is true from then on
+    label_from_min: float = col.LABEL_FROM_MIN  # before the runaway
+    label_until_s: float = col.LABEL_UNTIL_S  # before the point of no return
     cells_in_series: int | None = None
 
 
@@ -101,8 +105,8 @@ def load_map(path: str | Path) -> ColumnMap:
             continue
         entry = {str(k): v for k, v in entry.items()} if isinstance(entry, dict) else entry
         entry = entry if isinstance(entry, dict) else {"column": entry}
-        hows = ("column",) if key == col.TIMESTAMP else HOW
-        known = _CLOCK_KEYS if key == col.TIMESTAMP else _SOURCE_KEYS
+        hows = ("column",) if key in _KEYS else HOW
+        known = _KEYS.get(key, _SOURCE_KEYS)
         fields = _checked({k: v for k, v in entry.items() if k not in hows}, key, known, problems)
         how = [each for each in hows if each in entry]
         columns = entry[how[0]] if len(how) == 1 else None
@@ -121,11 +125,18 @@ def load_map(path: str | Path) -> ColumnMap:
             sources[key] = Source(how[0], tuple(map(str, columns)), **fields)
     if isinstance(options.get("runaway"), float) and not clock.elapsed:
         problems.append("runaway must be a time or a column, got a number; or add `elapsed`.")
-    if "runaway" in options and col.LABEL in sources:
-        problems.append(f"{col.LABEL} must not stand beside `runaway`, which makes it; drop one.")
+    for name in (col.LABEL, col.PNR):
+        if "runaway" in options and name in sources:
+            problems.append(f"{name} must not stand beside `runaway`, which makes it; drop one.")
+    if "label_from_min" in options and "runaway" not in options:
+        problems.append("label_from_min must stand beside `runaway`, got none; drop it.")
+    made = ColumnMap(clock, sources, **options)
+    if made.runaway is not None and made.label_until_s >= made.label_from_min * 60:
+        found = f"{made.label_until_s:g} s and {made.label_from_min:g} min"
+        problems.append(f"label_until_s must be shorter than label_from_min, got {found}.")
     if problems:
         raise DataError(title, problems)
-    return ColumnMap(clock, sources, **options)
+    return made
 
 
 def _clock_problems(clock: Clock) -> Iterator[str]:
@@ -154,6 +165,12 @@ def _number(value: object) -> float:
 
 def _positive(value: object) -> float:
     if not _number(value) > 0:
+        raise ValueError
+    return float(value)
+
+
+def _not_negative(value: object) -> float:
+    if _number(value) < 0:
         raise ValueError
     return float(value)
 
@@ -209,6 +226,8 @@ _RULES = {
     "start": (pd.Timestamp, "a time such as 2025-06-01T12:00:00"),
     "repeated": _one_of("first", "last", "mean"),
     "runaway": (_runaway, "a column, a time or a number"),
+    "label_from_min": (_positive, "a number of minutes above 0"),
+    "label_until_s": (_not_negative, "a number of seconds, 0 or more"),
     "cells_in_series": (_count, "a whole number above 0"),
 }
 

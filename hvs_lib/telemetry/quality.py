@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from hvs_lib import columns as col
-from hvs_lib.telemetry.codes import module_codes
+from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes
 
 Finding = list  # [column, what, rows, *names of events or modules]
 
@@ -135,6 +135,63 @@ def name_whole_events(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Find
         telemetry[name] = telemetry[name].array[source]
     what = "missing, but given in other rows of the same stretch of labels; taken from those"
     return [[col.EVENT_ID, what, int(filled.sum())]] if filled.any() else []
+
+
+def complete_pnr(
+    telemetry: pd.DataFrame, modules: np.ndarray, label_until_s: float
+) -> tuple[list[str], list[Finding]]:
+    """Give all rows of each event its point of no return (PNR), and no other rows, in place.
+
+    It is the one in the telemetry, else `label_until_s` after the last label. Left as it is: a
+    telemetry without any whose labels end at the usual time before it, see `codes.pnr_of`.
+
+    Returns
+    -------
+    problems, findings : list of str, list of Finding
+        PNR that contradict each other or the labels; events with a PNR but without a label.
+    """
+    usual = col.PNR not in telemetry and label_until_s == col.LABEL_UNTIL_S
+    if usual or col.LABEL not in telemetry:
+        return [], []
+    codes, pnr = event_codes(telemetry), telemetry.get(col.PNR, pd.Series(pd.NaT, telemetry.index))
+    rows = (codes >= 0) | pnr.notna().to_numpy()
+    if col.EVENT_ID in telemetry:
+        rows |= telemetry[col.EVENT_ID].notna().to_numpy()
+    some, modules, pnr = telemetry[rows], modules[rows], pnr[rows].astype("datetime64[us]")
+    event, labelled = pd.Series(codes[rows], some.index), codes[rows] >= 0
+    where, what = modules, -1 - pd.factorize(pnr)[0]  # of rows without Event_ID
+    if col.EVENT_ID in telemetry:
+        ids = some[col.EVENT_ID].cat.codes
+        event = event.where(ids < 0, event.groupby([modules, ids]).transform("max"))
+        where, what = np.where(ids < 0, [where, what], [rack_codes(some), ids])
+    by_event = pnr.groupby(event := event.where(event >= 0))
+    times, told = some[col.TIMESTAMP], by_event.transform("max")
+    last = times.where(labelled).groupby(event).transform("max")
+    problems = []
+    for bad, rule, cure in (
+        (told > by_event.transform("min"), "be one time for an event, got several", "keep one."),
+        (told < last, "not lie before a label 1 of its event, got so", "correct it or the label."),
+    ):
+        if bad.any():
+            names = dict.fromkeys(event_names(some, np.flatnonzero(bad & labelled)))
+            problems.append(f"{col.PNR} must {rule}{_listed([*names])}; {cure}")
+    pnr_of_event = told.fillna(last + pd.Timedelta(seconds=label_until_s))
+    telemetry[col.PNR] = pnr_of_event.reindex(telemetry.index)
+    has_label = pd.Series(labelled).groupby([where, what]).transform("any").to_numpy()
+    lost = np.flatnonzero(pnr.notna() & ~has_label)
+    if not len(lost):
+        return problems, []
+    names = dict.fromkeys(event_names(some, lost))
+    what = "of events without a row of label 1, which count as none; label the rows before it"
+    return problems, [[col.PNR, what, len(lost), *names]]
+
+
+def event_names(telemetry: pd.DataFrame, rows: np.ndarray) -> list[str]:
+    """Name the events of some rows: by their Event_ID, else by their module."""
+    names = telemetry[col.MODULE].iloc[rows].astype(object)
+    if col.EVENT_ID in telemetry:
+        names = telemetry[col.EVENT_ID].iloc[rows].astype(object).fillna(names)
+    return list(map(str, names))
 
 
 def leave_out_fires(

@@ -18,6 +18,7 @@ from hvs_lib.telemetry.quality import (
     Finding,
     clear_fill_values,
     clear_zero_modules,
+    complete_pnr,
     leave_out_fires,
     name_whole_events,
     zero_columns,
@@ -184,6 +185,11 @@ class _Reader:
         telemetry, fires = leave_out_fires(telemetry, modules)
         modules = module_codes(telemetry) if fires else modules
         findings += fires
+        label_until_s = file.attrs.get("label_until_s", col.LABEL_UNTIL_S)
+        problems, unlabelled = complete_pnr(telemetry, modules, label_until_s)
+        if problems:
+            raise refusal(file.path, *problems)
+        findings += unlabelled
         findings += doubts(telemetry, modules, keep_fill_values=self.keep_fill_values)
         ignored = [name for name in file.names if name not in col.TELEMETRY]
         telemetry.attrs = {"ignored_columns": ignored, "findings": findings} | self.file.attrs

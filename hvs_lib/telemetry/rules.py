@@ -83,7 +83,7 @@ def _schema(*, require_label: bool) -> pa.DataFrameSchema:
         return pa.Column(None, list(rules), nullable=True, required=required)
 
     present, number = _rule("present", pd.Series.notna), _rule("number", is_number)
-    time = (present, _rule("time", is_time), _rule("zone", one_zone_style))
+    time = (_rule("time", is_time), _rule("zone", one_zone_style))
     finite = _rule("finite", lambda values: ~np.isinf(as_numbers(values)))
     sensors = {
         name: column(number, finite, _rule("plausible", partial(_is_plausible, low=low, high=high)))
@@ -92,12 +92,13 @@ def _schema(*, require_label: bool) -> pa.DataFrameSchema:
     label = _rule("label", lambda values: as_numbers(values).isin([0, 1]))
     return pa.DataFrameSchema(
         {
-            col.TIMESTAMP: column(*time, required=True),
+            col.TIMESTAMP: column(present, *time, required=True),
             col.SITE: column(present),
             col.RACK: column(present, required=True),
             col.MODULE: column(present, required=True),
             **sensors,
             col.LABEL: column(label, required=require_label),
+            col.PNR: column(*time),
         },
         checks=[
             _rule("unique", _is_first_of_instant),

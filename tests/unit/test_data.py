@@ -72,9 +72,11 @@ def test_written_table_reads_back_unchanged(make_telemetry, path, event_ids):
 
 
 def test_dtypes_and_column_order(make_telemetry, path):
-    loaded = load_telemetry(write(make_telemetry().iloc[:, ::-1], path))
+    telemetry = make_telemetry()
+    telemetry[col.PNR] = telemetry[col.TIMESTAMP].max() + pd.Timedelta(seconds=10)
+    loaded = load_telemetry(write(telemetry.iloc[:, ::-1], path))
     assert list(loaded.columns) == col.TELEMETRY
-    assert loaded[col.TIMESTAMP].dtype == "datetime64[us]"
+    assert (loaded[[col.TIMESTAMP, col.PNR]].dtypes == "datetime64[us]").all()
     assert (loaded[col.SENSORS].dtypes == np.float32).all()
     assert loaded[col.LABEL].dtype == np.int8
     for name in [col.SITE, col.RACK, col.MODULE, col.EVENT_ID, col.EVENT_TYPE]:

@@ -167,6 +167,41 @@ def test_the_runaway_makes_the_label_and_ends_the_telemetry(read, at):
     assert past.max() == 2970
     assert past[telemetry[col.LABEL] == 1].min() == 1800
     assert "in 62 rows (17.22%): later than 30 s" in summarize(telemetry)["warnings"][0]
+    pnr = telemetry.groupby(col.LABEL)[col.PNR].unique()
+    assert pnr[0].isna().all() and pnr[1] == [START + pd.Timedelta(seconds=3000)]
+
+
+def test_the_label_window_is_the_maps(read):
+    frame = pd.DataFrame({"s": np.arange(0, 3600, 10.0), "U": 50.0})
+    clock = {"column": "s", "elapsed": "s", "start": str(START)}
+    window = {"label_from_min": 40, "label_until_s": 125}
+    telemetry = read(frame, Timestamp=clock, runaway=3000, **window)
+    past = (telemetry[col.TIMESTAMP] - START).dt.total_seconds()
+    labelled = telemetry[col.LABEL] == 1
+    assert [past.max(), past[labelled].min()] == [2870, 600]
+    assert set(telemetry.loc[labelled, col.PNR] - START) == {pd.Timedelta(seconds=3000)}
+    assert "later than 125 s before the runaway" in summarize(telemetry)["warnings"][0]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_the_map_says_how_long_before_the_pnr_labels_end(read, make_telemetry, name):
+    telemetry = make_telemetry().rename(columns={col.TIMESTAMP: "when"})
+    maps = dict.fromkeys([col.VOLTAGE, *ONE])
+    found = read(telemetry, name, **maps, label_until_s=10)
+    labelled = found[found[col.LABEL] == 1]
+    last = labelled.groupby(col.RACK, observed=True)[col.TIMESTAMP].transform("max")
+    assert (labelled[col.PNR] - last).eq(pd.Timedelta(seconds=10)).all()
+    assert found.loc[found[col.LABEL] == 0, col.PNR].isna().all()
+    quiet = read(telemetry.assign(**{col.LABEL: 0, col.EVENT_ID: None}), **maps, label_until_s=10)
+    assert quiet[col.PNR].isna().all() and quiet[col.PNR].dtype == "datetime64[us]"
+
+
+def test_a_pnr_is_on_the_clock_of_the_map(read):
+    frame = table(fire=[np.nan] * 5 + [100.0] * 5, s=range(0, 100, 10), y=[0] * 5 + [1] * 5)
+    clock = {"column": "s", "elapsed": "s", "start": "2025-06-01", "zone": "Europe/Berlin"}
+    found = read(frame, Timestamp=clock, PNR="fire", Hazard_Label="y")
+    assert found[col.PNR].isna().tolist() == [True] * 5 + [False] * 5
+    assert found[col.PNR].max() == found[col.TIMESTAMP].max() + pd.Timedelta(seconds=10)
 
 
 def test_cells_in_series_come_with_the_telemetry(read):
@@ -316,6 +351,11 @@ def test_every_problem_of_a_map_is_told_at_once(refused):
         ({"runaway": "U", "Hazard_Label": "U"}, "must not stand beside `runaway`"),
         ({"Timestamp": {"column": "when", "epoch": "s", "format": "%Y"}}, "got format, epoch"),
         ({"Timestamp": {"column": "when", "start": "2025-01-01"}}, "add its unit, `elapsed: s`"),
+        ({"runaway": "U", "PNR": "when"}, "PNR must not stand beside `runaway`"),
+        ({"label_from_min": 5}, "label_from_min must stand beside `runaway`"),
+        ({"runaway": "U", "label_from_min": 2, "label_until_s": 120}, "got 120 s and 2 min"),
+        ({"label_until_s": -1}, "label_until_s of The map must be a number of seconds, 0 or more"),
+        ({"PNR": {"column": "when", "factor": 2}}, "PNR has an unknown entry 'factor'"),
         ({"cells_in_series": -1}, "must be a whole number above 0, got -1"),
         ({"cells_in_series": 1.5}, "must be a whole number above 0, got 1.5"),
         ({"missing": None, "Timestamp": {"column": "when", "format": "%Q"}}, "format of Timestamp"),

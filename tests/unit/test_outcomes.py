@@ -325,6 +325,29 @@ def test_event_table_by_hand():
     assert table["lead_time_min"].tolist() == minutes(np.nan, 40)
 
 
+@pytest.mark.parametrize(
+    ("after_s", "lead_s"), [(None, 50), (10, 30), (30, 50), (300, 320), (0, 20)]
+)
+@pytest.mark.parametrize("event", ["E1", None])
+def test_lead_times_count_to_the_pnr_of_the_telemetry(after_s, lead_s, event):
+    rows = module_rows([0, 1, 1, 1], [0, 0, 1, 1], event=event)  # the last label at 30 s
+    if after_s is not None:
+        rows[col.PNR] = rows[col.TIMESTAMP].max() + pd.Timedelta(seconds=after_s)
+    other = module_rows([1, 1], [1, 1], name="M2", event="E2")  # has none: 30 s after 10 s
+    scores = scores_frame(frame_of(rows, other), np.arange(6), np.array([0, 1, 1, 1, 1, 1]))
+    table, alarms = event_table(scores, AT_1), raise_alarms(scores, AT_1)
+    assert seconds(table[col.PNR]) == [lead_s + 10, 40]
+    assert table["lead_time_min"].tolist() == pytest.approx(minutes(lead_s, 40))
+    expected = minutes(lead_s, lead_s - 10, lead_s - 20, 40, 30)
+    assert alarms["lead_time_min"].tolist() == pytest.approx(expected)
+
+
+def test_an_hour_before_its_pnr_an_event_without_id_sets_on():
+    rows = module_rows([1] * 4, [0, 0, 0, 1], at_s=[0, 299, 301, 3600])
+    rows[col.PNR] = START + pd.Timedelta(seconds=3900)
+    assert outcomes(rows) == ["nuisance", "nuisance", "early", "timely"]
+
+
 def test_tables_without_events_are_empty():
     scores = frame_of(module_rows([1, 1]))
     assert event_table(scores, AT_1).empty

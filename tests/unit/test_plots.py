@@ -122,6 +122,32 @@ def test_each_outcome_shows_its_alarm_and_what_the_module_has(early):
     assert {"temperature", "score", "onset", "label 1"} <= set(legend(first))
 
 
+@pytest.mark.parametrize("after_s", [10, 30, 300])
+def test_figures_count_to_the_pnr_of_the_telemetry(early, after_s):
+    telemetry, scores = early
+    labelled = telemetry[col.LABEL] == 1
+    pnr = telemetry.loc[labelled, col.TIMESTAMP].max() + pd.Timedelta(seconds=after_s)
+    telemetry = telemetry.assign(**{col.PNR: pd.Series(pnr, telemetry.index).where(labelled)})
+    scores = scores_frame(telemetry, np.arange(len(telemetry)), scores["y_score"].to_numpy())
+    event = event_table(scores, ALARM).iloc[0]
+    lead = 27.0 + (after_s - 30) / 60
+    assert event["PNR"] == pnr and event["lead_time_min"] == pytest.approx(lead)
+
+    def window(ax):
+        (patch,) = (each for each in ax.patches if each.get_label() == "label 1")
+        return patch.get_x(), patch.get_x() + patch.get_width()
+
+    expected = pytest.approx((-(110 + after_s) / 60, -after_s / 60))
+    above = plots.module_timeline(telemetry, np.flatnonzero(labelled)).axes[0]
+    assert window(above) == expected and drawn_at(above, "point of no return") == 0
+    below = plots.alarm_timeline(telemetry, {"a": (scores, ALARM)}, event).axes[1]
+    assert window(below) == expected
+    assert below.get_lines()[1].get_xdata()[0] == pytest.approx(-lead)
+    alarms = raise_alarms(scores, ALARM)
+    first = plots.outcome_timelines(telemetry, scores["y_score"].to_numpy(), alarms).axes[0]
+    assert drawn_at(first, "point of no return") == pytest.approx(lead)
+
+
 def test_precision_recall_names_each_curve_with_its_average_precision(telemetry):
     scores = scores_frame(
         telemetry, np.arange(len(telemetry)), telemetry[col.LABEL].to_numpy(float)

@@ -181,3 +181,88 @@ def test_check_prints_the_warnings(make_telemetry, tmp_path):
     assert sensors == "sensors: all sensors (6 racks)"
     kept = CliRunner().invoke(main, [*command, "--keep-fill-values"]).output
     assert "127.5" not in kept
+
+
+@pytest.fixture
+def with_pnr(make_telemetry):
+    """Return a function that puts a PNR, so long after the last label, on the rows of an event."""
+
+    def with_pnr(after_s, **options):
+        telemetry = make_telemetry(**options)
+        rows = np.flatnonzero(telemetry[col.LABEL].eq(1) & telemetry[col.RACK].eq("RackA1"))
+        pnr = telemetry[col.TIMESTAMP].max() + pd.Timedelta(seconds=after_s)
+        telemetry[col.PNR] = pd.Series(pnr, rows).reindex(telemetry.index)
+        return telemetry, rows
+
+    return with_pnr
+
+
+@pytest.mark.parametrize("racks", [False, True])
+@pytest.mark.parametrize("event_ids", [False, True])
+@pytest.mark.parametrize("kept", [slice(None), slice(3, 4)])
+def test_all_rows_of_an_event_have_its_pnr(with_pnr, reread, racks, event_ids, kept):
+    telemetry, rows = with_pnr(300, event_ids=event_ids)
+    left = np.setdiff1d(rows, rows[kept])
+    telemetry.loc[left, col.PNR] = pd.NaT
+    if event_ids:  # its build-up belongs to it
+        build_up = np.arange(rows[0] - 5, rows[0])
+        for name in (col.EVENT_ID, col.EVENT_TYPE):
+            telemetry.loc[build_up, name] = telemetry[name].iloc[rows[0]]
+        rows = np.append(build_up, rows)
+    found = reread(telemetry, racks=racks)
+    until_pnr = (found[col.PNR] - telemetry[col.TIMESTAMP].max()).dt.total_seconds()
+    in_it, labelled = telemetry.index.isin(rows), telemetry[col.LABEL] == 1
+    assert until_pnr[in_it].eq(300).all()
+    assert (labelled & ~in_it).any(), "an event without a PNR has the usual one"
+    assert until_pnr[labelled & ~in_it].eq(30).all()
+    assert until_pnr[~labelled & ~in_it].isna().all()
+    assert not [warning for warning in warnings_of(found) if warning.startswith(col.PNR)]
+
+
+@pytest.mark.parametrize("racks", [False, True])
+@pytest.mark.parametrize("event_ids", [False, True])
+def test_an_event_with_a_pnr_and_no_label_is_named(with_pnr, reread, racks, event_ids):
+    telemetry, rows = with_pnr(10, event_ids=event_ids)
+    telemetry.loc[rows, col.LABEL] = 0
+    found = reread(telemetry, racks=racks)
+    (warning,) = [each for each in warnings_of(found) if each.startswith(col.PNR)]
+    assert f"PNR in {len(rows)} rows" in warning and "without a row of label 1" in warning
+    name = telemetry[col.EVENT_ID if event_ids else col.MODULE].iloc[rows[0]]
+    assert warning.endswith(f"(1: {name})")
+    assert found.loc[rows, col.PNR].isna().all()
+
+
+def test_telemetry_without_any_label_may_have_a_pnr(with_pnr, reread):
+    telemetry, rows = with_pnr(10)
+    (warning,) = [w for w in warnings_of(reread(telemetry.assign(**{col.LABEL: 0}))) if "PNR" in w]
+    assert f"(1: {telemetry[col.EVENT_ID].iloc[rows[0]]})" in warning
+    scored = reread(telemetry.drop(columns=col.LABEL))
+    assert scored[col.PNR].equals(telemetry[col.PNR])
+
+
+@pytest.mark.parametrize("racks", [False, True])
+@pytest.mark.parametrize("event_ids", [False, True])
+def test_a_pnr_that_contradicts_its_event_is_refused(with_pnr, reread, event_ids, racks):
+    telemetry, _ = with_pnr(-10, event_ids=event_ids)
+    with pytest.raises(DataError, match="PNR must not lie before a label 1 of its event, got so"):
+        reread(telemetry, racks=racks)
+    telemetry, rows = with_pnr(10, event_ids=event_ids)
+    telemetry.loc[rows[2], col.PNR] += pd.Timedelta(seconds=1)
+    with pytest.raises(DataError, match=r"PNR must be one time for an event, got several \(1: "):
+        reread(telemetry, racks=racks)
+
+
+def test_a_pnr_that_is_no_time_is_refused(with_pnr, reread):
+    telemetry, rows = with_pnr(10)
+    telemetry[col.PNR] = telemetry[col.PNR].astype("str")
+    telemetry.loc[rows, col.PNR] = "soon"
+    with pytest.raises(DataError, match=r"PNR must be an ISO 8601 time such as .*, got 'soon' at"):
+        reread(telemetry)
+
+
+def test_a_pnr_stays_with_the_partitions_of_a_fleet(with_pnr, make_fleet):
+    telemetry, rows = with_pnr(300)
+    fleet = make_fleet(telemetry)
+    both = pd.concat([fleet.telemetry(k)[col.PNR] for k in range(len(fleet.paths))])
+    assert len(fleet.paths) > 1 and fleet.rows[col.PNR].equals(both)
+    assert set(both.iloc[rows] - telemetry[col.TIMESTAMP].max()) == {pd.Timedelta(seconds=300)}
