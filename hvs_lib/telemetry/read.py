@@ -186,7 +186,7 @@ class _Reader:
         findings += fires
         findings += doubts(telemetry, modules, keep_fill_values=self.keep_fill_values)
         ignored = [name for name in file.names if name not in col.TELEMETRY]
-        telemetry.attrs = {"ignored_columns": ignored, "findings": findings} | self.file.attrs
+        telemetry.attrs = {"ignored_columns": ignored, "findings": findings}
         return telemetry
 
     @property

@@ -247,7 +247,7 @@ def test_file_of_many_blocks_loads(make_telemetry, tmp_path, monkeypatch):
 
 def test_no_such_file_names_the_nearest(tmp_path):
     (tmp_path / "telemetry.csv").touch()
-    assert "did you mean telemetry.csv?" in only_problem(tmp_path / "telemetri.csv")
+    assert "did you mean 'telemetry.csv'?" in only_problem(tmp_path / "telemetri.csv")
     assert "check the path" in only_problem(tmp_path / "nowhere" / "x.parquet")
 
 
