@@ -543,14 +543,11 @@ def test_the_kind_of_the_time_is_guessed(proposed, times, name, clock):
     assert proposed(frame, "own.parquet")["Timestamp"] == {"column": name, **clock}
 
 
-def test_a_flow_of_gas_becomes_ppm_where_another_gas_tells_how(proposed, tmp_path):
-    flow = np.arange(10.0)
-    frame = table(**{"CO Flow (L/min)": flow, "THC Flow (L/min)": flow, "THC (ppm)": 2 + 8 * flow})
-    found = proposed(frame)
-    assert found[col.CO] == {"column": "CO Flow (L/min)", "factor": 8.0}
-    assert found[col.VOC] == "THC (ppm)"
-    assert col.CO not in proposed(frame.drop(columns="THC (ppm)"))
-    assert "CO Flow (L/min) is a flow" in (tmp_path / "map.yaml").read_text()
+def test_a_flow_of_gas_is_left_to_the_user(proposed, tmp_path):
+    found = proposed(table(**{"CO Flow (L/min)": 1.0, "THC Flow (L/min)": 1.0, "THC (ppm)": 2.0}))
+    assert found[col.VOC] == "THC (ppm)" and col.CO not in found
+    text = (tmp_path / "map.yaml").read_text()
+    assert "CO Flow (L/min) is a flow" in text and "THC Flow" not in text
 
 
 def test_a_flag_of_runaway_or_hazard_is_guessed(proposed):
