@@ -75,10 +75,11 @@ def readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def did_you_mean(wanted: object, names: Iterable[str], otherwise: str) -> str:
+def did_you_mean(wanted: object, names: Iterable[str], otherwise: str = "") -> str:
     """Return a question for the nearest of the names, or what to say where none is near."""
-    near = difflib.get_close_matches(str(wanted), names, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else otherwise
+    lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(str(wanted).lower(), lower, n=1)
+    return f"did you mean {lower[near[0]]!r}?" if near else otherwise
 
 
 def count_rows(rows: int) -> str:

@@ -1,7 +1,7 @@
 """A file read through a map, see `mapping`: its columns become ours."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,6 @@ from hvs_lib.telemetry.conversion import (
     as_numbers,
     as_times,
     codes_and_words,
-    is_number,
     to_frame,
     zone_styles,
 )
@@ -31,10 +30,6 @@ from hvs_lib.telemetry.files import (
 from hvs_lib.telemetry.mapping import Source, load_map, named
 from hvs_lib.telemetry.quality import LEFT_OUT, Finding
 
-_ADVICE = {
-    col.RACK: "add `Rack_ID: COLUMN` or `Rack_ID: {constant: Rack1}`",
-    col.MODULE: "add `Module_ID: COLUMN` or `Module_ID: {constant: Module1}`",
-}
 _ADVICE_NUMBER = "write decimals with a point, or name the word in `missing`."
 _ADVICE_TIME = "add `format` or, for numbers, `elapsed: s` and `start`, or `epoch: s`."
 _ADVICE_ZONE = "correct the zone, to UTC if the clock has no daylight saving."
@@ -113,14 +108,14 @@ class MappedFile:
         """Find the columns that the map names in the file, and choose them to be read."""
         sources, problems = self._sources.items(), []
         theirs = {n: self._found(n, source, problems) for n, source in sources}
-        clocks = dict.fromkeys(self.map.clock.columns)
-        clocks |= dict.fromkeys(source.time for _, source in sources if source.time)
-        for each in clocks:
-            if each not in self._file.names:
-                problems.append(self._lacks(col.TIMESTAMP, each))
-        for name in [name for name in _ADVICE if name not in self.known]:
-            rule = f"{name} must come from the file or the map"
-            problems.append(f"{rule}, got neither; {_ADVICE[name]}.")
+        clocks = [*self.map.clock.columns, *(source.time for _, source in sources if source.time)]
+        missing = [each for each in clocks if each not in self._file.names]
+        problems += [self._lacks(col.TIMESTAMP, each) for each in missing]
+        for name in [name for name in (col.RACK, col.MODULE) if name not in self.known]:
+            problems.append(
+                f"{name} must come from the file or the map, got neither; add `{name}: COLUMN` or"
+                f" `{name}: {{constant: {name[:-3]}1}}`."
+            )
         if col.MODULE in self._sources and any(source.how == "each" for _, source in sources):
             problems.append(
                 f"{col.MODULE} must not be given beside `each`, whose * names the modules; drop it."
@@ -129,7 +124,8 @@ class MappedFile:
         texts = {*clocks}.union(*(theirs.get(name, {}).values() for name in (*TEXTS, col.LABEL)))
         names = [name for name in dict.fromkeys(self._file.names) if name in used]
         self._file.select(names, dict.fromkeys(used - texts, arrow.float64()))
-        self._refuse(problems + self._file.problems)
+        self._bad = problems + self._file.problems
+        self._refuse_bad()
         return theirs
 
     def _found(self, name: str, source: Source, problems: list[str]) -> dict[str, str]:
@@ -155,9 +151,9 @@ class MappedFile:
         cure = did_you_mean(wanted, self._file.names, "`hvs map` shows those it has.")
         return f"{name} must name a column of the file, got {wanted!r}; {cure}"
 
-    def _refuse(self, problems: list[str]) -> None:
-        if problems:
-            raise DataError(self._title, list(dict.fromkeys(problems)))
+    def _refuse_bad(self) -> None:
+        if self._bad:
+            raise DataError(self._title, list(dict.fromkeys(self._bad)))
 
     # ---- the telemetry -----------------------------------------------------------------------
 
@@ -186,16 +182,16 @@ class MappedFile:
                 wide[name] = values
             else:
                 table[name] = values.iloc[:, 0]
-        self._refuse(self._bad)
+        if len(rows) and not times.notna().any() and not self._bad:
+            theirs = " ".join(self.map.clock.columns)
+            self._bad = [f"{col.TIMESTAMP} must be in {theirs!r}, got nothing; name another."]
+        self._refuse_bad()
         self._read = {}
         if wide:  # to a row for each module, its values and what all modules share
             long = pd.concat(wide, axis=1).stack(future_stack=True)  # noqa: PD013
             modules = pd.Categorical(long.index.get_level_values(1).astype("str"))
             table = table.join(long.droplevel(1).assign(**{col.MODULE: modules}))
         timed = table[col.TIMESTAMP].notna()
-        if len(timed) and not timed.any():
-            theirs = " ".join(self.map.clock.columns)
-            self._refuse([f"{col.TIMESTAMP} must be in {theirs!r}, got nothing; name another."])
         self._tell("without a value", int((~timed).sum()))
         table = self._once_each(table[timed])
         if self.map.runaway:
@@ -220,29 +216,30 @@ class MappedFile:
             values = values.agg(source.how, axis=1).to_frame()
         return values * source.factor + source.offset
 
-    def _numbers(self, name: str, theirs: str, missing: tuple) -> np.ndarray:
-        array = self._read[theirs]
-        if arrow.types.is_integer(array.type) or arrow.types.is_floating(array.type):
-            values = array.to_numpy().astype(np.float64)
+    def _words(self, theirs: str, missing: Iterable) -> pd.Series:
+        """Return the words of each row, missing those that stand for no reading."""
+        codes, words = codes_and_words(self._read[theirs])
+        words = words.mask(words.isin([str(each) for each in missing]))
+        return words.reindex(codes).reset_index(drop=True)
+
+    def _numbers(self, name: str, theirs: str, missing: tuple) -> pd.Series:
+        kind = self._read[theirs].type
+        if arrow.types.is_integer(kind) or arrow.types.is_floating(kind):
+            values = pd.Series(self._read[theirs].to_numpy().astype(np.float64))
         else:
-            codes, words = codes_and_words(array)
-            words = words.mask(words.isin([*MISSING_NUMBERS, *map(str, missing)]))
+            words = self._words(theirs, [*MISSING_NUMBERS, *missing])
             if name == col.LABEL:
                 words = words.replace({r"(?i)true": "1", r"(?i)false": "0"}, regex=True)
-            rule = f"{name} must be a number"
-            self._note(~is_number(words), words, codes, rule, theirs, _ADVICE_NUMBER)
-            values = np.append(as_numbers(words).to_numpy(np.float64), np.nan)[codes]
-        fill = [each for each in missing if isinstance(each, int | float)]
-        return np.where(np.isin(values, fill), np.nan, values) if fill else values
+            values = as_numbers(words)
+            self._note(values, words, f"{name} must be a number", theirs, _ADVICE_NUMBER)
+        return values.mask(values.isin([each for each in missing if not isinstance(each, str)]))
 
-    def _note(
-        self, bad: pd.Series, words: pd.Series, codes: np.ndarray, rule: str, theirs: str, cure: str
-    ) -> None:
-        """Note the cells that hold a bad word, if there are any, as one problem."""
-        rows = np.flatnonzero(np.append(bad.to_numpy(bool), False)[codes])
+    def _note(self, values: pd.Series, words: pd.Series, rule: str, theirs: str, cure: str) -> None:
+        """Note the words, if there are any, that have no value, as one problem."""
+        rows = np.flatnonzero(values.isna() & words.notna())
         if len(rows):
             place = f"{theirs!r} at {self._file.row_name(rows[0])}, {count_rows(len(rows))} in all"
-            self._bad.append(f"{rule}, got '{words[codes[rows[0]]]}' in {place}; {cure}")
+            self._bad.append(f"{rule}, got '{words[rows[0]]}' in {place}; {cure}")
 
     # ---- times -------------------------------------------------------------------------------
 
@@ -254,46 +251,39 @@ class MappedFile:
             self._read[theirs] = arrow.compute.binary_join_element_wise(*texts, " ")
         array = self._read[theirs]
         if unit := clock.epoch or clock.elapsed:
-            numbers = pd.Series(self._numbers(col.TIMESTAMP, theirs, self.map.missing))
+            numbers = self._numbers(col.TIMESTAMP, theirs, self.map.missing)
             past = pd.to_timedelta(numbers, unit=unit, errors="coerce")
-            codes, rule = np.arange(len(past)), f"{col.TIMESTAMP} must lie within 292 years"
-            bad = past.isna() & numbers.notna()
-            self._note(bad, numbers, codes, rule, theirs, "correct the unit.")
+            rule = f"{col.TIMESTAMP} must lie within 292 years"
+            self._note(past, numbers, rule, theirs, "correct the unit.")
             return clock.zero + past.astype("timedelta64[us]")
         if arrow.types.is_timestamp(array.type) or arrow.types.is_date(array.type):
             times = to_frame({col.TIMESTAMP: array})[col.TIMESTAMP]
             has_zone = getattr(array.type, "tz", None) is not None
         else:
-            codes, words = codes_and_words(array)
-            words = words.mask(words.isin([str(each) for each in self.map.missing]))
+            words = self._words(theirs, self.map.missing)
             if clock.format:
-                read = pd.to_datetime(words, format=clock.format, errors="coerce", utc=True)
-                read, has_zone = read.dt.tz_localize(None), "%z" in clock.format
+                times = pd.to_datetime(words, format=clock.format, errors="coerce", utc=True)
+                times, has_zone = times.dt.tz_localize(None), "%z" in clock.format
                 cure = f"correct the format {clock.format!r}, or these cells."
             else:
-                read, styles, cure = as_times(words), zone_styles(array), _ADVICE_TIME
+                times, styles, cure = as_times(words), zone_styles(array), _ADVICE_TIME
                 has_zone = True in styles
                 if len(styles) > 1:
                     rule = f"{theirs!r} must have a time zone in all rows or in none"
                     self._bad.append(f"{rule}, got both; write all times alike.")
-            bad = read.isna() & words.notna()
-            self._note(bad, words, codes, f"{col.TIMESTAMP} must be a time", theirs, cure)
-            never = np.datetime64("NaT")
-            times = pd.Series(np.append(read.to_numpy("datetime64[us]"), never)[codes])
+            self._note(times, words, f"{col.TIMESTAMP} must be a time", theirs, cure)
+            times = times.astype("datetime64[us]")
         return times if has_zone or not clock.zone else self._from_local(times, theirs)
 
     def _from_local(self, times: pd.Series, theirs: str) -> pd.Series:
         """Return local times in UTC; in an hour that repeats, the order of rows tells."""
         zone = self.map.clock.zone
         utc, winter = (
-            times.dt.tz_localize(
-                zone, ambiguous=np.full(len(times), is_summer), nonexistent="NaT"
-            ).dt.tz_convert(None)
+            times.dt.tz_localize(zone, np.full(len(times), is_summer), "NaT").dt.tz_convert(None)
             for is_summer in (True, False)
         )
-        lost, codes = utc.isna() & times.notna(), np.arange(len(times))
         rule = f"{col.TIMESTAMP} must exist in {zone}"
-        self._note(lost, times, codes, rule, theirs, _ADVICE_ZONE)
+        self._note(utc, times, rule, theirs, _ADVICE_ZONE)
         twice = (utc != winter) & utc.notna()
         if twice.any():  # the second time round starts where a module's clock steps back
             hours = [self._modules, times.dt.floor("D")]
@@ -317,18 +307,15 @@ class MappedFile:
     # ---- rows --------------------------------------------------------------------------------
 
     def _once_each(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Keep one row of each module and time, as the map says; else the rules refuse them."""
+        """Take one reading of each module and time, as the map says; else the rules refuse them."""
         keys = [name for name in col.KEYS if name in table]
-        keep = "last" if self.map.repeated == "last" else "first"
-        again = table.duplicated(keys, keep=keep)
-        if not self.map.repeated or not again.any():
-            return table
-        self._tell(f"again for the same module, the {self.map.repeated} is taken", int(again.sum()))
-        if self.map.repeated == "mean":
+        again = int(table.duplicated(keys).sum())
+        if self.map.repeated and again:
+            self._tell(f"again for the same module, the {self.map.repeated} is taken", again)
             names = [name for name in table if name in col.SENSORS]
-            mean = table.groupby(keys, observed=True, dropna=False)[names].transform("mean")
-            table = table.assign(**mean)
-        return table[~again]
+            of_time = table.groupby(keys, observed=True)[names]
+            table = table.assign(**of_time.transform(self.map.repeated)).drop_duplicates(keys)
+        return table
 
     def _label(self, table: pd.DataFrame) -> np.ndarray:
         """Label the time before the runaway; rows after the last label are left out later."""

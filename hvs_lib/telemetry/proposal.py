@@ -13,7 +13,7 @@ import yaml
 
 from hvs_lib import columns as col
 from hvs_lib.telemetry.conversion import as_numbers, as_times, codes_and_words, is_number
-from hvs_lib.telemetry.files import MISSING_NUMBERS, DataError, TelemetryFile, readable
+from hvs_lib.telemetry.files import MISSING_NUMBERS, DataError, TelemetryFile
 from hvs_lib.telemetry.mapping import named
 from hvs_lib.telemetry.quality import FILL_VALUES
 from hvs_lib.telemetry.read import load_telemetry
@@ -98,15 +98,8 @@ def propose_map(path: str | Path) -> str:
 def _columns(path: Path) -> list[_Column]:
     file = TelemetryFile(path)
     file.select(list(dict.fromkeys(file.names)), {})
-    batches, rows = [], 0
-    with readable(path):
-        for batch in file.batches():
-            batches.append(batch)
-            rows += len(batch)
-            if rows >= _ROWS:
-                break
-        table = arrow.concat_tables(batches).slice(0, _ROWS)
-    single = {name: _Column(name, 1, *_values(table[name])) for name in table.column_names}
+    table = {name: array.slice(0, _ROWS) for name, array in file.columns().items()}
+    single = {name: _Column(name, 1, *_values(array)) for name, array in table.items()}
     groups = defaultdict(list)
     for name in single:
         for number in re.finditer(r"\d+", name):
@@ -117,7 +110,7 @@ def _columns(path: Path) -> list[_Column]:
         if len(left) >= _MANY:
             numbers = np.concatenate([single.pop(name).numbers for name in left])
             columns.append(_Column(pattern, len(left), numbers, pd.Series(dtype="str")))
-            if len(named(pattern, table.column_names)) > len(left):  # the pattern is too wide
+            if len(named(pattern, table)) > len(left):  # the pattern is too wide
                 columns[-1].source = left
     return [*single.values(), *columns]
 

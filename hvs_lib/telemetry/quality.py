@@ -203,14 +203,10 @@ def describe(findings: Iterable[Finding], n_rows: int) -> list[str]:
         rows[name, what] += count
         named[name, what] += names
     n_rows += sum(count for (_, what), count in rows.items() if LEFT_OUT in what)
-    return [
-        f"{name} in {count:,} rows ({count / n_rows:.2%}): {what}{_listed(named[name, what])}"
-        for (name, what), count in sorted(rows.items())
-    ]
-
-
-def _listed(names: list[str]) -> str:
-    if not names:
-        return ""
-    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    return f" ({len(names):,}: {shown})"
+    lines = []
+    for (name, what), count in sorted(rows.items()):
+        names = named[name, what]
+        shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        listed = f" ({len(names):,}: {shown})" if names else ""
+        lines.append(f"{name} in {count:,} rows ({count / n_rows:.2%}): {what}{listed}")
+    return lines
