@@ -1,7 +1,8 @@
 """A file read through a map, see `mapping`: its columns become ours."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -216,30 +217,34 @@ class MappedFile:
             values = values.agg(source.how, axis=1).to_frame()
         return values * source.factor + source.offset
 
-    def _words(self, theirs: str, missing: Iterable) -> pd.Series:
-        """Return the words of each row, missing those that stand for no reading."""
-        codes, words = codes_and_words(self._read[theirs])
-        words = words.mask(words.isin([str(each) for each in missing]))
-        return words.reindex(codes).reset_index(drop=True)
-
     def _numbers(self, name: str, theirs: str, missing: tuple) -> pd.Series:
         kind = self._read[theirs].type
         if arrow.types.is_integer(kind) or arrow.types.is_floating(kind):
             values = pd.Series(self._read[theirs].to_numpy().astype(np.float64))
         else:
-            words = self._words(theirs, [*MISSING_NUMBERS, *missing])
-            if name == col.LABEL:
-                words = words.replace({r"(?i)true": "1", r"(?i)false": "0"}, regex=True)
-            values = as_numbers(words)
-            self._note(values, words, f"{name} must be a number", theirs, _ADVICE_NUMBER)
-        return values.mask(values.isin([each for each in missing if not isinstance(each, str)]))
+            rule, known = f"{name} must be a number", (*MISSING_NUMBERS, *missing)
+            parse = _as_flags if name == col.LABEL else as_numbers
+            values = self._parsed(theirs, parse, known, rule, _ADVICE_NUMBER)
+        fills = [each for each in missing if not isinstance(each, str)]
+        return values.mask(values.isin(fills)) if fills else values
+
+    def _parsed(
+        self, theirs: str, parse: Callable, missing: Iterable, rule: str, cure: str
+    ) -> pd.Series:
+        """Return the values of the words of a column; note those that have none."""
+        codes, words = codes_and_words(self._read[theirs])
+        words = words.mask(words.isin([str(each) for each in missing]))
+        values = parse(words)
+        if (values.isna() & words.notna()).any():
+            self._note(values.reindex(codes), words.reindex(codes), rule, theirs, cure)
+        return values.reindex(codes).reset_index(drop=True)
 
     def _note(self, values: pd.Series, words: pd.Series, rule: str, theirs: str, cure: str) -> None:
-        """Note the words, if there are any, that have no value, as one problem."""
+        """Note the rows with a word and no value, if there are any, as one problem."""
         rows = np.flatnonzero(values.isna() & words.notna())
         if len(rows):
             place = f"{theirs!r} at {self._file.row_name(rows[0])}, {count_rows(len(rows))} in all"
-            self._bad.append(f"{rule}, got '{words[rows[0]]}' in {place}; {cure}")
+            self._bad.append(f"{rule}, got '{words.iloc[rows[0]]}' in {place}; {cure}")
 
     # ---- times -------------------------------------------------------------------------------
 
@@ -260,19 +265,17 @@ class MappedFile:
             times = to_frame({col.TIMESTAMP: array})[col.TIMESTAMP]
             has_zone = getattr(array.type, "tz", None) is not None
         else:
-            words = self._words(theirs, self.map.missing)
+            has_zone, parse, cure = "%z" in clock.format, as_times, _ADVICE_TIME
             if clock.format:
-                times = pd.to_datetime(words, format=clock.format, errors="coerce", utc=True)
-                times, has_zone = times.dt.tz_localize(None), "%z" in clock.format
+                parse = partial(_as_formatted, format=clock.format)
                 cure = f"correct the format {clock.format!r}, or these cells."
-            else:
-                times, styles, cure = as_times(words), zone_styles(array), _ADVICE_TIME
+            elif styles := zone_styles(array):
                 has_zone = True in styles
                 if len(styles) > 1:
                     rule = f"{theirs!r} must have a time zone in all rows or in none"
                     self._bad.append(f"{rule}, got both; write all times alike.")
-            self._note(times, words, f"{col.TIMESTAMP} must be a time", theirs, cure)
-            times = times.astype("datetime64[us]")
+            rule = f"{col.TIMESTAMP} must be a time"
+            times = self._parsed(theirs, parse, self.map.missing, rule, cure)
         return times if has_zone or not clock.zone else self._from_local(times, theirs)
 
     def _from_local(self, times: pd.Series, theirs: str) -> pd.Series:
@@ -326,3 +329,12 @@ class MappedFile:
         first = pnr - pd.Timedelta(minutes=col.LABEL_FROM_MIN)
         last = pnr - pd.Timedelta(seconds=col.LABEL_UNTIL_S)
         return ((times >= first) & (times <= last)).astype(np.int8)
+
+
+def _as_flags(words: pd.Series) -> pd.Series:
+    return as_numbers(words.replace({r"(?i)true": "1", r"(?i)false": "0"}, regex=True))
+
+
+def _as_formatted(words: pd.Series, format: str) -> pd.Series:
+    times = pd.to_datetime(words, format=format, errors="coerce", utc=True)
+    return times.dt.tz_localize(None).astype("datetime64[us]")

@@ -175,9 +175,9 @@ def _in_words(error: SchemaError, frame: pd.DataFrame, names: list[str], row_nam
 def _missing_column(name: str, names: list[str]) -> str:
     spare = [other for other in names if other not in col.TELEMETRY]
     shown = ", ".join(names[:15]) + (", ..." if len(names) > 15 else "")
-    cure = did_you_mean(name, spare, f"it has {shown}; add it.")
+    cure = did_you_mean(name, spare, f"it has {shown}: add it.")
     unless = " (telemetry that is only scored needs no label)" if name == col.LABEL else ""
-    return f"{name} must be a column of the file{unless}, {cure}"
+    return f"{name} must be a column of the file{unless}; {cure}"
 
 
 def untypical(frame: pd.DataFrame) -> list[str]:

@@ -341,7 +341,7 @@ def test_old_line_ends_are_refused(make_telemetry, tmp_path):
 )
 def test_missing_column_names_the_nearest(make_telemetry, path, column, present):
     write(make_telemetry().rename(columns={column: present}), path)
-    expected = f"{column} must be a column of the file, did you mean {present!r}?"
+    expected = f"{column} must be a column of the file; did you mean {present!r}?"
     assert refused(path) == [expected]
 
 

@@ -151,8 +151,10 @@ def test_wide_columns_become_modules(read):
     assert set(telemetry[col.AMBIENT]) == {21.0}, "what is the rack's is that of its modules"
 
 
-def test_a_label_may_be_true_and_false(read):
-    telemetry = read(table(bad=[False] * 8 + [True] * 2), Hazard_Label="bad")
+def test_a_label_alone_may_be_true_and_false(read, refused):
+    frame = table(bad=[False] * 8 + [True] * 2)
+    assert "got 'False'" in refused(frame, Module_Current_A="bad")[0]
+    telemetry = read(frame, Hazard_Label="bad")
     assert telemetry[col.LABEL].tolist() == [0] * 8 + [1] * 2
 
 
