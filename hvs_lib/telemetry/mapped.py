@@ -196,7 +196,7 @@ class MappedFile:
         self._tell("without a value", int((~timed).sum()))
         table = self._once_each(table[timed])
         if self.map.runaway:
-            table[col.LABEL] = self._label(table)
+            table = self._labelled(table)
         self._rows = table.index.to_numpy()
         return table
 
@@ -320,15 +320,16 @@ class MappedFile:
             table = table.assign(**of_time.transform(self.map.repeated)).drop_duplicates(keys)
         return table
 
-    def _label(self, table: pd.DataFrame) -> np.ndarray:
-        """Label the time before the runaway; rows after the last label are left out later."""
-        times, pnr = table[col.TIMESTAMP].to_numpy(), self.map.runaway
+    def _labelled(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Label the time before the runaway, and leave out what comes after, labels or none."""
+        times, pnr = table[col.TIMESTAMP], self.map.runaway
         if isinstance(pnr, str):
-            true = table[col.TIMESTAMP].where(table[col.LABEL] == 1)
-            pnr = true.groupby(module_codes(table)).transform("min").to_numpy()
-        first = pnr - pd.Timedelta(minutes=col.LABEL_FROM_MIN)
-        last = pnr - pd.Timedelta(seconds=col.LABEL_UNTIL_S)
-        return ((times >= first) & (times <= last)).astype(np.int8)
+            true = times.where(table[col.LABEL] == 1)
+            pnr = true.groupby(module_codes(table)).transform("min")
+        label = times >= pnr - pd.Timedelta(minutes=col.LABEL_FROM_MIN)
+        late = times > pnr - pd.Timedelta(seconds=col.LABEL_UNTIL_S)
+        self._tell("later than 30 s before the runaway", int(late.sum()))
+        return table.assign(**{col.LABEL: label.astype(np.int8)})[~late]
 
 
 def _as_flags(words: pd.Series) -> pd.Series:

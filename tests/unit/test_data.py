@@ -348,8 +348,8 @@ def test_missing_column_names_the_nearest(make_telemetry, path, column, present)
 def test_missing_column_without_a_near_one_lists_what_is_there(make_telemetry, path):
     write(make_telemetry()[[col.TIMESTAMP, col.MODULE, col.VOLTAGE, col.LABEL]], path)
     assert only_problem(path) == (
-        f"{col.RACK} must be a column of the file, it has {col.TIMESTAMP}, {col.MODULE},"
-        f" {col.VOLTAGE}, {col.LABEL}; add it."
+        f"{col.RACK} must be a column of the file; it has {col.TIMESTAMP}, {col.MODULE},"
+        f" {col.VOLTAGE}, {col.LABEL}: add it."
     )
 
 

@@ -102,6 +102,13 @@ def test_own_names_need_no_entry(read):
     assert set(telemetry[col.RACK]) == {"here"}
 
 
+def test_a_gap_before_the_runaway_does_not_make_its_rows_normal(read):
+    frame = pd.DataFrame({"s": [*range(0, 600, 10), *range(3000, 3600, 10)], "U": 50.0})
+    clock = {"column": "s", "elapsed": "s", "start": str(START)}
+    telemetry = read(frame, Timestamp=clock, runaway=3000)
+    assert len(telemetry) == 60 and not telemetry[col.LABEL].any()
+
+
 def test_factor_comes_before_offset_and_missing_before_both(read):
     frame = table(F=[212.0, 255, 32, 255, *[50.0] * 6])
     scale = {"column": "F", "factor": 5 / 9, "offset": -160 / 9, "missing": 255}
@@ -168,7 +175,7 @@ def test_the_runaway_makes_the_label_and_ends_the_telemetry(read, at):
     past = (telemetry[col.TIMESTAMP] - START).dt.total_seconds()
     assert past.max() == 2970
     assert past[telemetry[col.LABEL] == 1].min() == 1800
-    assert "in 62 rows (17.22%): rows after the last label" in summarize(telemetry)["warnings"][0]
+    assert "in 62 rows (17.22%): later than 30 s" in summarize(telemetry)["warnings"][0]
 
 
 # --- times ---------------------------------------------------------------------------------------
