@@ -12,6 +12,7 @@ from hvs_lib.telemetry.quality import Finding, event_names, sampling_interval_s
 
 _THROUGHOUT = 0.95  # share of a module's readings: a few odd ones do not hide a wrong unit
 
+_TEMPERATURES = (col.TEMP_AVG, col.TEMP_MAX, col.AMBIENT)
 _CURRENT_OVER_S = 300.0  # compared with the change of charge over so long
 _AGAINST = -0.5  # cosine between the two below which the sign is doubtful
 
@@ -36,8 +37,7 @@ def doubts(
     """Return what is doubtful about sound telemetry in order, with its `module_codes`."""
     starts, racks = _starts(modules), rack_codes(telemetry)
     found = doubtful_current(telemetry, modules, racks)
-    found += never_cool(telemetry, starts)
-    found += voltage_of_a_cell_or_pack(telemetry, starts)
+    found += unlike_modules(telemetry, starts)
     found += whole_degrees(telemetry, starts)
     found += [] if keep_fill_values else far_and_repeated(telemetry, racks)
     if col.LABEL in telemetry and (telemetry[col.LABEL].to_numpy() == 1).any():
@@ -73,50 +73,36 @@ def doubtful_current(
     return [[col.CURRENT, what, rows]] if rows else []
 
 
-def never_cool(telemetry: pd.DataFrame, starts: np.ndarray) -> list[Finding]:
-    """Find modules that stay hot for hours, as no cooled rack does."""
-    times = telemetry[col.TIMESTAMP].to_numpy()
-    last = np.append(starts[1:], len(times)) - 1
-    long = times[last] - times[starts] >= np.timedelta64(round(_NEVER_COOL_S), "s")
-    if not long.any():
-        return []
-    air = telemetry[col.AMBIENT].to_numpy()
-    what = (
+def unlike_modules(telemetry: pd.DataFrame, starts: np.ndarray) -> list[Finding]:
+    """Find modules of which nearly all readings are hotter, or of another voltage, than any."""
+    times, (low, high) = telemetry[col.TIMESTAMP].to_numpy(), _CELL_V
+    lasts = times[np.append(starts[1:], len(times)) - 1] - times[starts]
+    long = lasts >= np.timedelta64(round(_NEVER_COOL_S), "s")
+    air, volts = telemetry[col.AMBIENT].to_numpy(), telemetry[col.VOLTAGE].to_numpy()
+    hot = (
         f"above {_NEVER_COOL_C:g} degC, or {_OVER_AIR_K:g} K above the rack's air, throughout;"
         " correct the export, or subtract 40 (buses send degC + 40; others degF)"
     )
+    cell = f"{low:g} to {high:g} V, as of a cell; give the module's, the sum of cells in series"
+    pack = f"above {_PACK_V:g} V, as of a pack or string; divide it by the modules in series"
     found = []
-    for name in (col.TEMP_AVG, col.TEMP_MAX, col.AMBIENT):
+    for name in _TEMPERATURES:
         values = telemetry[name].to_numpy()
-        hot = _mostly(values > _NEVER_COOL_C, values, starts)
-        if name != col.AMBIENT:
-            over = values - air
-            hot |= _mostly(over > _OVER_AIR_K, over, starts)
-        found += _told(name, what, values, starts, hot & long)
-    return found
-
-
-def voltage_of_a_cell_or_pack(telemetry: pd.DataFrame, starts: np.ndarray) -> list[Finding]:
-    """Find modules with the voltage of a cell, or of many modules in series."""
-    volts = telemetry[col.VOLTAGE].to_numpy()
-    low, high = _CELL_V
-    cell = _mostly((volts >= low) & (volts <= high), volts, starts)
-    pack = _mostly(volts > _PACK_V, volts, starts)
-    of_cell = f"{low:g} to {high:g} V, as of a cell; give the module's, the sum of cells in series"
-    of_pack = (
-        f"above {_PACK_V:g} V, as of a pack or string; divide it by the number of modules in series"
-    )
-    return [
-        *_told(col.VOLTAGE, of_cell, volts, starts, cell),
-        *_told(col.VOLTAGE, of_pack, volts, starts, pack),
-    ]
+        over = values - (np.nan if name == col.AMBIENT else air)
+        is_hot = _mostly(values > _NEVER_COOL_C, values, starts)
+        is_hot |= _mostly(over > _OVER_AIR_K, over, starts)
+        found += _told(name, hot, values, starts, is_hot & long)
+    is_cell = _mostly((volts >= low) & (volts <= high), volts, starts)
+    found += _told(col.VOLTAGE, cell, volts, starts, is_cell)
+    is_pack = _mostly(volts > _PACK_V, volts, starts)
+    return found + _told(col.VOLTAGE, pack, volts, starts, is_pack)
 
 
 def whole_degrees(telemetry: pd.DataFrame, starts: np.ndarray) -> list[Finding]:
     """Find modules whose temperatures come in steps of a degree, several of them."""
     found = []
     what = "in whole degrees, so that changes per minute are coarse; log tenths if the sensor can"
-    for name in (col.TEMP_AVG, col.TEMP_MAX, col.AMBIENT):
+    for name in _TEMPERATURES:
         values = telemetry[name].to_numpy()
         whole = np.logical_and.reduceat((values == np.rint(values)) | np.isnan(values), starts)
         if whole.any():

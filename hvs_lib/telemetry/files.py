@@ -8,7 +8,7 @@ import io
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
@@ -75,6 +75,13 @@ def readable(path: Path) -> Iterator[None]:
         ) from error
 
 
+def did_you_mean(wanted: object, names: Iterable[str], otherwise: str = "") -> str:
+    """Return a question for the nearest of the names, or what to say where none is near."""
+    lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(str(wanted).lower(), lower, n=1)
+    return f"did you mean {lower[near[0]]!r}?" if near else otherwise
+
+
 def count_rows(rows: int) -> str:
     """Return "1 row", "2 rows"."""
     return f"{rows:,} row{'s' if rows > 1 else ''}"
@@ -95,8 +102,10 @@ class TelemetryFile:
         Every column of the file; those that are read, by default those of `columns.TELEMETRY`.
     problems : list of str
         What is wrong with the file's columns and rows, whatever the cells hold.
-    attrs, findings : dict, list
-        Of a mapped file: what its map says of it, and what the map has changed.
+    findings : list
+        Of a mapped file: what its map has changed.
+    label_until_s : float
+        Labels end so long before the point of no return [s].
 
     Raises
     ------
@@ -110,8 +119,8 @@ class TelemetryFile:
         with readable(path):
             is_parquet = _is_parquet(path)
             self.names = arrow.parquet.read_schema(path).names if is_parquet else _csv_header(path)
-        self.attrs: dict[str, object] = {}
         self.findings: list[list] = []
+        self.label_until_s = col.LABEL_UNTIL_S
         self._skipped: list[int] = []  # rows of the wrong length, the header being row 1
         numbers = dict.fromkeys(col.SENSORS, arrow.float32()) | {col.LABEL: arrow.float64()}
         self.select([name for name in col.TELEMETRY if name in self.names], numbers)
@@ -221,8 +230,7 @@ def _check_path(path: Path) -> None:
         present = []
         with suppress(OSError):
             present = [other.name for other in path.parent.iterdir()]
-        near = difflib.get_close_matches(path.name, present, n=1)
-        cure = f"did you mean {near[0]}?" if near else "check the path."
+        cure = did_you_mean(path.name, present, "check the path.")
         problem = f"The file must exist, got a path to nothing; {cure}"
     except (OSError, ValueError) as error:  # a link to itself, a zero byte, a forbidden folder
         reason = getattr(error, "strerror", None) or str(error)

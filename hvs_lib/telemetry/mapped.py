@@ -1,8 +1,8 @@
 """A file read through a map, see `mapping`: its columns become ours."""
 
-import difflib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,6 @@ from hvs_lib.telemetry.conversion import (
     as_numbers,
     as_times,
     codes_and_words,
-    is_number,
     to_frame,
     zone_styles,
 )
@@ -26,19 +25,15 @@ from hvs_lib.telemetry.files import (
     DataError,
     TelemetryFile,
     count_rows,
+    did_you_mean,
     sha256_of_file,
 )
-from hvs_lib.telemetry.mapping import SECONDS, Source, load_map, named
+from hvs_lib.telemetry.mapping import Source, load_map, named
 from hvs_lib.telemetry.quality import LEFT_OUT, Finding
 
-_ADVICE = {
-    col.TIMESTAMP: "add `Timestamp: COLUMN`",
-    col.RACK: "add `Rack_ID: COLUMN` or `Rack_ID: {constant: Rack1}`",
-    col.MODULE: "add `Module_ID: COLUMN` or `Module_ID: {constant: Module1}`",
-}
 _ADVICE_NUMBER = "write decimals with a point, or name the word in `missing`."
 _ADVICE_TIME = "add `format` or, for numbers, `elapsed: s` and `start`, or `epoch: s`."
-_NEVER = np.datetime64("NaT")
+_ADVICE_ZONE = "correct the zone, to UTC if the clock has no daylight saving."
 
 
 def open_telemetry(path: Path, columns: str | Path = "") -> "TelemetryFile | MappedFile":
@@ -61,10 +56,8 @@ class MappedFile:
 
     Attributes
     ----------
-    path, names, known, problems
+    path, names, known, problems, label_until_s
         As those of `TelemetryFile`, of the telemetry; `names` ends with what the map leaves out.
-    attrs : dict
-        What the map says of the file: ``label_until_s`` and ``cells_in_series``.
     findings : list of Finding
         What the map has changed beside the values, once the telemetry is made.
 
@@ -79,32 +72,33 @@ class MappedFile:
         self.map = load_map(columns)
         self.problems: list[str] = []
         self.findings: list[Finding] = []
-        cells = self.map.cells_in_series
-        self.attrs = {} if cells is None else {"cells_in_series": cells}
-        self.attrs["label_until_s"] = self.map.label_until_s
+        self.label_until_s = self.map.label_until_s
         self._file = TelemetryFile(path)
         self._title = f"{path} cannot be read with the map {columns}"
         own = {name: Source("column", (name,)) for name in self._file.known}
         self._sources = {**own, **self.map.sources}
         self._sources.pop(col.TIMESTAMP, None)
-        made = {col.LABEL, col.PNR} if self.map.runaway is not None else set()
-        for name in made:
-            self._sources.pop(name, None)
-        if isinstance(self.map.runaway, str):
-            self._sources[col.LABEL] = Source("column", (self.map.runaway,))
-        self._resolve()
-        made |= {col.TIMESTAMP, *self._sources} | ({col.MODULE} if self._is_wide else set())
+        made = {col.TIMESTAMP, *self._sources}
+        if self.map.runaway:
+            made |= {col.LABEL, col.PNR}
+            for name in (col.LABEL, col.PNR):
+                self._sources.pop(name, None)
+            if isinstance(self.map.runaway, str):
+                self._sources[col.LABEL] = Source("column", (self.map.runaway,))
+        if any(source.how == "each" for source in self._sources.values()):
+            made.add(col.MODULE)
         self.known = [name for name in col.TELEMETRY if name in made]
+        self._theirs = self._resolve()  # of ours: {module or column: column}
         unused = [name for name in self._file.names if name not in self._file.known]
         self.names = [*self.known, *(name for name in unused if name not in made)]
 
     def batches(self) -> Iterator[arrow.Table]:
         """Yield the telemetry, in one piece."""
-        yield self._telemetry()
+        yield arrow.Table.from_pandas(self._telemetry()[self.known], preserve_index=False)
 
     def columns(self) -> dict[str, arrow.ChunkedArray]:
         """Return the telemetry by column."""
-        table = self._telemetry()
+        (table,) = self.batches()
         return dict(zip(table.column_names, table.columns, strict=True))
 
     def row_name(self, row: int) -> str:
@@ -113,43 +107,36 @@ class MappedFile:
 
     # ---- which columns -----------------------------------------------------------------------
 
-    @property
-    def _is_wide(self) -> bool:
-        return any(source.how == "each" for source in self._sources.values())
-
-    def _resolve(self) -> None:
+    def _resolve(self) -> dict[str, dict[str, str]]:
         """Find the columns that the map names in the file, and choose them to be read."""
-        problems: list[str] = []
-        clock, self._theirs = self.map.clock, {}  # of ours: {module or number: column}
-        for name, source in self._sources.items():
-            if source.how != "constant":
-                self._theirs[name] = self._found(name, source, problems)
-        times = {source.time for source in self._sources.values() if source.time}
-        for each in (*clock.columns, *times):
-            if each not in self._file.names:
-                problems.append(self._lacks(col.TIMESTAMP, each))
-        have = {col.TIMESTAMP, *self._sources} | ({col.MODULE} if self._is_wide else set())
-        problems += [
-            f"{name} must come from the file or the map, got neither; {cure}."
-            for name, cure in _ADVICE.items()
-            if name not in have
-        ]
-        if self._is_wide and col.MODULE in self._sources:
+        sources, problems = self._sources.items(), []
+        theirs = {n: self._found(n, source, problems) for n, source in sources}
+        clocks = [*self.map.clock.columns, *(source.time for _, source in sources if source.time)]
+        missing = [each for each in clocks if each not in self._file.names]
+        problems += [self._lacks(col.TIMESTAMP, each) for each in missing]
+        for name in [name for name in (col.RACK, col.MODULE) if name not in self.known]:
+            problems.append(
+                f"{name} must come from the file or the map, got neither; add `{name}: COLUMN` or"
+                f" `{name}: {{constant: {name[:-3]}1}}`."
+            )
+        if col.MODULE in self._sources and any(source.how == "each" for _, source in sources):
             problems.append(
                 f"{col.MODULE} must not be given beside `each`, whose * names the modules; drop it."
             )
-        read = {n: set(found.values()) for n, found in self._theirs.items()}
-        numbers = set().union(*(read[name] for name in read if name not in TEXTS))
-        numbers -= {*clock.columns, *times}.union(*(read.get(n, ()) for n in (col.LABEL, col.PNR)))
-        used = {*clock.columns, *times}.union(*read.values())
+        used = {each for found in theirs.values() for each in found.values()}.union(clocks)
+        texts = {*clocks}.union(
+            *(theirs.get(name, {}).values() for name in (*TEXTS, col.LABEL, col.PNR))
+        )
         names = [name for name in dict.fromkeys(self._file.names) if name in used]
-        self._file.select(names, dict.fromkeys(numbers, arrow.float64()))
-        self._refuse(problems + self._file.problems)
+        self._file.select(names, dict.fromkeys(used - texts, arrow.float64()))
+        self._bad = problems + self._file.problems
+        self._refuse_bad()
+        return theirs
 
     def _found(self, name: str, source: Source, problems: list[str]) -> dict[str, str]:
         """Return the columns of a source by module: what `*` stands for, or a number from 1."""
         found: dict[str, str] = {}
-        for number, each in enumerate(source.columns, start=1):
+        for number, each in enumerate(source.columns * (source.how != "constant"), start=1):
             matches = named(each, self._file.names)
             if not matches:
                 problems.append(self._lacks(name, each))
@@ -161,181 +148,151 @@ class MappedFile:
                     problems.append(f"{name} must take a column once, got {what}; drop one.")
                 found[key] = match[0]
         if source.how == "column" and len(found) > 1:
-            several = ", ".join(found)
             cure = "name one, or say `mean`, `max`, `sum` or `each`"
-            problems.append(f"{name} must be made of one column, got {several}; {cure}.")
+            problems.append(f"{name} must be made of one column, got {', '.join(found)}; {cure}.")
         return found
 
     def _lacks(self, name: str, wanted: str) -> str:
-        near = difflib.get_close_matches(wanted, self._file.names, n=1, cutoff=0.4)
-        cure = f"did you mean {near[0]!r}?" if near else "`hvs map` shows those it has."
+        cure = did_you_mean(wanted, self._file.names, "`hvs map` shows those it has.")
         return f"{name} must name a column of the file, got {wanted!r}; {cure}"
 
-    def _refuse(self, problems: list[str]) -> None:
-        if problems:
-            raise DataError(self._title, list(dict.fromkeys(problems)))
+    def _refuse_bad(self) -> None:
+        if self._bad:
+            raise DataError(self._title, list(dict.fromkeys(self._bad)))
 
     # ---- the telemetry -----------------------------------------------------------------------
 
-    def _telemetry(self) -> arrow.Table:
+    def _telemetry(self) -> pd.DataFrame:
         """Make the telemetry; its rows know those of the file."""
-        self._read = self._file.columns()
-        self._bad = list(self._file.problems)
-        n_rows = len(next(iter(self._read.values())))
-        table = {}
+        self._read, self._bad = self._file.columns(), list(self._file.problems)
+        rows = pd.RangeIndex(len(next(iter(self._read.values()))))
+        table = pd.DataFrame(index=rows)
         for name in [name for name in TEXTS if name in self._sources]:
+            for theirs in self._theirs[name].values():
+                table[name] = to_frame({name: self._read[theirs]})[name]
             if self._sources[name].how == "constant":
                 word = pd.Index(self._sources[name].columns, dtype="str")
-                table[name] = pd.Categorical.from_codes(np.zeros(n_rows, np.int8), word)
-            else:
-                (theirs,) = self._theirs[name].values()
-                table[name] = to_frame({name: self._read[theirs]})[name]
-        self._modules = module_codes(pd.DataFrame(table)) if table else np.zeros(n_rows, np.int32)
+                table[name] = pd.Categorical.from_codes(np.zeros(len(rows), np.int8), word)
+        self._modules = module_codes(table)
         table[col.TIMESTAMP] = times = self._times(self.map.clock.columns)
         if col.PNR in self._sources:
-            table[col.PNR] = self._times(tuple(self._theirs[col.PNR]))
+            table[col.PNR] = self._times(tuple(self._theirs[col.PNR].values()))
         wide = {}
-        for name in [name for name in self._sources if name not in (*TEXTS, col.PNR)]:
-            source = self._sources[name]
-            values = self._values(name, source, n_rows)
+        for name, source in self._sources.items():
+            if name in (*TEXTS, col.PNR):
+                continue
+            values = self._values(name, source, rows)
             if source.time:
-                values = {k: self._on_clock(v, source, times) for k, v in values.items()}
-            (wide if source.how == "each" else table)[name] = values
-        table |= {name: values[""] for name, values in table.items() if isinstance(values, dict)}
-        self._refuse(self._bad)
-        self._read = {}
-        telemetry = _long(pd.DataFrame(table, copy=False), wide)
-        timed = telemetry[col.TIMESTAMP].notna()
-        if len(timed) and not timed.any():
+                clock = self._times((source.time,))
+                values = values.apply(self._on_clock, args=(clock, times, source.within))
+            if source.how == "each":
+                wide[name] = values
+            else:
+                table[name] = values.iloc[:, 0]
+        if len(rows) and not times.notna().any() and not self._bad:
             theirs = " ".join(self.map.clock.columns)
-            self._refuse([f"{col.TIMESTAMP} must be in {theirs!r}, got nothing; name another."])
-        telemetry = telemetry[timed]
+            self._bad = [f"{col.TIMESTAMP} must be in {theirs!r}, got nothing; name another."]
+        self._refuse_bad()
+        self._read = {}
+        if wide:  # to a row for each module, its values and what all modules share
+            long = pd.concat(wide, axis=1).stack(future_stack=True)  # noqa: PD013
+            modules = pd.Categorical(long.index.get_level_values(1).astype("str"))
+            table = table.join(long.droplevel(1).assign(**{col.MODULE: modules}))
+        timed = table[col.TIMESTAMP].notna()
         self._tell("without a value", int((~timed).sum()))
-        telemetry = self._once_each(telemetry)
-        if self.map.runaway is not None:
-            telemetry = self._labelled(telemetry)
-        self._rows = telemetry.index.to_numpy()
-        return arrow.Table.from_pandas(telemetry[self.known], preserve_index=False)
+        table = self._once_each(table[timed])
+        if self.map.runaway:
+            table = self._labelled(table)
+        self._rows = table.index.to_numpy()
+        return table
 
     def _tell(self, what: str, rows: int) -> None:
         if rows:
             self.findings.append([col.TIMESTAMP, f"{what}; {LEFT_OUT}", rows])
 
-    def _values(self, name: str, source: Source, n_rows: int) -> dict[str, np.ndarray]:
-        """Return the values of each module, of "" where the columns are not those of modules."""
+    def _values(self, name: str, source: Source, rows: pd.Index) -> pd.DataFrame:
+        """Return the values: a column of each module, or one."""
         if source.how == "constant":
-            value = float(as_numbers(pd.Series(source.columns, dtype="str"))[0])
-            if np.isnan(value):
-                self._bad.append(f"{name} must be a number, got {source.columns[0]!r}; correct it.")
-            return {"": np.full(n_rows, value)}
+            return pd.DataFrame({name: float(source.columns[0])}, index=rows)
         missing = (*self.map.missing, *source.missing)
         read = {k: self._numbers(name, each, missing) for k, each in self._theirs[name].items()}
-        if source.how != "each":
-            together = pd.DataFrame(read, copy=False)
-            if source.how == "sum":  # without one cell it would be another voltage
-                together = together.sum(axis=1, skipna=False)
-            elif source.how == "column":
-                together = together.iloc[:, 0]
-            else:
-                together = together.agg(source.how, axis=1)
-            read = {"": together.to_numpy()}
-        return {k: values * source.factor + source.offset for k, values in read.items()}
+        values = pd.DataFrame(read, copy=False)
+        if source.how == "sum":  # without one cell it would be another voltage
+            values = values.sum(axis=1, skipna=False).to_frame()
+        elif source.how in ("mean", "max"):
+            values = values.agg(source.how, axis=1).to_frame()
+        return values * source.factor + source.offset
 
-    def _numbers(self, name: str, theirs: str, missing: tuple) -> np.ndarray:
-        array = self._read[theirs]
-        if arrow.types.is_integer(array.type) or arrow.types.is_floating(array.type):
-            values = array.to_numpy().astype(np.float64)
+    def _numbers(self, name: str, theirs: str, missing: tuple) -> pd.Series:
+        kind = self._read[theirs].type
+        if arrow.types.is_integer(kind) or arrow.types.is_floating(kind):
+            values = pd.Series(self._read[theirs].to_numpy().astype(np.float64))
         else:
-            codes, words = codes_and_words(array)
-            words = words.mask(words.isin([*MISSING_NUMBERS, *map(str, missing)]))
-            if name == col.LABEL:
-                words = words.replace({r"(?i)true": "1", r"(?i)false": "0"}, regex=True)
-            bad = ~is_number(words)
-            self._note(bad, codes, words, f"{name} must be a number", theirs, _ADVICE_NUMBER)
-            values = np.append(as_numbers(words).to_numpy(np.float64), np.nan)[codes]
-        fill = [each for each in missing if isinstance(each, int | float)]
-        return np.where(np.isin(values, fill), np.nan, values) if fill else values
+            rule, known = f"{name} must be a number", (*MISSING_NUMBERS, *missing)
+            parse = _as_flags if name == col.LABEL else as_numbers
+            values = self._parsed(theirs, parse, known, rule, _ADVICE_NUMBER)
+        fills = [each for each in missing if not isinstance(each, str)]
+        return values.mask(values.isin(fills)) if fills else values
 
-    def _note(
-        self, bad: pd.Series, codes: np.ndarray, words: pd.Series, rule: str, theirs: str, cure: str
-    ) -> None:
-        """Note the cells of bad words as one problem."""
-        rows = np.flatnonzero(np.append(bad.to_numpy(bool), False)[codes])
-        told = f"{words[codes[rows[0]]]!r} in {theirs!r}" if len(rows) else ""
-        self._note_rows(rows, rule, told, cure)
+    def _parsed(
+        self, theirs: str, parse: Callable, missing: Iterable, rule: str, cure: str
+    ) -> pd.Series:
+        """Return the values of the words of a column; note those that have none."""
+        codes, words = codes_and_words(self._read[theirs])
+        words = words.mask(words.isin([str(each) for each in missing]))
+        values = parse(words)
+        if (values.isna() & words.notna()).any():
+            self._note(values.reindex(codes), words.reindex(codes), rule, theirs, cure)
+        return values.reindex(codes).reset_index(drop=True)
 
-    def _note_rows(self, rows: np.ndarray, rule: str, found: pd.Series | str, cure: str) -> None:
-        """Note rows, if there are any, with what is found in the first, as one problem."""
+    def _note(self, values: pd.Series, words: pd.Series, rule: str, theirs: str, cure: str) -> None:
+        """Note the rows with a word and no value, if there are any, as one problem."""
+        rows = np.flatnonzero(values.isna() & words.notna())
         if len(rows):
-            told = found if isinstance(found, str) else found[rows[0]]
-            place = self._file.row_name(rows[0])
-            self._bad.append(
-                f"{rule}, got {told} at {place}, {count_rows(len(rows))} in all; {cure}"
-            )
+            place = f"{theirs!r} at {self._file.row_name(rows[0])}, {count_rows(len(rows))} in all"
+            self._bad.append(f"{rule}, got '{words.iloc[rows[0]]}' in {place}; {cure}")
 
     # ---- times -------------------------------------------------------------------------------
 
     def _times(self, columns: tuple[str, ...]) -> pd.Series:
         """Return times in UTC, NaT where there is none."""
         clock, theirs = self.map.clock, " ".join(columns)
+        if len(columns) > 1:
+            texts = [self._read[each].cast(arrow.string()) for each in columns]
+            self._read[theirs] = arrow.compute.binary_join_element_wise(*texts, " ")
+        array = self._read[theirs]
         if unit := clock.epoch or clock.elapsed:
-            numbers = pd.Series(self._numbers(col.TIMESTAMP, columns[0], self.map.missing))
-            if clock.epoch:
-                times = pd.to_datetime(numbers, unit=unit, errors="coerce")
-            else:
-                times = self._start() + _elapsed(numbers, unit)
-            self._note_rows(
-                np.flatnonzero(times.isna() & numbers.notna()),
-                f"{col.TIMESTAMP} must lie between the years 1678 and 2262",
-                numbers,
-                "correct the unit.",
-            )
-            return times.astype("datetime64[us]")
-        array = self._read[columns[0]]
-        for other in columns[1:]:
-            texts = [each.cast(arrow.string()) for each in (array, self._read[other])]
-            array = arrow.compute.binary_join_element_wise(*texts, " ")
+            numbers = self._numbers(col.TIMESTAMP, theirs, self.map.missing)
+            past = pd.to_timedelta(numbers, unit=unit, errors="coerce")
+            rule = f"{col.TIMESTAMP} must lie within 292 years"
+            self._note(past, numbers, rule, theirs, "correct the unit.")
+            return clock.zero + past.astype("timedelta64[us]")
         if arrow.types.is_timestamp(array.type) or arrow.types.is_date(array.type):
             times = to_frame({col.TIMESTAMP: array})[col.TIMESTAMP]
             has_zone = getattr(array.type, "tz", None) is not None
         else:
-            codes, words = codes_and_words(array)
-            words = words.mask(words.isin([str(each) for each in self.map.missing]))
+            has_zone, parse, cure = "%z" in clock.format, as_times, _ADVICE_TIME
             if clock.format:
-                read = pd.to_datetime(words, format=clock.format, errors="coerce", utc=True)
-                read, has_zone = read.dt.tz_localize(None), "%z" in clock.format
+                parse = partial(_as_formatted, format=clock.format)
                 cure = f"correct the format {clock.format!r}, or these cells."
-            else:
-                read, styles, cure = as_times(words), zone_styles(array), _ADVICE_TIME
+            elif styles := zone_styles(array):
                 has_zone = True in styles
                 if len(styles) > 1:
                     rule = f"{theirs!r} must have a time zone in all rows or in none"
                     self._bad.append(f"{rule}, got both; write all times alike.")
-            bad = read.isna() & words.notna()
-            self._note(bad, codes, words, f"{col.TIMESTAMP} must be a time", theirs, cure)
-            times = pd.Series(np.append(read.to_numpy("datetime64[us]"), _NEVER)[codes])
-        return times if has_zone or not clock.zone else self._from_local(times)
+            rule = f"{col.TIMESTAMP} must be a time"
+            times = self._parsed(theirs, parse, self.map.missing, rule, cure)
+        return times if has_zone or not clock.zone else self._from_local(times, theirs)
 
-    def _start(self) -> pd.Timestamp:
-        return self._utc(self.map.clock.start)
-
-    def _utc(self, time: pd.Timestamp) -> pd.Timestamp:
-        """Return a time of the map in UTC, without a zone."""
-        zoned = time if time.tz else time.tz_localize(self.map.clock.zone or "UTC")
-        return zoned.tz_convert(None)
-
-    def _from_local(self, times: pd.Series) -> pd.Series:
+    def _from_local(self, times: pd.Series, theirs: str) -> pd.Series:
         """Return local times in UTC; in an hour that repeats, the order of rows tells."""
         zone = self.map.clock.zone
         utc, winter = (
-            times.dt.tz_localize(
-                zone, ambiguous=np.full(len(times), is_summer), nonexistent="NaT"
-            ).dt.tz_convert(None)
+            times.dt.tz_localize(zone, np.full(len(times), is_summer), "NaT").dt.tz_convert(None)
             for is_summer in (True, False)
         )
-        lost = np.flatnonzero(utc.isna() & times.notna())
-        cure = "correct the zone, to UTC if the clock has no daylight saving."
-        self._note_rows(lost, f"{col.TIMESTAMP} must exist in {zone}", times, cure)
+        rule = f"{col.TIMESTAMP} must exist in {zone}"
+        self._note(utc, times, rule, theirs, _ADVICE_ZONE)
         twice = (utc != winter) & utc.notna()
         if twice.any():  # the second time round starts where a module's clock steps back
             hours = [self._modules, times.dt.floor("D")]
@@ -343,69 +300,49 @@ class MappedFile:
             utc = utc.where(~twice | (back.groupby(hours).cumsum() == 0), winter)
         return utc
 
-    def _on_clock(self, values: np.ndarray, source: Source, times: pd.Series) -> np.ndarray:
+    def _on_clock(
+        self, values: pd.Series, clock: pd.Series, times: pd.Series, within: float
+    ) -> pd.Series:
         """Give each row the latest reading of another clock, unless it is too old."""
-
-        def in_order(times: pd.Series, values: np.ndarray) -> pd.DataFrame:
-            table = pd.DataFrame({"module": self._modules, "time": times, "value": values})
-            return table.dropna().sort_values("time", kind="stable")
-
-        rows = in_order(times, np.arange(len(values)))
-        readings = in_order(self._times((source.time,)), values)
+        readings = pd.DataFrame({"module": self._modules, "time": clock, "value": values})
+        rows = pd.DataFrame({"module": self._modules, "time": times, "row": times.index})
         found = pd.merge_asof(
-            rows, readings, on="time", by="module", suffixes=("", "_read"),
-            tolerance=pd.Timedelta(seconds=source.within),
+            rows.dropna().sort_values("time"),
+            readings.dropna().sort_values("time", kind="stable"),
+            on="time", by="module", tolerance=pd.Timedelta(seconds=within),
         )  # fmt: skip
-        merged = np.full(len(values), np.nan)
-        merged[found["value"]] = found["value_read"]
-        return merged
+        return found.set_index("row")["value"].reindex(times.index)
 
     # ---- rows --------------------------------------------------------------------------------
 
-    def _once_each(self, telemetry: pd.DataFrame) -> pd.DataFrame:
-        """Keep one row of each module and time, as the map says; else the rules refuse them."""
-        keys = [name for name in col.KEYS if name in telemetry]
-        again = telemetry.duplicated(keys, keep="last" if self.map.repeated == "last" else "first")
-        if not self.map.repeated or not again.any():
-            return telemetry
-        self._tell(f"again for the same module, the {self.map.repeated} is taken", int(again.sum()))
-        kept = telemetry[~again].copy()
-        if self.map.repeated == "mean":
-            names = [name for name in telemetry if name in col.SENSORS]
-            mean = telemetry.groupby(keys, observed=True, dropna=False)[names].transform("mean")
-            kept[names] = mean[~again.to_numpy()]
-        return kept
+    def _once_each(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Take one reading of each module and time, as the map says; else the rules refuse them."""
+        keys = [name for name in col.KEYS if name in table]
+        again = int(table.duplicated(keys).sum())
+        if self.map.repeated and again:
+            self._tell(f"again for the same module, the {self.map.repeated} is taken", again)
+            names = [name for name in table if name in col.SENSORS]
+            of_time = table.groupby(keys, observed=True)[names]
+            table = table.assign(**of_time.transform(self.map.repeated)).drop_duplicates(keys)
+        return table
 
-    def _labelled(self, telemetry: pd.DataFrame) -> pd.DataFrame:
-        """Label the time before the runaway, and leave out what comes after."""
-        at, times = self.map.runaway, telemetry[col.TIMESTAMP]
-        if isinstance(at, str):
-            true = times.where(telemetry[col.LABEL] == 1)
-            pnr = true.groupby(module_codes(telemetry)).transform("min")
-        else:
-            is_time = isinstance(at, pd.Timestamp)
-            pnr = self._utc(at) if is_time else self._start() + _elapsed(at, self.map.clock.elapsed)
-            pnr = pd.Series(pnr, telemetry.index)
+    def _labelled(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Label the time before the runaway, and leave out what comes after, labels or none."""
+        times, pnr = table[col.TIMESTAMP], self.map.runaway
+        if isinstance(pnr, str):
+            true = times.where(table[col.LABEL] == 1)
+            pnr = true.groupby(module_codes(table)).transform("min")
+        pnr = pd.Series(pnr, table.index)
         label = times >= pnr - pd.Timedelta(minutes=self.map.label_from_min)
         late = times > pnr - pd.Timedelta(seconds=self.map.label_until_s)
-        what = f"later than {self.map.label_until_s:g} s before the runaway"
-        self._tell(what, int(late.sum()))
-        return telemetry.assign(**{col.LABEL: label.astype(np.int8), col.PNR: pnr})[~late]
+        self._tell(f"later than {self.map.label_until_s:g} s before the runaway", int(late.sum()))
+        return table.assign(**{col.LABEL: label.astype(np.int8), col.PNR: pnr})[~late]
 
 
-def _elapsed(numbers: pd.Series | float, unit: str) -> pd.Series | pd.Timedelta:
-    return pd.to_timedelta(numbers * SECONDS[unit], unit="s", errors="coerce")
+def _as_flags(words: pd.Series) -> pd.Series:
+    return as_numbers(words.replace({r"(?i)true": "1", r"(?i)false": "0"}, regex=True))
 
 
-def _long(table: pd.DataFrame, wide: dict[str, dict[str, np.ndarray]]) -> pd.DataFrame:
-    """Make a row for each module of what is wide, its values and what all modules share."""
-    if not wide:
-        return table
-    modules = list(dict.fromkeys(module for values in wide.values() for module in values))
-    parts = [
-        table.assign(**{name: values.get(module, np.nan) for name, values in wide.items()})
-        for module in modules
-    ]
-    codes = np.repeat(np.arange(len(modules)), len(table))
-    ids = pd.Categorical.from_codes(codes, pd.Index(modules, dtype="str"))
-    return pd.concat(parts).assign(**{col.MODULE: ids})
+def _as_formatted(words: pd.Series, format: str) -> pd.Series:
+    times = pd.to_datetime(words, format=format, errors="coerce", utc=True)
+    return times.dt.tz_localize(None).astype("datetime64[us]")

@@ -1,10 +1,6 @@
-"""Exports as they come: a map in YAML says which of a file's columns is which of ours.
-
-docs/own-data.md shows one from start to end.
-"""
+"""A map in YAML says which of a file's columns is which of ours, see docs/own-data.md."""
 
 import datetime
-import difflib
 import math
 import re
 import zoneinfo
@@ -18,15 +14,15 @@ import yaml
 
 from hvs_lib import columns as col
 from hvs_lib.telemetry.conversion import TEXTS
-from hvs_lib.telemetry.files import DataError
+from hvs_lib.telemetry.files import DataError, did_you_mean
 
-HOW = ("column", "each", "mean", "max", "sum", "constant")
-_SOURCE_KEYS = (*HOW, "factor", "offset", "missing", "time", "within")
-_CLOCK_KEYS = ("column", "format", "zone", "elapsed", "epoch", "start")
-_LABEL_KEYS = ("runaway", "label_from_min", "label_until_s")
-_OPTIONS = ("missing", "repeated", *_LABEL_KEYS, "cells_in_series")
-_KEYS = {col.TIMESTAMP: _CLOCK_KEYS, col.PNR: ("column",)}  # of the others: _SOURCE_KEYS
-SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+_HOWS = ("column", "each", "mean", "max", "sum", "constant")
+_HOWS_OF = dict.fromkeys((col.TIMESTAMP, col.PNR), _HOWS[:1]) | dict.fromkeys(
+    TEXTS, ("column", "constant")
+)
+_OF_SOURCE = ("factor", "offset", "missing", "time", "within")
+_OF_CLOCK = ("format", "zone", "elapsed", "epoch", "start")
+_OPTIONS = ("missing", "repeated", "runaway", "label_from_min", "label_until_s")
 
 
 @dataclass(frozen=True)
@@ -53,6 +49,16 @@ class Clock:
     epoch: str = ""  # unit of numbers since 1970, UTC
     start: pd.Timestamp | None = None
 
+    @property
+    def zero(self) -> pd.Timestamp:
+        """Return the time that numbers count from, in UTC."""
+        return self.utc(self.start) if self.elapsed else pd.Timestamp(0)
+
+    def utc(self, time: pd.Timestamp) -> pd.Timestamp:
+        """Return a time of the map in UTC, without a zone."""
+        zoned = time if time.tz else time.tz_localize(self.zone or "UTC")
+        return zoned.tz_convert(None).as_unit("us")
+
 
 @dataclass(frozen=True)
 class ColumnMap:
@@ -62,10 +68,9 @@ class ColumnMap:
     sources: dict[str, Source]
     missing: tuple = ()
     repeated: str = ""  # which of the rows of one module and time to keep
-    runaway: object = None  # elapsed time, time, or column that is true from then on
+    runaway: pd.Timestamp | str = ""  # UTC, or a column that is true from then on
     label_from_min: float = col.LABEL_FROM_MIN  # before the runaway
     label_until_s: float = col.LABEL_UNTIL_S  # before the point of no return
-    cells_in_series: int | None = None
 
 
 def named(wanted: str, names: Collection[str]) -> list[re.Match]:
@@ -76,109 +81,91 @@ def named(wanted: str, names: Collection[str]) -> list[re.Match]:
     return [match for name in names if (match := pattern.fullmatch(name))]
 
 
-# ---- reading the map -------------------------------------------------------------------------
-
-
 def load_map(path: str | Path) -> ColumnMap:
     """Load a map and refuse it, with a DataError, with every problem named."""
-    path, problems = Path(path), []
     title = f"The map {path} cannot be used"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8")
         written = yaml.safe_load(text)
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        if not isinstance(written, dict):
+            raise ValueError("no lines such as `Module_Voltage_V: COLUMN`")
+    except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         problem = f"The map must be a readable YAML file, got: {reason}; `hvs map FILE` writes one."
         raise DataError(title, [problem]) from error
-    if not isinstance(written, dict):
-        problem = "The map must have lines such as `Module_Voltage_V: COLUMN`, got none; add them."
-        raise DataError(title, [problem])
-    written = {str(key): value for key, value in written.items()}
     twice = [key for key, n in Counter(re.findall(r"^(\w+):", text, re.MULTILINE)).items() if n > 1]
-    problems += [f"{key} must stand once in the map, got it twice; drop one." for key in twice]
-    options = {key: written.pop(key) for key in _OPTIONS if key in written}
-    options = _checked(options, "The map", _OPTIONS, problems)
-    clock, sources = Clock((col.TIMESTAMP,)), {}
+    problems = [f"{key} must stand once in the map, got it twice; drop one." for key in twice]
+    options, clock, sources = {}, Clock((col.TIMESTAMP,)), {}
     for key, entry in written.items():
-        if key not in col.TELEMETRY:
-            problems.append(_unknown("The map", key, (*col.TELEMETRY, *_OPTIONS)))
-            continue
-        entry = {str(k): v for k, v in entry.items()} if isinstance(entry, dict) else entry
-        entry = entry if isinstance(entry, dict) else {"column": entry}
-        hows = ("column",) if key in _KEYS else HOW
-        known = _KEYS.get(key, _SOURCE_KEYS)
-        fields = _checked({k: v for k, v in entry.items() if k not in hows}, key, known, problems)
-        how = [each for each in hows if each in entry]
-        columns = entry[how[0]] if len(how) == 1 else None
-        columns = columns if isinstance(columns, list) else [columns]
-        if not columns or any(isinstance(each, dict | list | None) for each in columns):
-            cure = f"write `{key}: COLUMN`" + (" or {sum: [A, B]}" if hows is HOW else "")
-            problems.append(f"{key} must say one of {', '.join(hows)}, got {entry}; {cure}.")
-        elif key == col.TIMESTAMP:
-            clock = Clock(tuple(map(str, columns)), **fields)
-            problems += _clock_problems(clock)
-        elif key in TEXTS and how[0] not in ("column", "constant"):
-            problems.append(f"{key} is text, got {how[0]}; write a column or a constant.")
-        elif how[0] == "constant" and len(columns) > 1:
-            problems.append(f"{key} must be one constant, got {columns}; keep one.")
+        if key in col.TELEMETRY:
+            how, columns, fields = _entry(key, entry, problems)
+            if key == col.TIMESTAMP:
+                clock = Clock(columns, **fields)
+                problems += _clock_problems(fields)
+            else:
+                sources[key] = Source(how, columns, **fields)
         else:
-            sources[key] = Source(how[0], tuple(map(str, columns)), **fields)
-    if isinstance(options.get("runaway"), float) and not clock.elapsed:
+            options |= _checked({key: entry}, "The map", _OPTIONS, problems)
+    runaway = options.get("runaway")
+    if isinstance(runaway, float) and not clock.elapsed:
         problems.append("runaway must be a time or a column, got a number; or add `elapsed`.")
-    for name in (col.LABEL, col.PNR):
-        if "runaway" in options and name in sources:
-            problems.append(f"{name} must not stand beside `runaway`, which makes it; drop one.")
-    if "label_from_min" in options and "runaway" not in options:
+    for name in {col.LABEL, col.PNR} & {*sources} if runaway is not None else ():
+        problems.append(f"{name} must not stand beside `runaway`, which makes it; drop one.")
+    if "label_from_min" in options and runaway is None:
         problems.append("label_from_min must stand beside `runaway`, got none; drop it.")
-    made = ColumnMap(clock, sources, **options)
-    if made.runaway is not None and made.label_until_s >= made.label_from_min * 60:
-        found = f"{made.label_until_s:g} s and {made.label_from_min:g} min"
+    until_s = options.get("label_until_s", col.LABEL_UNTIL_S)
+    from_min = options.get("label_from_min", col.LABEL_FROM_MIN)
+    if runaway is not None and until_s >= from_min * 60:
+        found = f"{until_s:g} s and {from_min:g} min"
         problems.append(f"label_until_s must be shorter than label_from_min, got {found}.")
     if problems:
         raise DataError(title, problems)
-    return made
+    if isinstance(runaway, float):
+        options["runaway"] = clock.zero + pd.Timedelta(runaway, clock.elapsed)
+    elif isinstance(runaway, pd.Timestamp):
+        options["runaway"] = clock.utc(runaway)
+    return ColumnMap(clock, sources, **options)
 
 
-def _clock_problems(clock: Clock) -> Iterator[str]:
-    said = [key for key in ("format", "elapsed", "epoch") if getattr(clock, key)]
+def _entry(key: str, entry: object, problems: list[str]) -> tuple[str, tuple[str, ...], dict]:
+    """Return how one of our columns is made, of which of theirs, and what else is said of it."""
+    entry = entry if isinstance(entry, dict) else {"column": entry}
+    allowed = _HOWS_OF.get(key, _HOWS)
+    try:
+        (how,) = (each for each in _HOWS if each in entry)
+        columns = _scalars(entry[how])
+        if not columns or how not in allowed or (how == "constant" and len(columns) > 1):
+            raise ValueError
+    except ValueError:
+        how, columns = "column", ()
+        cure = f"write `{key}: COLUMN`" + " or {constant: VALUE}" * ("constant" in allowed)
+        problems.append(f"{key} must say one of {', '.join(allowed)}, got {entry}; {cure}.")
+    known = {col.TIMESTAMP: _OF_CLOCK, col.PNR: ()}.get(key, _OF_SOURCE)
+    rest = {name: value for name, value in entry.items() if name not in _HOWS}
+    fields = _checked(rest, key, known, problems)
+    if how == "constant" and key not in TEXTS:
+        _checked({how: columns[0]}, key, _HOWS, problems)
+    return how, tuple(map(str, columns)), fields
+
+
+def _clock_problems(fields: dict) -> Iterator[str]:
+    said = [key for key in ("format", "elapsed", "epoch") if key in fields]
     if len(said) > 1:
         yield f"Timestamp must have one of format, elapsed, epoch, got {', '.join(said)}; keep one."
-    if len(clock.columns) > 1 and (clock.elapsed or clock.epoch):
-        yield f"Timestamp must be one column of numbers, got {', '.join(clock.columns)}; name one."
-    if clock.elapsed and clock.start is None:
+    if "elapsed" in fields and "start" not in fields:
         yield (
             "Timestamp must have a `start` beside `elapsed`, got none; add the time at 0, such as"
             " `start: 2025-06-01T12:00:00`, any day if it is unknown."
         )
-    if clock.start is not None and not clock.elapsed:
+    if "start" in fields and "elapsed" not in fields:
         yield "Timestamp must have `elapsed` beside `start`, got none; add its unit, `elapsed: s`."
 
 
-def _number(value: object) -> float:
-    if isinstance(value, bool | None):
-        raise ValueError
+def _number(value: object, is_allowed: Callable[[float], bool] = math.isfinite) -> float:
     number = float(value)  # YAML takes 1e-3 for text
-    if not math.isfinite(number):
+    if isinstance(value, bool) or not (math.isfinite(number) and is_allowed(number)):
         raise ValueError
     return number
-
-
-def _positive(value: object) -> float:
-    if not _number(value) > 0:
-        raise ValueError
-    return float(value)
-
-
-def _not_negative(value: object) -> float:
-    if _number(value) < 0:
-        raise ValueError
-    return float(value)
-
-
-def _factor(value: object) -> float:
-    if _number(value) == 0:
-        raise ValueError
-    return float(value)
 
 
 def _scalars(value: object) -> tuple:
@@ -188,56 +175,55 @@ def _scalars(value: object) -> tuple:
     return tuple(values)
 
 
-def _count(value: object) -> int:
-    if not isinstance(value, int) or not _positive(value):
-        raise ValueError
-    return value
-
-
 def _format(value: object) -> str:
     pd.to_datetime(pd.Series(["tried"]), format=value, errors="coerce")  # refuses a bad one
     return value
 
 
-def _zone(value: object) -> str:
-    return zoneinfo.ZoneInfo(value).key
+def _runaway(value: object) -> pd.Timestamp | str | float:
+    if isinstance(value, datetime.date):
+        return pd.Timestamp(value)
+    return value if isinstance(value, str) else _number(value)
 
 
 def _one_of(*words: str) -> tuple[Callable, str]:
     return lambda value: {word: word for word in words}[value], f"one of {', '.join(words)}"
 
 
-def _runaway(value: object) -> object:
-    if isinstance(value, datetime.date):
-        return pd.Timestamp(value)
-    return value if isinstance(value, str) else _number(value)
-
-
+# entry -> how its value is read, and what it must be
 _RULES = {
-    "factor": (_factor, "a number other than 0"),
+    "constant": (_number, "a number"),
+    "factor": (lambda value: _number(value, bool), "a number other than 0"),
     "offset": (_number, "a number"),
     "missing": (_scalars, "a value or a list of values"),
     "time": (str, "a column"),
-    "within": (_positive, "a number of seconds above 0"),
+    "within": (lambda value: _number(value, lambda n: n > 0), "a number of seconds above 0"),
     "format": (_format, "text such as '%d.%m.%Y %H:%M:%S'"),
-    "zone": (_zone, "a time zone such as Europe/Berlin"),
-    "elapsed": _one_of(*SECONDS),
+    "zone": (lambda value: zoneinfo.ZoneInfo(value).key, "a time zone such as Europe/Berlin"),
+    "elapsed": _one_of("ms", "s", "min", "h"),
     "epoch": _one_of("s", "ms", "us", "ns"),
     "start": (pd.Timestamp, "a time such as 2025-06-01T12:00:00"),
     "repeated": _one_of("first", "last", "mean"),
     "runaway": (_runaway, "a column, a time or a number"),
-    "label_from_min": (_positive, "a number of minutes above 0"),
-    "label_until_s": (_not_negative, "a number of seconds, 0 or more"),
-    "cells_in_series": (_count, "a whole number above 0"),
+    "label_from_min": (
+        lambda value: _number(value, lambda n: n > 0),
+        "a number of minutes above 0",
+    ),
+    "label_until_s": (
+        lambda value: _number(value, lambda n: n >= 0),
+        "a number of seconds, 0 or more",
+    ),
 }
 
 
-def _checked(entry: dict, place: str, known: tuple[str, ...], problems: list[str]) -> dict:
+def _checked(entry: dict, place: str, known: Collection[str], problems: list[str]) -> dict:
     """Return the entries read by their rules; note the others as problems."""
     fields = {}
     for key, value in entry.items():
         if key not in known:
-            problems.append(_unknown(place, key, known))
+            names = (*col.TELEMETRY, *known) if known is _OPTIONS else known
+            cure = did_you_mean(key, names, f"it may have {', '.join(names)}.")
+            problems.append(f"{place} has an unknown entry {key!r}: {cure}")
             continue
         read, rule = _RULES[key]
         try:
@@ -245,9 +231,3 @@ def _checked(entry: dict, place: str, known: tuple[str, ...], problems: list[str
         except (ValueError, KeyError, TypeError, OSError):
             problems.append(f"{key} of {place} must be {rule}, got {value!r}; correct it.")
     return fields
-
-
-def _unknown(place: str, key: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    cure = f"did you mean {near[0]}?" if near else f"it may have {', '.join(known)}."
-    return f"{place} has an unknown entry {key!r}: {cure}"

@@ -13,16 +13,15 @@ import yaml
 
 from hvs_lib import columns as col
 from hvs_lib.telemetry.conversion import as_numbers, as_times, codes_and_words, is_number
-from hvs_lib.telemetry.files import MISSING_NUMBERS, DataError, TelemetryFile, readable
+from hvs_lib.telemetry.files import MISSING_NUMBERS, DataError, TelemetryFile
 from hvs_lib.telemetry.mapping import named
 from hvs_lib.telemetry.quality import FILL_VALUES
 from hvs_lib.telemetry.read import load_telemetry
 
-_TEMPERATURE = "temperature"
 _WORDS = {
     col.AMBIENT: {"ambient", "room", "air"},
     col.SOC: {"soc"},
-    _TEMPERATURE: {"temp", "temps", "temperature", "probe", "ntc", "t"},
+    col.TEMP_AVG: {"temp", "temps", "temperature", "probe", "ntc", "t"},
     col.VOLTAGE: {"voltage", "volt", "volts", "u", "v"},
     col.CURRENT: {"current", "amps", "i"},
     col.CO: {"co"},
@@ -30,6 +29,7 @@ _WORDS = {
     col.VOC: {"voc", "tvoc", "thc", "hydrocarbons"},
 }
 _GASES = (col.CO, col.H2, col.VOC)
+_TIMES = {"time", "timestamp", "date", "datetime"}
 _IDS = {
     col.SITE: {"site", "plant"},
     col.RACK: {"rack", "string", "cabinet", "bank"},
@@ -43,7 +43,6 @@ _UNITS = {
     "ppb": (1e-3, 0.0), "vol%": (1e4, 0.0), "vol-%": (1e4, 0.0), "%": (1e4, 0.0),
 }  # fmt: skip
 _KNOWN_UNITS = {*_UNITS, "c", "degc", "v", "a", "ppm"}
-_UNITS_OF_TIME = {"ms": "ms", "s": "s", "sec": "s", "seconds": "s", "min": "min", "h": "h"}
 _EPOCHS = [(1e17, "ns"), (1e14, "us"), (1e11, "ms"), (1e8, "s")]
 _FORMATS = [
     f"{day}{space}%H:%M{seconds}"
@@ -51,17 +50,19 @@ _FORMATS = [
     for space in (" ", "T")
     for seconds in (":%S", "", ":%S.%f")
 ]
-_FILLS = np.array(sorted({0.0, *(value for values in FILL_VALUES.values() for value in values)}))
+_FILLS = sorted({0.0}.union(*FILL_VALUES.values()))
 _MANY = 3  # columns that differ in a number alone make a group
 _ROWS = 200_000  # to look at
 _ATTEMPTS = 4
+
+Entry = tuple[object, str]  # what stands in the map, and why
 
 
 class _Column:
     """A column of numbers or words, or a group of columns that differ in a number, with `*`."""
 
-    def __init__(self, name: str, members: list[str], numbers: np.ndarray, words: pd.Series):
-        self.name, self.members, self.numbers, self.words = name, members, numbers, words
+    def __init__(self, name: str, size: int, numbers: np.ndarray, words: pd.Series):
+        self.name, self.size, self.numbers, self.words = name, size, numbers, words
         self.source: str | list[str] = name  # as a map names it
         unit = re.search(r"\s*[\[(]\s*([^\])]+?)\s*[\])]\s*$|_([A-Za-z]{1,4})$", name)
         known = unit and (unit[1] or unit[2].lower() in _KNOWN_UNITS) and unit.start() > 0
@@ -74,45 +75,31 @@ class _Column:
 def propose_map(path: str | Path) -> str:
     """Return the text of a map for a file, tried on the file itself.
 
-    Parameters
-    ----------
-    path : str or Path
-        As for `load_telemetry`.
-
     Raises
     ------
     DataError
         If the path leads to no telemetry file.
     """
-    path = Path(path)
-    columns = _columns(path)
-    entries: dict[str, tuple[object, str]] = {}  # ours, or an option: what stands there, and why
-    notes: list[str] = []
-    _propose_time(columns, entries)
-    _propose_ids(columns, entries)
-    _propose_sensors(columns, entries, notes)
-    _propose_label(columns, entries)
-    problems = _try(path, entries)
+    columns = _columns(Path(path))
+    entries = {col.TIMESTAMP: _time(columns)} | _ids(columns) | _sensors(columns) | _label(columns)
+    if any("each" in value for value, _ in entries.values() if isinstance(value, dict)):
+        entries.pop(col.MODULE, None)
+    problems = _try(Path(path), entries)
     lines = ["# Proposed by `hvs map` from names and values: read every line before you trust it."]
     lines += [f"# to mend: {problem}" for problem in problems]
-    places = {name: place for place, name in enumerate(col.TELEMETRY)}
-    keys = sorted(entries, key=lambda key: places.get(key, len(places)))
+    keys = sorted(entries, key=[*col.TELEMETRY, *entries].index)
     lines += [_line(key, *entries[key]) for key in keys]
-    return "\n".join([*lines, *(f"# {note}" for note in notes)]) + "\n"
+    for each in columns:
+        if _is_flow(each) and (kind := _kind(each)) not in entries:
+            lines.append(f"# {kind}: {each.name} is a flow; ppm = flow / flow of the duct x 1e6")
+    return "\n".join(lines) + "\n"
 
 
 def _columns(path: Path) -> list[_Column]:
     file = TelemetryFile(path)
     file.select(list(dict.fromkeys(file.names)), {})
-    batches, rows = [], 0
-    with readable(path):
-        for batch in file.batches():
-            batches.append(batch)
-            rows += len(batch)
-            if rows >= _ROWS:
-                break
-        table = arrow.concat_tables(batches).slice(0, _ROWS)
-    single = {name: _Column(name, [name], *_values(table[name])) for name in table.column_names}
+    table = {name: array.slice(0, _ROWS) for name, array in file.columns().items()}
+    single = {name: _Column(name, 1, *_values(array)) for name, array in table.items()}
     groups = defaultdict(list)
     for name in single:
         for number in re.finditer(r"\d+", name):
@@ -122,8 +109,8 @@ def _columns(path: Path) -> list[_Column]:
         left = [name for name in names if name in single and len(single[name].numbers)]
         if len(left) >= _MANY:
             numbers = np.concatenate([single.pop(name).numbers for name in left])
-            columns.append(_Column(pattern, left, numbers, pd.Series(dtype="str")))
-            if len(named(pattern, table.column_names)) > len(left):  # the pattern is too wide
+            columns.append(_Column(pattern, len(left), numbers, pd.Series(dtype="str")))
+            if len(named(pattern, table)) > len(left):  # the pattern is too wide
                 columns[-1].source = left
     return [*single.values(), *columns]
 
@@ -142,155 +129,106 @@ def _values(array: arrow.ChunkedArray) -> tuple[np.ndarray, pd.Series]:
 # ---- time and ids ----------------------------------------------------------------------------
 
 
-def _propose_time(columns: list[_Column], entries: dict) -> None:
-    words = {"time", "timestamp", "date", "datetime"}
-    for each in sorted(columns, key=lambda each: not each.tokens & words):
-        if entry := _clock(each, likely=bool(each.tokens & words)):
-            entries[col.TIMESTAMP] = entry
+def _time(columns: list[_Column]) -> Entry:
+    """Return the entry of the first column that is a time, and take it out of the columns."""
+    for each in sorted(columns, key=lambda each: not each.tokens & _TIMES):
+        if entry := _clock(each):
             columns.remove(each)
-            return
-    entries[col.TIMESTAMP] = ("?", "no column looks like a time: name it")
+            return entry
+    return "?", "no column looks like a time: name it"
 
 
-def _clock(column: _Column, *, likely: bool) -> tuple[object, str] | None:
-    entry, why = {"column": column.name}, ""
-    if len(column.numbers) and likely:
+def _clock(column: _Column) -> Entry | None:
+    entry = {"column": column.name}
+    if len(column.numbers) and column.tokens & _TIMES:
         middle = np.nanmedian(column.numbers)
-        unit = next((unit for above, unit in _EPOCHS if middle > above), None)
-        if unit:
-            return {**entry, "epoch": unit}, f"numbers near {middle:.4g}: {unit} since 1970"
-        unit = _UNITS_OF_TIME.get(column.unit, "s")
+        for above, unit in _EPOCHS:
+            if middle > above:
+                return entry | {"epoch": unit}, f"numbers near {middle:.4g}: {unit} since 1970"
+        unit = column.unit if column.unit in ("ms", "min", "h") else "s"
         why = f"elapsed {unit}; choose the day, the file does not say it"
-        return {**entry, "elapsed": unit, "start": "2025-01-01T00:00:00"}, why
-    if column.words.empty:
-        return None
+        return entry | {"elapsed": unit, "start": "2025-01-01T00:00:00"}, why
     words = column.words[:10_000]
+    if words.empty:
+        return None
     if as_times(words).notna().all():
-        zoned = words.str.contains(r"\d[Zz]$|[+-]\d\d:?\d\d$").all()
-        why = "" if zoned else "no zone in the file; choose the site's, such as Europe/Berlin"
-        return (column.name if zoned else {**entry, "zone": "UTC"}), why
+        if words.str.contains(r"\d[Zz]$|[+-]\d\d:?\d\d$").all():
+            return column.name, ""
+        why = "no zone in the file; choose the site's, such as Europe/Berlin"
+        return entry | {"zone": "UTC"}, why
     fits = [
         each for each in _FORMATS
         if pd.to_datetime(words, format=each, errors="coerce").notna().all()
     ]  # fmt: skip
-    if not fits:
-        return None
     why = "choose the site's zone, such as Europe/Berlin"
-    if len(fits) > 1:
-        why += f"; the format may be {fits[1]}"
-    return {**entry, "format": fits[0], "zone": "UTC"}, why
+    why += f"; the format may be {fits[1]}" if len(fits) > 1 else ""
+    return (entry | {"format": fits[0], "zone": "UTC"}, why) if fits else None
 
 
-def _propose_ids(columns: list[_Column], entries: dict) -> None:
+def _ids(columns: list[_Column]) -> dict[str, Entry]:
+    entries = {}
     for name, words in _IDS.items():
-        exact = [each for each in columns if each.name == name]
-        found = [
-            each
-            for each in columns
-            if each.tokens & words and each.tokens <= words | _ID_WORDS and len(each.members) == 1
-        ]
-        if found and not exact:
-            entries[name] = (found[0].name, "")
-        if not (found or exact) and name != col.SITE:
-            constant = {"constant": "Rack1" if name == col.RACK else "Module1"}
-            entries[name] = (constant, "no column looks like it")
+        single = [each for each in columns if each.size == 1 and each.tokens & words]
+        found = [each.name for each in single if each.tokens <= words | _ID_WORDS]
+        if any(each.name == name for each in columns):
+            continue
+        if found:
+            entries[name] = found[0], ""
+        elif name != col.SITE:
+            entries[name] = {"constant": name.replace("_ID", "1")}, "no column looks like it"
+    return entries
 
 
 # ---- sensors ---------------------------------------------------------------------------------
 
 
 def _kind(column: _Column) -> str | None:
-    """Return which of our sensors a column may be."""
-    near = difflib.get_close_matches(column.name, col.SENSORS, n=1, cutoff=0.8)
-    if near:
-        return near[0]
-    for kind, words in _WORDS.items():
-        if column.tokens & words:
-            return kind
-    return {"c": _TEMPERATURE, "degc": _TEMPERATURE, "mv": col.VOLTAGE}.get(column.unit)
+    """Return which of our sensors a column may be; any temperature of a surface is the average."""
+    if not np.isfinite(column.numbers).any() or column.name in col.TELEMETRY:
+        return None
+    if near := difflib.get_close_matches(column.name, col.SENSORS, n=1, cutoff=0.8):
+        return col.TEMP_AVG if near[0] == col.TEMP_MAX else near[0]
+    units = {"c": col.TEMP_AVG, "degc": col.TEMP_AVG, "mv": col.VOLTAGE}
+    kinds = (kind for kind, words in _WORDS.items() if column.tokens & words)
+    return next(kinds, units.get(column.unit))
 
 
-def _propose_sensors(columns: list[_Column], entries: dict, notes: list[str]) -> None:
-    of_kind = defaultdict(list)
-    present = {each.name for each in columns}
+def _is_flow(column: _Column) -> bool:
+    return _kind(column) in _GASES and ("/" in column.unit or "flow" in column.tokens)
+
+
+def _sensors(columns: list[_Column]) -> dict[str, Entry]:
+    of_kind, entries = defaultdict(list), {}
     for each in columns:
-        kind = _kind(each) if len(each.numbers) else None
-        if kind and each.name not in col.TELEMETRY and np.isfinite(each.numbers).any():
+        if (kind := _kind(each)) and not _is_flow(each):
             of_kind[kind].append(each)
     for kind, found in of_kind.items():
-        if kind in present:  # it has our name already
-            continue
-        groups = [each for each in found if len(each.members) > 1]
-        group = max(groups, key=lambda each: len(each.members), default=None)
-        single = [each for each in found if len(each.members) == 1 and "min" not in each.tokens]
-        modules = group is not None and bool(group.tokens & {"module", "mod"})
-        if kind == _TEMPERATURE:
-            _propose_temperatures(group, single, entries, modules)
-        elif modules:
+        group = max(found, key=lambda each: each.size)
+        single = [each for each in found if each.size == 1 and "min" not in each.tokens]
+        whole = [each for each in single if not each.tokens & {"cell", "max"}]
+        if group.size > 1 and group.tokens & {"module", "mod"}:
             entries[kind] = _scaled(kind, "each", group)
-        elif kind in _GASES:
-            _propose_gas(kind, single, columns, entries, notes)
-        elif single and (whole := _whole(kind, single)):
-            entries[kind] = _scaled(kind, "column", whole)
-        elif group is not None and kind == col.VOLTAGE:
+        elif kind == col.TEMP_AVG and group.size > 1:
+            entries[kind] = _scaled(kind, "mean", group)
+            entry, why = _scaled(kind, "max", group)
+            entries[col.TEMP_MAX] = entry, "as the mean" if why else ""
+        elif kind == col.TEMP_AVG:
+            for each in single:
+                name = col.TEMP_MAX if "max" in each.tokens else kind
+                entries.setdefault(name, _scaled(name, "column", each))
+        elif whole:  # of the module or pack, not of a cell
+            largest = max(whole, key=lambda each: np.nanmedian(np.abs(each.numbers)))
+            entries[kind] = _scaled(kind, "column", largest)
+        elif kind == col.VOLTAGE and group.size > 1:
             entries[kind] = _scaled(kind, "sum", group)
-    if any("each" in value for value, _ in entries.values() if isinstance(value, dict)):
-        entries.pop(col.MODULE, None)
+    present = {each.name for each in columns}
+    return {name: entry for name, entry in entries.items() if name not in present}
 
 
-def _whole(kind: str, single: list[_Column]) -> _Column | None:
-    """Return the column of the whole module or pack, not that of a cell."""
-    whole = [each for each in single if not each.tokens & {"cell", "max"}]
-    return max(whole, key=lambda each: np.nanmedian(np.abs(each.numbers)), default=None)
-
-
-def _propose_temperatures(
-    group: _Column | None, single: list[_Column], entries: dict, modules: bool
-) -> None:
-    if modules:
-        entries[col.TEMP_AVG] = _scaled(col.TEMP_AVG, "each", group)
-    elif group is not None:
-        entries[col.TEMP_AVG] = _scaled(col.TEMP_AVG, "mean", group)
-        entry, why = _scaled(col.TEMP_MAX, "max", group)
-        entries[col.TEMP_MAX] = (entry, "as the mean" if why else "")
-    else:
-        for each in single:
-            name = col.TEMP_MAX if "max" in each.tokens else col.TEMP_AVG
-            entries.setdefault(name, _scaled(name, "column", each))
-
-
-def _propose_gas(
-    kind: str, single: list[_Column], columns: list[_Column], entries: dict, notes: list[str]
-) -> None:
-    fractions = [each for each in single if "/" not in each.unit and "flow" not in each.tokens]
-    if fractions:
-        entries[kind] = _scaled(kind, "column", fractions[0])
-    elif single:
-        factor, told = _per_flow(columns)
-        if factor:
-            entries[kind] = ({"column": single[0].name, "factor": factor}, told)
-        else:
-            notes.append(f"{kind}: {single[0].name} is a flow; ppm = flow / flow of the duct x 1e6")
-
-
-def _per_flow(columns: list[_Column]) -> tuple[float, str]:
-    """Return the ppm of a unit of flow, from a gas that the file has as both."""
-    for ppm in [each for each in columns if each.unit == "ppm"]:
-        for flow in [each for each in columns if "flow" in each.tokens and "/" in each.unit]:
-            if ppm.tokens == flow.tokens - {"flow"}:
-                pair = np.isfinite(ppm.numbers) & np.isfinite(flow.numbers)
-                x, y = flow.numbers[pair], ppm.numbers[pair]
-                if len(x) > 1 and np.corrcoef(x, y)[0, 1] > 0.9:
-                    told = f"a flow; ppm as {ppm.name} against {flow.name}"
-                    return float(f"{np.polyfit(x, y, 1)[0]:.3g}"), told
-    return 0.0, ""
-
-
-def _scaled(kind: str, how: str, column: _Column) -> tuple[object, str]:
+def _scaled(kind: str, how: str, column: _Column) -> Entry:
     """Return the entry of a column, with what its values say of its unit."""
-    values = column.numbers[np.isfinite(column.numbers)]
-    entry, why = {how: column.source}, ""
-    fills = [float(fill) for fill in _FILLS if _is_fill(fill, values)]
+    values, why = column.numbers[np.isfinite(column.numbers)], ""
+    fills = [fill for fill in _FILLS if _is_fill(fill, values)]
     values = values[~np.isin(values, fills)]
     middle = float(np.median(values))
     factor, offset = (1.0, 0.0) if kind == col.SOC else _UNITS.get(column.unit, (1.0, 0.0))
@@ -305,6 +243,7 @@ def _scaled(kind: str, how: str, column: _Column) -> tuple[object, str]:
         factor, why = 100.0, "a fraction"
     elif kind == col.VOLTAGE and how == "sum" and middle > 1000:
         factor, why = 1e-3, f"cells near {middle:.0f}, so mV"
+    entry: dict = {how: column.source}
     if factor != 1:
         entry["factor"] = float(f"{factor:.9g}")
     if offset:
@@ -323,20 +262,20 @@ def _is_fill(fill: float, values: np.ndarray) -> bool:
     return bool(np.abs(others - fill).min() > max(high - low, 1.0))
 
 
-def _propose_label(columns: list[_Column], entries: dict) -> None:
+def _label(columns: list[_Column]) -> dict[str, Entry]:
     for each in columns:
-        flag = set(each.words.str.lower()) == {"true", "false"}
-        flag |= len(each.numbers) > 0 and set(np.unique(each.numbers)) == {0.0, 1.0}
+        flag = set(each.words.str.lower()) == {"true", "false"} or set(each.numbers) == {0.0, 1.0}
         if flag and "runaway" in each.tokens:
-            entries["runaway"] = (each.name, "the first true row is taken as the runaway")
-        elif flag and each.tokens & {"hazard", "label"} and each.name != col.LABEL:
-            entries.setdefault(col.LABEL, (each.name, ""))
+            return {"runaway": (each.name, "the first true row is taken as the runaway")}
+        if flag and each.tokens & {"hazard", "label"} and each.name != col.LABEL:
+            return {col.LABEL: (each.name, "")}
+    return {}
 
 
 # ---- text ------------------------------------------------------------------------------------
 
 
-def _try(path: Path, entries: dict) -> list[str]:
+def _try(path: Path, entries: dict[str, Entry]) -> list[str]:
     """Read the file with the proposal, mend what can be, and return what is left to mend."""
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / "map.yaml"
@@ -349,15 +288,15 @@ def _try(path: Path, entries: dict) -> list[str]:
                 again = any("must be unique within a module" in each for each in error.problems)
                 if not again or "repeated" in entries:
                     return error.problems
-                entries["repeated"] = ("first", "a module has some times twice")
+                entries["repeated"] = "first", "a module has some times twice"
                 continue
             turned = any(name == col.CURRENT for name, *_ in telemetry.attrs["findings"])
-            current, why = entries.get(col.CURRENT, ("", ""))
+            entry, why = entries.get(col.CURRENT, (col.CURRENT, ""))
             if not turned or "positive" in why:
                 return []
-            current = current if isinstance(current, dict) else {"column": current}
-            current = current | {"factor": -current.get("factor", 1.0)}
-            entries[col.CURRENT] = (current, "it was positive while the charge fell")
+            entry = entry if isinstance(entry, dict) else {"column": entry}
+            entry["factor"] = -entry.get("factor", 1.0)
+            entries[col.CURRENT] = entry, "it was positive while the charge fell"
     return []
 
 

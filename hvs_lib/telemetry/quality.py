@@ -173,8 +173,9 @@ def complete_pnr(
         (told < last, "not lie before a label 1 of its event, got so", "correct it or the label."),
     ):
         if bad.any():
-            names = dict.fromkeys(event_names(some, np.flatnonzero(bad & labelled)))
-            problems.append(f"{col.PNR} must {rule}{_listed([*names])}; {cure}")
+            names = [*dict.fromkeys(event_names(some, np.flatnonzero(bad & labelled)))]
+            shown = ", ".join(names[:_SHOWN])
+            problems.append(f"{col.PNR} must {rule} ({len(names):,}: {shown}); {cure}")
     pnr_of_event = told.fillna(last + pd.Timedelta(seconds=label_until_s))
     telemetry[col.PNR] = pnr_of_event.reindex(telemetry.index)
     has_label = pd.Series(labelled).groupby([where, what]).transform("any").to_numpy()
@@ -260,14 +261,10 @@ def describe(findings: Iterable[Finding], n_rows: int) -> list[str]:
         rows[name, what] += count
         named[name, what] += names
     n_rows += sum(count for (_, what), count in rows.items() if LEFT_OUT in what)
-    return [
-        f"{name} in {count:,} rows ({count / n_rows:.2%}): {what}{_listed(named[name, what])}"
-        for (name, what), count in sorted(rows.items())
-    ]
-
-
-def _listed(names: list[str]) -> str:
-    if not names:
-        return ""
-    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    return f" ({len(names):,}: {shown})"
+    lines = []
+    for (name, what), count in sorted(rows.items()):
+        names = named[name, what]
+        shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        listed = f" ({len(names):,}: {shown})" if names else ""
+        lines.append(f"{name} in {count:,} rows ({count / n_rows:.2%}): {what}{listed}")
+    return lines

@@ -185,14 +185,13 @@ class _Reader:
         telemetry, fires = leave_out_fires(telemetry, modules)
         modules = module_codes(telemetry) if fires else modules
         findings += fires
-        label_until_s = file.attrs.get("label_until_s", col.LABEL_UNTIL_S)
-        problems, unlabelled = complete_pnr(telemetry, modules, label_until_s)
+        problems, unlabelled = complete_pnr(telemetry, modules, file.label_until_s)
         if problems:
             raise refusal(file.path, *problems)
         findings += unlabelled
         findings += doubts(telemetry, modules, keep_fill_values=self.keep_fill_values)
         ignored = [name for name in file.names if name not in col.TELEMETRY]
-        telemetry.attrs = {"ignored_columns": ignored, "findings": findings} | self.file.attrs
+        telemetry.attrs = {"ignored_columns": ignored, "findings": findings}
         return telemetry
 
     @property

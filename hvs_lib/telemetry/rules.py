@@ -1,6 +1,5 @@
 """The rules of the telemetry table, and what a broken one is called."""
 
-import difflib
 from collections.abc import Callable
 from functools import partial
 
@@ -12,7 +11,7 @@ from pandera.errors import SchemaError, SchemaErrorReason, SchemaErrors
 from hvs_lib import columns as col
 from hvs_lib.telemetry.codes import module_codes
 from hvs_lib.telemetry.conversion import as_numbers, as_times, is_number, is_time, one_zone_style
-from hvs_lib.telemetry.files import count_rows
+from hvs_lib.telemetry.files import count_rows, did_you_mean
 from hvs_lib.telemetry.quality import BURNING_C
 
 # Readings outside these limits come from no sensor, whatever burns: a wrong unit, a fill value such
@@ -43,10 +42,7 @@ _ALWAYS_HOT = 0.95  # share of a module's rows above which it is no fire but a w
 
 # check name -> (rule, cure); the value found stands between them
 _RULES = {
-    "number": (
-        "must be a number",
-        "write decimals with a point and leave a missing reading empty.",
-    ),
+    "number": ("must be a number", "write decimals with a point; leave a missing reading empty."),
     "finite": ("must be finite", "leave a missing reading empty."),
     "plausible": ("", "check the sensor's unit and fill values, or leave such a reading empty."),
     "label": (
@@ -58,10 +54,7 @@ _RULES = {
         "must be an ISO 8601 time such as 2025-06-01T12:00:00 or 2025-06-01T12:00:00+02:00",
         "convert it with pandas.to_datetime before saving.",
     ),
-    "zone": (
-        "must have a time zone in all rows or in none",
-        "write all times alike, best in UTC.",
-    ),
+    "zone": ("must have a time zone in all rows or in none", "write all alike, best in UTC."),
     "unique": (
         "must be unique within a module",
         "drop rows that are copies (with a map: `repeated: first`), give different modules"
@@ -181,12 +174,11 @@ def _in_words(error: SchemaError, frame: pd.DataFrame, names: list[str], row_nam
 
 
 def _missing_column(name: str, names: list[str]) -> str:
-    spare = {other.lower(): other for other in names if other not in col.TELEMETRY}
-    near = difflib.get_close_matches(name.lower(), spare, n=1)
+    spare = [other for other in names if other not in col.TELEMETRY]
     shown = ", ".join(names[:15]) + (", ..." if len(names) > 15 else "")
-    found = f"the nearest is {spare[near[0]]!r}; rename it" if near else f"it has {shown}; add it"
-    other_cure = " (telemetry that is only scored needs no label)" if name == col.LABEL else ""
-    return f"{name} must be a column of the file, {found}{other_cure}."
+    cure = did_you_mean(name, spare, f"it has {shown}: add it.")
+    unless = " (telemetry that is only scored needs no label)" if name == col.LABEL else ""
+    return f"{name} must be a column of the file{unless}; {cure}"
 
 
 def untypical(frame: pd.DataFrame) -> list[str]:

@@ -1,6 +1,5 @@
 """What telemetry holds, in numbers and in words."""
 
-import difflib
 from collections.abc import Mapping
 
 import numpy as np
@@ -8,6 +7,7 @@ import pandas as pd
 
 from hvs_lib import columns as col
 from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes
+from hvs_lib.telemetry.files import did_you_mean
 from hvs_lib.telemetry.quality import describe, sampling_interval_s
 
 NO_FAULTS = (
@@ -99,8 +99,8 @@ def format_summary(summary: dict) -> str:
         if share > 0 and name not in absent:
             facts.append(("missing", f"{name} {share:.2%}"))
     for name in absent:
-        near = difflib.get_close_matches(name, ignored, n=1)
-        facts.append(("absent", name + (f" (did you mean {near[0]!r} for it?)" if near else "")))
+        question = did_you_mean(name, ignored)
+        facts.append(("absent", name + (f" ({question})" if question else "")))
     if ignored:
         facts.append(("ignored columns", ", ".join(ignored)))
     facts += [("warning", warning) for warning in summary["warnings"]]

@@ -292,7 +292,7 @@ CASES = {
     "label and voltage swapped": (swap(col.LABEL, col.VOLTAGE), "Hazard_Label must be 0 or 1"),
     "time and rack swapped": (swap(col.TIMESTAMP, col.RACK), "Timestamp must be an ISO 8601 time"),
     "column twice": (text(lambda t: t.replace(col.VOC, col.CO, 1)), "must appear once"),
-    "near name": (text(lambda t: t.replace("Rack_ID", "rack id", 1)), "nearest is 'rack id'"),
+    "near name": (text(lambda t: t.replace("Rack_ID", "rack id", 1)), "did you mean 'rack id'"),
     "more columns": (table(lambda f: f.assign(Note="fine, so far")), LOADS),
     "label in words": (table(lambda f: f.assign(Hazard_Label="no")), "must be 0 or 1, got 'no'"),
     "label missing": (cells(col.LABEL, ""), "Hazard_Label must be 0 or 1, got nothing at line 5"),

@@ -249,7 +249,7 @@ def test_file_of_many_blocks_loads(make_telemetry, tmp_path, monkeypatch):
 
 def test_no_such_file_names_the_nearest(tmp_path):
     (tmp_path / "telemetry.csv").touch()
-    assert "did you mean telemetry.csv?" in only_problem(tmp_path / "telemetri.csv")
+    assert "did you mean 'telemetry.csv'?" in only_problem(tmp_path / "telemetri.csv")
     assert "check the path" in only_problem(tmp_path / "nowhere" / "x.parquet")
 
 
@@ -343,15 +343,15 @@ def test_old_line_ends_are_refused(make_telemetry, tmp_path):
 )
 def test_missing_column_names_the_nearest(make_telemetry, path, column, present):
     write(make_telemetry().rename(columns={column: present}), path)
-    expected = f"{column} must be a column of the file, the nearest is {present!r}; rename it."
+    expected = f"{column} must be a column of the file; did you mean {present!r}?"
     assert refused(path) == [expected]
 
 
 def test_missing_column_without_a_near_one_lists_what_is_there(make_telemetry, path):
     write(make_telemetry()[[col.TIMESTAMP, col.MODULE, col.VOLTAGE, col.LABEL]], path)
     assert only_problem(path) == (
-        f"{col.RACK} must be a column of the file, it has {col.TIMESTAMP}, {col.MODULE},"
-        f" {col.VOLTAGE}, {col.LABEL}; add it."
+        f"{col.RACK} must be a column of the file; it has {col.TIMESTAMP}, {col.MODULE},"
+        f" {col.VOLTAGE}, {col.LABEL}: add it."
     )
 
 

@@ -378,7 +378,7 @@ def test_command_scores_an_export_through_a_map(telemetry, uri, expected, projec
     (tmp_path / "map.yaml").write_text("Rack_ID: rack\n")
     call = ["score", str(tmp_path / "t.parquet"), "--output", str(tmp_path / "alarms.csv")]
     refused = CliRunner().invoke(main, call)
-    assert (refused.exit_code, "the nearest is 'rack'" in refused.output) == (1, True)
+    assert (refused.exit_code, "did you mean 'rack'?" in refused.output) == (1, True)
     result = CliRunner().invoke(main, [*call, "--columns", str(tmp_path / "map.yaml")])
     assert result.exit_code == 0, result.output
     assert f": {len(expected)} by model" in result.output
