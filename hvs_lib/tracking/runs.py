@@ -224,6 +224,9 @@ def _model_to_log(assessment: Assessment, protocol: Protocol) -> dict[str, objec
         | {
             "interval_s": protocol.interval_s,
             "fault_types": json.dumps(protocol.faults),
+            "training_ranges": protocol.ranges,
+            "data_sha256": protocol.fleet.sha256,
+            "max_nuisance_alarms_per_site_day": protocol.max_nuisance_alarms_per_site_day,
         },
     }
 
@@ -451,6 +454,13 @@ def read_audit(data_sha256: str) -> pd.DataFrame | None:
     """Read the newest leakage audit that 01_baseline has logged for this telemetry, if any."""
     runs = search_runs(f"tags.data_sha256 = '{data_sha256}' and tags.audited = 'true'")
     return pd.read_csv(_artifact(runs[0].info.run_id, "leakage_audit.csv")) if runs else None
+
+
+def last_trial() -> str:
+    """Return the verdict of the last finished 05_field_trial, empty where there is none."""
+    with store_failures_told():
+        runs = search_runs("attributes.status = 'FINISHED' and tags.stage = 'field_trial'")
+        return runs[0].data.tags.get("verdict", "") if runs else ""
 
 
 def last_comparison() -> tuple[pd.DataFrame, dict[str, str]]:

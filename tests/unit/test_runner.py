@@ -54,7 +54,7 @@ def run(store, monkeypatch):
 
 def test_all_notebooks_in_order():
     assert list(plan([])) == [
-        "00_data", "01_baseline", "02_tuning", "03_smote", "04_comparison",
+        "00_data", "01_baseline", "02_tuning", "03_smote", "04_comparison", "05_field_trial",
     ]  # fmt: skip
     assert list(plan(["04_comparison", "01_baseline"])) == ["01_baseline", "04_comparison"]
 
@@ -64,6 +64,8 @@ def test_each_notebook_gets_the_parameters_that_it_has():
     assert planned["02_tuning"]["n_iter"] == 7
     assert "n_iter" not in planned["01_baseline"]
     assert planned["01_baseline"]["sites"] == 2
+    trial = planned.pop("05_field_trial")
+    assert trial == {"trial_sites": 2}, "its telemetry is not that of the training"
     assert {parameters["seed"] for parameters in planned.values()} == {3}
 
 
@@ -93,6 +95,8 @@ def test_each_notebook_gets_the_parameters_that_it_has():
             for name, value, message in [
                 ("sites", 0, "sites must be at least 1, got 0"),
                 ("sites", "1e6", "'sites' must be int"),
+                ("trial_sites", 0, "in the field trial, sites must be at least 1, got 0"),
+                ("battery", "packs", "battery must be one of cell, module, pack, mix, got 'packs'"),
                 ("seed", -1, "seed must lie between 0 and 4294967295, got -1"),
                 ("seed", 2**32, "seed must lie between"),
                 ("test_size", 1.0, "test_size must be between 0 and 1, got 1.0"),
