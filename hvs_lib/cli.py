@@ -216,9 +216,13 @@ def _show_verdict() -> None:
     click.echo("\nThe test racks, with 95 % intervals; AP is average precision, cv out of fold:\n")
     width = shutil.get_terminal_size().columns
     click.echo(leaderboard.set_index("model").to_string(line_width=width))
+    leader = f"{tags['champion_name']}, Run ID {tags['champion_run_id']}"
+    if stopped := tags.get("registration_stopped_by"):
+        click.echo(f"\nNo champion is registered; {leader} leads, but: {stopped}")
+        return
     click.echo(
-        f"\nChampion: {tags['champion_name']}, Run ID {tags['champion_run_id']}, registered as "
-        f"{REGISTERED_MODEL} version {tags['champion_version']}, alias {CHAMPION}"
+        f"\nChampion: {leader}, registered as {REGISTERED_MODEL} version "
+        f"{tags['champion_version']}, alias {CHAMPION}"
     )
 
 

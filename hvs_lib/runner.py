@@ -97,10 +97,11 @@ def plan(
 
 
 def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> list[str]:
-    """Refuse a telemetry file of the user's own before a kernel starts, as the notebooks would.
+    """Refuse telemetry before a kernel starts, as the notebooks would.
 
-    Returns what is doubtful about the file; raises a DataError with all that is wrong, or a
-    RunError where a treatment of the imbalance cannot work on it.
+    That is a file of the user's own, or the simulated fleet where parameters are set that decide
+    whether 03_smote can resample it. Returns what is doubtful about the file; raises a DataError
+    with all that is wrong, or a RunError where a treatment of the imbalance cannot work on it.
     """
     from hvs_lib.evaluation.splits import check_labels
     from hvs_lib.features import check_interval
@@ -112,7 +113,7 @@ def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> list[str]:
         name: each for name, each in known.items() if each.get("data_path") or each.get("columns")
     }
     if not uses:
-        return []
+        return _check_simulated(planned, known)
     first = next(iter(uses.values()))
     fleet = load_fleet(
         first["data_path"],
@@ -123,9 +124,24 @@ def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> list[str]:
     if {*uses} != {FIELD_TRIAL}:
         check_labels(fleet.rows)
     summary = summarize(fleet.rows, missing=fleet.missing)
+    warnings = summary["warnings"] + check_interval(summary["interval_s"])
     for parameters in uses.values():
         _check_folds(fleet.rows, parameters)
-    return summary["warnings"] + check_interval(summary["interval_s"])
+    return warnings
+
+
+def _check_simulated(
+    planned: Mapping[str, Mapping[str, object]], known: Mapping[str, Mapping[str, object]]
+) -> list[str]:
+    """Check the folds of the simulated fleet, unless all that they depend on is at its default."""
+    from hvs_lib.telemetry.fleet import load_fleet
+
+    for name, parameters in known.items():
+        decisive = {"sampling_strategy", "sites", *_OF_FOLDS}
+        if "sampling_strategy" in parameters and decisive & {*planned[name]}:
+            rows = load_fleet(sites=parameters["sites"], seed=parameters["seed"]).rows
+            _check_folds(rows, parameters)
+    return []
 
 
 def _check_folds(rows: pd.DataFrame, parameters: Mapping[str, object]) -> None:

@@ -30,6 +30,7 @@ from sklearn.metrics import classification_report
 from hvs_lib import cache
 from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, AlarmRule
+from hvs_lib.evaluation.audit import FEWEST_EVENTS, GIVEAWAY, STOPPING
 from hvs_lib.evaluation.calibration import METHODS, CalibratedClassifier
 from hvs_lib.evaluation.metrics import undefined_metrics
 from hvs_lib.evaluation.protocol import Assessment, Protocol
@@ -454,6 +455,26 @@ def read_audit(data_sha256: str) -> pd.DataFrame | None:
     """Read the newest leakage audit that 01_baseline has logged for this telemetry, if any."""
     runs = search_runs(f"tags.data_sha256 = '{data_sha256}' and tags.audited = 'true'")
     return pd.read_csv(_artifact(runs[0].info.run_id, "leakage_audit.csv")) if runs else None
+
+
+def stops_registration(run_id: str) -> list[str]:
+    """Say why a model must not be registered, whatever its rank; nothing where it may.
+
+    The audits of its telemetry, in 01_baseline and 00_data, found a leak, or its test part holds
+    one event.
+    """
+    run = mlflow.get_run(run_id)
+    sha256, events = run.data.tags["data_sha256"], int(run.data.params["events_test"])
+    audited = read_audit(sha256)
+    leaks = [] if audited is None else audited[audited["result"].isin(STOPPING)].itertuples()
+    reasons = [f"{leak.result} ({leak.check}: {leak.found:g})" for leak in leaks]
+    looked_at = search_runs(f"tags.data_sha256 = '{sha256}' and tags.stage = 'data'")
+    for found in [each.data.metrics.get("single_column_pr_auc_max", 0.0) for each in looked_at[:1]]:
+        if found > GIVEAWAY:
+            reasons.append(f"leak suspected (single column of 00_data: {found:.3f})")
+    if events < FEWEST_EVENTS:
+        reasons.append(f"the test part holds {events} event: one result is no evidence")
+    return reasons
 
 
 def last_trial() -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
-from projects import start
+from projects import start, store_of
 from sklearn.metrics import average_precision_score
 
 from hvs_lib import columns as col
@@ -78,7 +78,7 @@ def test_each_notebook_is_one_finished_parent_run(smoke, number, experiment):
         ("SMOTE", 11, 0, 0),
         ("Comparison", 0, 0, 0),
         ("Field_Trial", 0, 0, 0),
-    ],  # fmt: skip
+    ],
 )
 def test_children(smoke, experiment, models, references, candidates):
     found = {role: children_of(experiment, role) for role in ("model", "reference", "candidate")}
@@ -195,6 +195,30 @@ def test_telemetry_without_a_label_is_tried(smoke, workplace, fleet):
     newest = runs_in("Field_Trial", "parent")[0]
     assert "alarms_per_site_day" in newest.data.metrics
     assert "event_recall" not in newest.data.metrics
+
+
+def test_a_leak_that_the_audit_found_stops_the_registration(smoke, workplace, tmp_path):
+    """In a copy of the project, whose model that is registered already is taken out."""
+    shutil.copytree(workplace.root, tmp_path / "leaky")
+    tags = {"audited": "true", "data_sha256": parent_of("Baseline").data.tags["data_sha256"]}
+    audited = "check,found,result\nbest single feature,0.93,label given away\n"
+    client = MlflowClient(store_of(tmp_path / "leaky"))
+    client.delete_registered_model("hvs-fire-prediction")
+    baseline = client.get_experiment_by_name("HVS_Fire_Prediction_Baseline").experiment_id
+    run_id = client.create_run(baseline, tags=tags).info.run_id
+    client.log_text(run_id, audited, "leakage_audit.csv")
+    client.set_terminated(run_id)
+    options = ["04_comparison", "05_field_trial", "--profile", "smoke"]
+    said, complained = start("hvs", "run", *options, root=tmp_path / "leaky").communicate()
+    assert "No champion is registered" in said, complained
+    assert "label given away (best single feature: 0.93)" in said
+    assert "05_field_trial left out: no champion is registered" in said
+    assert client.search_registered_models() == []
+    comparison = client.get_experiment_by_name("HVS_Fire_Prediction_Comparison").experiment_id
+    newest = client.search_runs([comparison])[0]
+    assert newest.info.status == "FINISHED"
+    assert newest.data.tags["registration_stopped_by"].startswith("label given away")
+    assert "champion_version" not in newest.data.tags
 
 
 def test_telemetry_is_scored_with_the_champion(fleet, workplace):
