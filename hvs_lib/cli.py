@@ -70,6 +70,8 @@ def run(notebook: tuple, params: tuple, profile: str, fresh: bool, in_place: boo
     seconds = runner.execute(planned, say=click.echo, in_place=in_place, fresh=fresh or in_place)
     if runner.COMPARISON in planned:
         _show_verdict()
+    if runner.FIELD_TRIAL in seconds.index:
+        _show_trial()
     click.echo("\n" + runner.timing_report(seconds))
     click.echo("\nEvery run, figure and model: `make ui`, then open http://127.0.0.1:5000")
 
@@ -214,7 +216,18 @@ def _show_verdict() -> None:
     click.echo("\nThe test racks, with 95 % intervals; AP is average precision, cv out of fold:\n")
     width = shutil.get_terminal_size().columns
     click.echo(leaderboard.set_index("model").to_string(line_width=width))
+    leader = f"{tags['champion_name']}, Run ID {tags['champion_run_id']}"
+    if stopped := tags.get("registration_stopped_by"):
+        click.echo(f"\nNo champion is registered; {leader} leads, but: {stopped}")
+        return
     click.echo(
-        f"\nChampion: {tags['champion_name']}, Run ID {tags['champion_run_id']}, registered as "
-        f"{REGISTERED_MODEL} version {tags['champion_version']}, alias {CHAMPION}"
+        f"\nChampion: {leader}, registered as {REGISTERED_MODEL} version "
+        f"{tags['champion_version']}, alias {CHAMPION}"
     )
+
+
+def _show_trial() -> None:
+    """Print the verdict that 05_field_trial has logged last."""
+    from hvs_lib.tracking.runs import last_trial
+
+    click.echo(f"\nField trial: {last_trial()}")

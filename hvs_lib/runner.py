@@ -33,7 +33,9 @@ from hvs_lib.project import EXECUTION, HvsError, StoreError, environment, projec
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 PROFILES = ("smoke", "default", "full")
-COMPARISON = "04_comparison"
+COMPARISON, FIELD_TRIAL = "04_comparison", "05_field_trial"
+# What the ratio of hazardous to normal rows in the folds follows from, beside the telemetry.
+_OF_FOLDS = ("test_size", "n_folds", "seed", "split", "normal_stride", "hazard_stride")
 _PNG = "image/png"
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -95,49 +97,72 @@ def plan(
 
 
 def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> list[str]:
-    """Refuse a telemetry file of the user's own before a kernel starts, as the notebooks would.
+    """Refuse telemetry before a kernel starts, as the notebooks would.
 
-    Returns what is doubtful about the file; raises a DataError with all that is wrong, or a
-    RunError where a treatment of the imbalance cannot work on it.
+    That is a file of the user's own, or the simulated fleet where parameters are set that decide
+    whether 03_smote can resample it. Returns what is doubtful about the file; raises a DataError
+    with all that is wrong, or a RunError where a treatment of the imbalance cannot work on it.
     """
-    from hvs_lib import columns as col
-    from hvs_lib.evaluation.splits import check_labels, rows_to_fit, split_fleet
+    from hvs_lib.evaluation.splits import check_labels
     from hvs_lib.features import check_interval
-    from hvs_lib.samplers import check_folds
     from hvs_lib.telemetry.fleet import load_fleet
     from hvs_lib.telemetry.summary import summarize
 
-    uses = [
-        _defaults(notebooks()[name]) | dict(parameters)
-        for name, parameters in planned.items()
-        if parameters.get("data_path") or parameters.get("columns")
-    ]
+    known = {name: _defaults(notebooks()[name]) | dict(planned[name]) for name in planned}
+    uses = {
+        name: each for name, each in known.items() if each.get("data_path") or each.get("columns")
+    }
     if not uses:
-        return []
+        return _check_simulated(planned, known)
+    first = next(iter(uses.values()))
     fleet = load_fleet(
-        uses[0]["data_path"],
-        columns=uses[0]["columns"],
-        keep_fill_values=uses[0]["keep_fill_values"],
+        first["data_path"],
+        columns=first["columns"],
+        keep_fill_values=first["keep_fill_values"],
+        require_label={*uses} != {FIELD_TRIAL},
     )
-    check_labels(fleet.rows)
+    if {*uses} != {FIELD_TRIAL}:
+        check_labels(fleet.rows)
     summary = summarize(fleet.rows, missing=fleet.missing)
     warnings = summary["warnings"] + check_interval(summary["interval_s"])
-    of_split = ("test_size", "n_folds", "seed", "split")
-    for parameters in uses:
-        if "split" not in parameters:
-            continue
-        split = split_fleet(fleet.rows, **{name: parameters[name] for name in of_split})
-        strides = {name: parameters[name] for name in ("normal_stride", "hazard_stride")}
-        try:
-            rows = rows_to_fit(fleet.rows, split, **strides)
-            if "sampling_strategy" in parameters:
-                y, fold = fleet.rows[col.LABEL].to_numpy()[rows], split.fold[rows]
-                labels = [y[fold != number] for number in range(split.n_folds)]
-                thinning = strides["normal_stride"] / strides["hazard_stride"]
-                check_folds(labels, parameters["sampling_strategy"], thinning)
-        except ValueError as error:
-            raise RunError(str(error)) from error
+    for parameters in uses.values():
+        _check_folds(fleet.rows, parameters)
     return warnings
+
+
+def _check_simulated(
+    planned: Mapping[str, Mapping[str, object]], known: Mapping[str, Mapping[str, object]]
+) -> list[str]:
+    """Check the folds of the simulated fleet, unless all that they depend on is at its default."""
+    from hvs_lib.telemetry.fleet import load_fleet
+
+    for name, parameters in known.items():
+        decisive = {"sampling_strategy", "sites", *_OF_FOLDS}
+        if "sampling_strategy" in parameters and decisive & {*planned[name]}:
+            rows = load_fleet(sites=parameters["sites"], seed=parameters["seed"]).rows
+            _check_folds(rows, parameters)
+    return []
+
+
+def _check_folds(rows: pd.DataFrame, parameters: Mapping[str, object]) -> None:
+    """Refuse a split, strides or a ratio after resampling that the labels do not allow."""
+    from hvs_lib import columns as col
+    from hvs_lib.evaluation.splits import rows_to_fit, split_fleet
+    from hvs_lib.samplers import check_folds
+
+    if not {*_OF_FOLDS} <= {*parameters}:
+        return
+    split = split_fleet(rows, **{name: parameters[name] for name in _OF_FOLDS[:4]})
+    strides = {name: parameters[name] for name in _OF_FOLDS[4:]}
+    try:
+        chosen = rows_to_fit(rows, split, **strides)
+        if "sampling_strategy" in parameters:
+            y, fold = rows[col.LABEL].to_numpy()[chosen], split.fold[chosen]
+            labels = [y[fold != number] for number in range(split.n_folds)]
+            thinning = strides["normal_stride"] / strides["hazard_stride"]
+            check_folds(labels, parameters["sampling_strategy"], thinning)
+    except ValueError as error:
+        raise RunError(str(error)) from error
 
 
 def execute(
@@ -172,6 +197,7 @@ def execute(
         With the failing cell's error and the path of the partial notebook.
     """
     # Imported here so that a refused call does not wait for MLflow.
+    from hvs_lib.tracking.champion import champion_is_registered
     from hvs_lib.tracking.runs import prepare
 
     def tell(text: str) -> None:
@@ -188,12 +214,15 @@ def execute(
         tell(f"Executed notebooks go to {folder}")
         for number, (name, parameters) in enumerate(planned.items(), 1):
             place = f"[{number}/{len(planned)}] {name}"
+            if name == FIELD_TRIAL and seconds and not champion_is_registered():
+                tell(f"{place} left out: no champion is registered")
+                continue
             tell(f"{place} ...")
             with followed(log_file(), say):
                 seconds[name] = _execute_one(name, parameters, folder / f"{name}.ipynb")
             tell(f"{place} done in {seconds[name]['total']:.0f} s")
     if in_place:  # all or none: the committed notebooks belong together
-        for name in planned:
+        for name in seconds:
             keep_outputs(folder / f"{name}.ipynb", notebooks()[name])
     return pd.DataFrame.from_dict(seconds, orient="index")
 
@@ -335,6 +364,12 @@ def _check_values(parameters: Mapping[str, object]) -> None:
                 check(**{name: parameters[name] for name in names})
             except ValueError as error:
                 raise RunError(str(error)) from error
+    if "trial_sites" in parameters:
+        trial = [parameters[name] for name in ("trial_sites", "trial_seed", "battery")]
+        try:
+            check_fleet(*trial)
+        except ValueError as error:
+            raise RunError(f"in the field trial, {error}") from error
 
 
 def _typed(parameter: str, value: object, default: object) -> object:

@@ -119,7 +119,8 @@ def check_folds(y_by_fold: list[np.ndarray], sampling_strategy: float, thinning:
     most = math.ceil(thinning * sampling_strategy / present) - 1
     cures += [f"lower normal_stride to {most:g} times hazard_stride"] if most >= 1 else []
     cures += [
-        "run `hvs run 00_data 01_baseline 02_tuning 04_comparison`, which leaves 03_smote out"
+        "run `hvs run 00_data 01_baseline 02_tuning 04_comparison 05_field_trial`, which leaves "
+        "03_smote out"
     ]
     raise ValueError(
         f"sampling_strategy must be above {present:.3f}, the ratio of hazardous to normal rows "

@@ -21,6 +21,7 @@ from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, AlarmRule, raise_alarms
 from hvs_lib.evaluation.calibration import METHODS, CalibratedClassifier, limit_log_odds
 from hvs_lib.evaluation.outcomes import OUTCOMES
+from hvs_lib.evaluation.ranges import ranges_from_json
 from hvs_lib.evaluation.scores import IS_FAULT, scores_frame
 from hvs_lib.evaluation.sensor_sets import SensorSet
 from hvs_lib.features import (
@@ -60,6 +61,9 @@ class Champion:
     interval_s: float  # between two rows of a module [s]
     fault_types: frozenset[str] = frozenset()  # causes of faults
     sets: Mapping[str, SensorSet] = field(default_factory=dict)  # only a champion's are known
+    ranges: pd.DataFrame = field(default_factory=pd.DataFrame)  # of its features in the training
+    budget: float = np.nan  # of nuisance alarms [1/d]
+    data_sha256: str = ""  # of the training telemetry
 
     def alarm_for(self, sensor_set: str) -> Alarm:
         """Return its alarm at sites with one of `SENSOR_SETS`."""
@@ -106,7 +110,10 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
     fault_types = frozenset(json.loads(metadata.get("fault_types", "[]")))
     sets = {name: SensorSet(**known) for name, known in metadata.get("sensor_sets", {}).items()}
     model, alarm = fixed.estimator.estimator, read_alarm(metadata)
-    return Champion(model, alarm, interval_s, fault_types, sets)
+    ranges = ranges_from_json(metadata.get("training_ranges", "{}"))
+    budget = float(metadata.get("max_nuisance_alarms_per_site_day", np.nan))
+    sha256 = metadata.get("data_sha256", "")
+    return Champion(model, alarm, interval_s, fault_types, sets, ranges, budget, sha256)
 
 
 def score_file(

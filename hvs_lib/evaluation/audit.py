@@ -14,6 +14,8 @@ from hvs_lib.telemetry.fleet import Fleet
 
 GIVEAWAY = 0.8  # average precision of one column from which on nothing is left to learn
 GAP = 0.05  # average precision that a random row split may add before it counts as a leak
+STOPPING = ("label given away", "future used")  # results with which no model is registered
+FEWEST_EVENTS = 2  # of the test part, for a model to be registered
 CUTS = (0.25, 0.5, 0.75)  # shares of the time at which the future is cut off
 
 

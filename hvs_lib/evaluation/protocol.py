@@ -37,6 +37,7 @@ from hvs_lib.evaluation.calibration import (
 )
 from hvs_lib.evaluation.metrics import EVENT_METRICS, evaluate
 from hvs_lib.evaluation.outcomes import Outcomes
+from hvs_lib.evaluation.ranges import ranges_to_json
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.evaluation.splits import Split, rows_to_fit
 from hvs_lib.features import build_features, features_of, with_sensors_dropped
@@ -438,6 +439,11 @@ class Protocol:
     def site_days(self) -> float:
         """Observed time of the training rows, in days of an average site."""
         return self._parts[0][1].rows.module_days / self.modules_per_site
+
+    @cached_property
+    def ranges(self) -> str:
+        """Range of each feature in the training rows, see `ranges_to_json`."""
+        return ranges_to_json(self.training.X_whole)
 
     @cached_property
     def interval_s(self) -> float:

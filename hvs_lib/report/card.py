@@ -31,6 +31,7 @@ def model_card(
     run_id: str,
     version: str,
     reason: str,
+    stopped_by: str = "",
     tags: Mapping[str, str],
     params: Mapping[str, str],
     metrics: Mapping[str, float],
@@ -46,6 +47,8 @@ def model_card(
         The model, its run, and its version in the registry.
     reason : str
         Why it is the champion.
+    stopped_by : str
+        Why it must not be registered; empty where it may.
     tags, params, metrics : mapping
         What its run holds.
     by_cause : DataFrame of str, shape (n_causes, n_parts)
@@ -71,8 +74,11 @@ def model_card(
     }
     older = {"split": "rack", "limit_power": 0.0, "drop_sensors": 0.0, "build_up": "normal"}
     values = older | {**tags, **numbers, "run_id": run_id, "version": version}
+    status = f"It is the champion because {reason}"
+    if stopped_by:
+        status = f"It leads the ranking, but no version of it is registered: {stopped_by}."
     return _TEMPLATE.read_text(encoding="utf-8").format(
-        **values | {"name": name, "reason": reason},
+        **values | {"name": name, "status": status, "version": version or "none"},
         goal=goal.format(**numbers),
         missed="\n".join(weak or none_weak),
         metrics_table=_table(pd.DataFrame(table).T),

@@ -286,6 +286,72 @@ def _draw_outcome(ax: Axes, scored: pd.DataFrame, alarm: pd.Series, threshold: f
     return {handle.get_label(): handle for handle in handles}
 
 
+def around_alarms(found: dict[str, pd.DataFrame], *, title: str) -> Figure:
+    """Draw the hours around some alarms, one column each.
+
+    Surface temperature [degC] and gas [ppm] above; below the score of each rule over its alarm
+    threshold, on a logarithmic axis. The label window, if there is one, is shaded.
+
+    Parameters
+    ----------
+    found : dict of str to DataFrame
+        Heading to the telemetry of a module, with ``minute`` since the alarm and a column for each
+        rule, which is no column of the telemetry.
+    title : str
+    """
+    size = {"figsize": (max(5, 3.6 * len(found)), 5.5), "sharex": "col", "sharey": "row"}
+    fig, axes = plt.subplots(2, len(found), squeeze=False, **size)
+    for (above, below), (heading, own) in zip(axes.T, found.items(), strict=True):
+        gas = above.twinx()
+        above.plot(own["minute"], own[col.TEMP_MAX], color="C5", label="temperature")
+        gas.plot(own["minute"], own[col.VOC], color="C4", linewidth=1, label="VOC")
+        gas.grid(False)
+        above.tick_params(axis="y", labelcolor="C5")
+        gas.tick_params(axis="y", labelcolor="C4")
+        gas.set_ylim(0, max(300, np.nanmax([0, *own[col.VOC]])))  # or noise fills the panel
+        rules = [name for name in own if name not in {*col.TELEMETRY, "minute"}]
+        for rule in rules:
+            below.plot(own["minute"], own[rule].clip(lower=1e-3), label=rule)
+        window = own.loc[own.get(col.LABEL, 0 * own["minute"]) == 1, "minute"]
+        for ax in (above, below):
+            ax.axvline(0, color="C3", label="alarm")
+            if len(window):
+                ax.axvspan(window.min(), window.max(), color="C1", alpha=0.15, label="label 1")
+        below.axhline(1, color="0.3", linestyle=":")
+        below.set(yscale="log", xlabel="minutes since the alarm")
+        above.set_title(plain(heading), fontsize="medium")
+    axes[0, 0].set_ylabel("max. surface [°C]", color="C5")
+    gas.set_ylabel("VOC [ppm]", color="C4")
+    axes[1, 0].set_ylabel("score / alarm threshold")
+    entries = {}
+    for ax in (gas, *axes.flat):
+        entries |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=7)
+    fig.suptitle(title)
+    return fig
+
+
+def outside_ranges(found: pd.DataFrame, *, most: float) -> Figure:
+    """Draw the share of rows below and above the training range, for each signal.
+
+    Parameters
+    ----------
+    found : DataFrame, shape (n_signals, 4)
+        From `outside_by_sensor`.
+    most : float
+        Share that the verdict allows.
+    """
+    fig, ax = plt.subplots(figsize=(9, 5))
+    shares = 100 * found[["below", "above"]].iloc[::-1]
+    shares.plot.barh(stacked=True, ax=ax, color=["C0", "C1"])
+    ax.axvline(100 * most, color="0.3", linestyle=":")
+    ax.set(
+        xlabel="rows outside the training range [%] (dotted: what the verdict allows)", ylabel=""
+    )
+    ax.set_title("The worst feature of each signal")
+    return fig
+
+
 def event_timelines(events: dict[str, pd.DataFrame], *, title: str) -> Figure:
     """Draw when each alarm fired before each event.
 

@@ -98,13 +98,14 @@ def load_fleet(
     seed: int = 42,
     battery: str = "module",
     keep_fill_values: bool = False,
+    require_label: bool = True,
 ) -> Fleet:
     """Open a telemetry file as a fleet, or the simulated fleet, which is made first if need be.
 
     Parameters
     ----------
     data_path : str or Path
-        A labelled file, as for `load_telemetry`. It is converted once, into `data/cache`. Empty:
+        A file, as for `load_telemetry`. It is converted once, into `data/cache`. Empty:
         the simulated fleet, in `data/raw`.
     columns : str or Path
         A map of the file's columns to ours, as for `load_telemetry`.
@@ -114,7 +115,7 @@ def load_fleet(
         Of the simulation, not negative.
     battery : str
         Of the simulated sites, as for `simulate_fleet`.
-    keep_fill_values : bool
+    keep_fill_values, require_label : bool
         As for `load_telemetry`.
 
     Returns
@@ -131,6 +132,7 @@ def load_fleet(
     """
     if data_path:
         options = {"columns": columns, "keep_fill_values": keep_fill_values}
+        options |= {"require_label": require_label}
         return _converted(Path(data_path), options)
     if columns:
         problem = "The map must come with a data_path, got none; name the file that it is for."
@@ -208,6 +210,8 @@ def _converted(path: Path, options: dict) -> Fleet:
     folders = project_root() / "data" / "cache" / "telemetry"
     folders.mkdir(parents=True, exist_ok=True)
     folder = folders / cache.key(sha256, options["keep_fill_values"])
+    if not options["require_label"] and not _about(folder):  # a label there need not be sound
+        folder = folder.with_name(f"{folder.name}_any_label")
 
     def make() -> dict:
         about = {"findings": [], "ignored_columns": [], "partitions": 0}
@@ -217,7 +221,7 @@ def _converted(path: Path, options: dict) -> Fleet:
             prefix=f".{folder.name}.", dir=folders, ignore_cleanup_errors=True
         ) as unfinished:
             try:
-                with closing(read_racks(path, require_label=True, **options)) as parts:
+                with closing(read_racks(path, **options)) as parts:
                     for number, (_, telemetry) in enumerate(parts):
                         about["findings"] += telemetry.attrs["findings"]
                         about["ignored_columns"] = telemetry.attrs["ignored_columns"]
@@ -268,7 +272,7 @@ def _open(paths: list[Path], make_again: Callable[[Path], None], sha256: str = "
         telemetry = _read(path, make_again)
         missing.append(telemetry[col.SENSORS].isna().sum())
         parts.append({name: telemetry[name] for name in _IDENTITY if name in telemetry})
-    starts = np.cumsum([0, *(len(part[col.LABEL]) for part in parts)])
+    starts = np.cumsum([0, *(len(part[col.TIMESTAMP]) for part in parts)])
     columns = {}
     for name in list(parts[0]):
         values = [part.pop(name) for part in parts]

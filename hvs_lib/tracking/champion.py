@@ -135,15 +135,20 @@ def decide(
     return Decision(incumbent, f"{said}: the incumbent stays.")
 
 
+def champion_is_registered() -> bool:
+    """Tell whether a version has the alias of the champion."""
+    found = MlflowClient().search_registered_models(f"name = '{REGISTERED_MODEL}'")
+    return bool(found) and CHAMPION in found[0].aliases
+
+
 def incumbent() -> pd.Series | None:
     """Return the run of the registered champion, as a row of `comparable_runs`.
 
     None where no champion is registered, or its run has been deleted or is of an earlier version.
     """
-    client = MlflowClient()
-    found = client.search_registered_models(f"name = '{REGISTERED_MODEL}'")
-    if not found or CHAMPION not in found[0].aliases:
+    if not champion_is_registered():
         return None
+    client = MlflowClient()
     run_id = client.get_model_version_by_alias(REGISTERED_MODEL, CHAMPION).run_id
     runs = search_runs(f"attributes.run_id = '{run_id}'")  # none where it is in the trash, or gone
     if not runs or not is_current(runs[0]):

@@ -30,6 +30,7 @@ from sklearn.metrics import classification_report
 from hvs_lib import cache
 from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, AlarmRule
+from hvs_lib.evaluation.audit import FEWEST_EVENTS, GIVEAWAY, STOPPING
 from hvs_lib.evaluation.calibration import METHODS, CalibratedClassifier
 from hvs_lib.evaluation.metrics import undefined_metrics
 from hvs_lib.evaluation.protocol import Assessment, Protocol
@@ -224,6 +225,9 @@ def _model_to_log(assessment: Assessment, protocol: Protocol) -> dict[str, objec
         | {
             "interval_s": protocol.interval_s,
             "fault_types": json.dumps(protocol.faults),
+            "training_ranges": protocol.ranges,
+            "data_sha256": protocol.fleet.sha256,
+            "max_nuisance_alarms_per_site_day": protocol.max_nuisance_alarms_per_site_day,
         },
     }
 
@@ -451,6 +455,33 @@ def read_audit(data_sha256: str) -> pd.DataFrame | None:
     """Read the newest leakage audit that 01_baseline has logged for this telemetry, if any."""
     runs = search_runs(f"tags.data_sha256 = '{data_sha256}' and tags.audited = 'true'")
     return pd.read_csv(_artifact(runs[0].info.run_id, "leakage_audit.csv")) if runs else None
+
+
+def stops_registration(run_id: str) -> list[str]:
+    """Say why a model must not be registered, whatever its rank; nothing where it may.
+
+    The audits of its telemetry, in 01_baseline and 00_data, found a leak, or its test part holds
+    one event.
+    """
+    run = mlflow.get_run(run_id)
+    sha256, events = run.data.tags["data_sha256"], int(run.data.params["events_test"])
+    audited = read_audit(sha256)
+    leaks = [] if audited is None else audited[audited["result"].isin(STOPPING)].itertuples()
+    reasons = [f"{leak.result} ({leak.check}: {leak.found:g})" for leak in leaks]
+    looked_at = search_runs(f"tags.data_sha256 = '{sha256}' and tags.stage = 'data'")
+    for found in [each.data.metrics.get("single_column_pr_auc_max", 0.0) for each in looked_at[:1]]:
+        if found > GIVEAWAY:
+            reasons.append(f"leak suspected (single column of 00_data: {found:.3f})")
+    if events < FEWEST_EVENTS:
+        reasons.append(f"the test part holds {events} event: one result is no evidence")
+    return reasons
+
+
+def last_trial() -> str:
+    """Return the verdict of the last finished 05_field_trial, empty where there is none."""
+    with store_failures_told():
+        runs = search_runs("attributes.status = 'FINISHED' and tags.stage = 'field_trial'")
+        return runs[0].data.tags.get("verdict", "") if runs else ""
 
 
 def last_comparison() -> tuple[pd.DataFrame, dict[str, str]]:

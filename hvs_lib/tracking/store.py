@@ -33,6 +33,7 @@ EXPERIMENTS = [
     "HVS_Fire_Prediction_Tuning",
     "HVS_Fire_Prediction_SMOTE",
     "HVS_Fire_Prediction_Comparison",
+    "HVS_Fire_Prediction_Field_Trial",
 ]
 
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"

@@ -104,6 +104,5 @@ def smoke(finished_run, workplace):
 
 @pytest.fixture(scope="module")
 def fleet(workplace):
-    """Return the folder of the run's simulated sites."""
-    (folder,) = (workplace.root / "data" / "raw").glob("*/")  # its lock lies beside
-    return folder
+    """Return the folder of the sites that the run trains on; those of the trial lie beside."""
+    return workplace.root / "data" / "raw" / "fleet_seed42"

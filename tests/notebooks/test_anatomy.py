@@ -11,13 +11,15 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-NAMES = ["00_data", "01_baseline", "02_tuning", "03_smote", "04_comparison"]
+NAMES = [
+    "00_data", "01_baseline", "02_tuning", "03_smote", "04_comparison", "05_field_trial",
+]  # fmt: skip
 
 MACHINE = re.compile(r"(?<![\w.])/(home|root|tmp|work|Users|opt|usr|var)/")
 RUN_ID = re.compile(r"\b[0-9a-f]{32}\b")
 
 
-def test_the_five_notebooks_are_there():
+def test_the_six_notebooks_are_there():
     assert [path.stem for path in NOTEBOOKS] == NAMES
 
 

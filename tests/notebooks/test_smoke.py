@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
-from projects import start
+from projects import start, store_of
 from sklearn.metrics import average_precision_score
 
 from hvs_lib import columns as col
@@ -24,7 +24,7 @@ from hvs_lib.tracking.runs import read_alarm, read_audit, read_scores
 
 pytestmark = pytest.mark.slow
 
-EXPERIMENTS = ["Data", "Baseline", "Tuning", "SMOTE", "Comparison"]
+EXPERIMENTS = ["Data", "Baseline", "Tuning", "SMOTE", "Comparison", "Field_Trial"]
 MODEL_ARTIFACTS = {
     "check_rows.parquet", "classification_report.txt", "confusion_matrix.png",
     "cv_scores.parquet", "pr_curve.png", "scaler.skops", "splits.json", "test_scores.parquet",
@@ -72,7 +72,13 @@ def test_each_notebook_is_one_finished_parent_run(smoke, number, experiment):
 
 @pytest.mark.parametrize(
     ("experiment", "models", "references", "candidates"),
-    [("Baseline", 7, 4, 0), ("Tuning", 2, 0, 3), ("SMOTE", 11, 0, 0), ("Comparison", 0, 0, 0)],
+    [
+        ("Baseline", 7, 4, 0),
+        ("Tuning", 2, 0, 3),
+        ("SMOTE", 11, 0, 0),
+        ("Comparison", 0, 0, 0),
+        ("Field_Trial", 0, 0, 0),
+    ],
 )
 def test_children(smoke, experiment, models, references, candidates):
     found = {role: children_of(experiment, role) for role in ("model", "reference", "candidate")}
@@ -170,6 +176,51 @@ def test_the_audit_of_the_baseline_names_the_row_split(smoke):
     assert audited["result"].tolist() == ["row split leaks", "ok", "ok"]
 
 
+def test_the_trial_logs_both_rules_and_its_figures(smoke):
+    trial = parent_of("Field_Trial")
+    both = {"nuisance_alarms_per_site_day", "event_recall", "n_events"}
+    expected = both | {f"fixed_{name}" for name in both}
+    assert expected | {"share_outside_range", "rules_broken"} <= set(trial.data.metrics)
+    assert "outside_ranges.png" in artifacts_of(trial)
+    assert trial.data.metrics["share_outside_range"] > 0.05, "the trial is of other batteries"
+
+
+def test_telemetry_without_a_label_is_tried(smoke, workplace, fleet):
+    telemetry = pd.read_parquet(fleet / "Site01.parquet")
+    path = workplace.root / "unlabelled.parquet"
+    telemetry.drop(columns=[col.LABEL, col.EVENT_ID, col.EVENT_TYPE]).to_parquet(path)
+    result = workplace("hvs", "run", "05_field_trial", "-p", "data_path", path)
+    assert result.returncode == 0, result.stderr
+    assert "Field trial: " in result.stdout
+    newest = runs_in("Field_Trial", "parent")[0]
+    assert "alarms_per_site_day" in newest.data.metrics
+    assert "event_recall" not in newest.data.metrics
+
+
+def test_a_leak_that_the_audit_found_stops_the_registration(smoke, workplace, tmp_path):
+    """In a copy of the project, whose model that is registered already is taken out."""
+    shutil.copytree(workplace.root, tmp_path / "leaky")
+    tags = {"audited": "true", "data_sha256": parent_of("Baseline").data.tags["data_sha256"]}
+    audited = "check,found,result\nbest single feature,0.93,label given away\n"
+    client = MlflowClient(store_of(tmp_path / "leaky"))
+    client.delete_registered_model("hvs-fire-prediction")
+    baseline = client.get_experiment_by_name("HVS_Fire_Prediction_Baseline").experiment_id
+    run_id = client.create_run(baseline, tags=tags).info.run_id
+    client.log_text(run_id, audited, "leakage_audit.csv")
+    client.set_terminated(run_id)
+    options = ["04_comparison", "05_field_trial", "--profile", "smoke"]
+    said, complained = start("hvs", "run", *options, root=tmp_path / "leaky").communicate()
+    assert "No champion is registered" in said, complained
+    assert "label given away (best single feature: 0.93)" in said
+    assert "05_field_trial left out: no champion is registered" in said
+    assert client.search_registered_models() == []
+    comparison = client.get_experiment_by_name("HVS_Fire_Prediction_Comparison").experiment_id
+    newest = client.search_runs([comparison])[0]
+    assert newest.info.status == "FINISHED"
+    assert newest.data.tags["registration_stopped_by"].startswith("label given away")
+    assert "champion_version" not in newest.data.tags
+
+
 def test_telemetry_is_scored_with_the_champion(fleet, workplace):
     result = workplace("hvs", "score", fleet / "Site01.parquet")
     assert result.returncode == 0, result.stderr
@@ -206,7 +257,9 @@ def test_a_run_that_cannot_be_reproduced_is_told(smoke, monkeypatch):
 
 def test_last_lines_are_the_leaderboard_the_champion_and_the_shares(smoke):
     said = smoke
-    assert said.index("cv AP") < said.index("Champion:") < said.index("share")
+    verdict = parent_of("Field_Trial").data.tags["verdict"]
+    place = [said.index(text) for text in ("cv AP", "Champion:", verdict, "share")]
+    assert place == sorted(place)
     assert "make ui" in said
 
 

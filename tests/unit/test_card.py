@@ -24,14 +24,23 @@ def card():
     metrics |= {"nuisance_alarms_per_site_day": 0.125, "cv_fault_alarms_per_site_day": 2.5}
     by_cause = pd.DataFrame({"test racks": ["0 of 2"]}, index=["<script>|x"])
 
-    def write(missed=("hot_joint",), **changed):
+    def write(missed=("hot_joint",), version="3", stopped_by="", **changed):
         return model_card(
-            name="XGBoost", run_id="f" * 32, version="3", reason="it leads.", tags=tags,
+            name="XGBoost", run_id="f" * 32, version=version, reason="it leads.", tags=tags,
+            stopped_by=stopped_by,
             params=params | changed, metrics=metrics, by_cause=by_cause, missed=missed,
             sets=pd.DataFrame({"threshold": ["0.125"]}, index=["no gas"]),
         )  # fmt: skip
 
     return write
+
+
+def test_the_card_of_a_model_that_is_not_registered_says_why(card):
+    text = card(version="", stopped_by="label given away")
+    assert "# XGBoost, version none" in text
+    assert "no version of it is registered: label given away." in text
+    assert "It is the champion" not in text
+    assert "It is the champion because it leads." in card()
 
 
 def test_limits_and_dropped_sensors_are_in_the_card(card):

@@ -212,6 +212,15 @@ def test_the_leaderboard_fits_the_terminal_and_names_the_model_in_every_part(mon
     assert all(heading in said for heading, _, _ in HEADLINES)
 
 
+def test_a_stopped_registration_is_told_in_place_of_the_champion(monkeypatch, capsys):
+    leaderboard = results_table({"XGBoost": {}}).reset_index(names="model")
+    tags = {"champion_name": "a", "champion_run_id": "b", "registration_stopped_by": "a leak"}
+    monkeypatch.setattr("hvs_lib.tracking.runs.last_comparison", lambda: (leaderboard, tags))
+    cli._show_verdict()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "No champion is registered; a, Run ID b leads, but: a leak"
+
+
 @pytest.mark.parametrize("name", ["fleet.csv", "fleet.parquet"])
 def test_simulate_writes_what_loads_and_never_overwrites(hvs, project, name):
     path = project / name

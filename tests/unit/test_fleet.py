@@ -237,6 +237,19 @@ def test_telemetry_without_a_label_is_refused(make_telemetry, tmp_path):
     assert len(refused.value.problems) == 1
 
 
+def test_telemetry_that_is_only_scored_needs_no_label(make_telemetry, tmp_path):
+    path = tmp_path / "own.csv"
+    save_telemetry(make_telemetry(label=False, event_ids=False), path)
+    check_holds(load_fleet(path, require_label=False), load_telemetry(path, require_label=False))
+    with pytest.raises(DataError, match="must be a column"):  # what it was converted to is no fleet
+        load_fleet(path)
+
+
+def test_a_label_is_converted_once_whether_it_is_needed_or_not(path):
+    fleet = load_fleet(path)
+    assert load_fleet(path, require_label=False).paths == fleet.paths
+
+
 @pytest.mark.parametrize("name", ["nothing.csv", "folder"])
 def test_what_is_no_file_is_refused(tmp_path, name):
     (tmp_path / "folder").mkdir()

@@ -23,7 +23,7 @@ REQUIRED = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
 FLOW = [
     "project", "cache", "sqlite_address", "sqlite_store", "progress", "columns", "simulator",
     "telemetry", "features", "models", "samplers", "evaluation", "search", "report", "tracking",
-    "score", "runner", "reproduce", "cli",
+    "score", "trial", "runner", "reproduce", "cli",
 ]  # fmt: skip
 
 

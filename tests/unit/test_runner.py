@@ -54,7 +54,7 @@ def run(store, monkeypatch):
 
 def test_all_notebooks_in_order():
     assert list(plan([])) == [
-        "00_data", "01_baseline", "02_tuning", "03_smote", "04_comparison",
+        "00_data", "01_baseline", "02_tuning", "03_smote", "04_comparison", "05_field_trial",
     ]  # fmt: skip
     assert list(plan(["04_comparison", "01_baseline"])) == ["01_baseline", "04_comparison"]
 
@@ -64,6 +64,8 @@ def test_each_notebook_gets_the_parameters_that_it_has():
     assert planned["02_tuning"]["n_iter"] == 7
     assert "n_iter" not in planned["01_baseline"]
     assert planned["01_baseline"]["sites"] == 2
+    trial = planned.pop("05_field_trial")
+    assert trial == {"trial_sites": 2}, "its telemetry is not that of the training"
     assert {parameters["seed"] for parameters in planned.values()} == {3}
 
 
@@ -93,6 +95,8 @@ def test_each_notebook_gets_the_parameters_that_it_has():
             for name, value, message in [
                 ("sites", 0, "sites must be at least 1, got 0"),
                 ("sites", "1e6", "'sites' must be int"),
+                ("trial_sites", 0, "in the field trial, sites must be at least 1, got 0"),
+                ("battery", "packs", "battery must be one of cell, module, pack, mix, got 'packs'"),
                 ("seed", -1, "seed must lie between 0 and 4294967295, got -1"),
                 ("seed", 2**32, "seed must lie between"),
                 ("test_size", 1.0, "test_size must be between 0 and 1, got 1.0"),
@@ -249,6 +253,37 @@ def test_what_is_cached_is_kept_unless_asked_for_fresh(store):
     assert cached.exists()
     runner.execute({}, say=print, fresh=True)
     assert not cached.exists()
+
+
+def test_a_ratio_that_the_simulated_folds_exceed_is_refused_before_a_kernel_starts(
+    make_fleet, monkeypatch
+):
+    """Only where a parameter is set that it depends on: the defaults are known to work."""
+    fleet, asked = make_fleet(racks=12, rows=200, event_racks=range(8)), []
+    monkeypatch.setattr(
+        "hvs_lib.telemetry.fleet.load_fleet", lambda **options: asked.append(options) or fleet
+    )
+    assert runner.check_telemetry(plan([])) == []
+    assert runner.check_telemetry(plan(["01_baseline"], parameters={"sites": 3})) == []
+    assert asked == []
+    given = {"sites": 3, "sampling_strategy": 0.2, "normal_stride": 10, "hazard_stride": 1}
+    with pytest.raises(RunError, match=r"sampling_strategy must be above 0\.\d+.* raise it above"):
+        runner.check_telemetry(plan([], parameters=given))
+    assert asked == [{"sites": 3, "seed": 42}]
+    cured = given | {"sampling_strategy": 0.9}
+    assert runner.check_telemetry(plan([], parameters=cured)) == []
+
+
+@pytest.mark.parametrize("names", [["04_comparison", "05_field_trial"], ["05_field_trial"]])
+def test_the_trial_is_left_out_where_the_notebooks_before_it_registered_none(
+    store, monkeypatch, names
+):
+    monkeypatch.setattr(runner, "_execute_one", lambda *_: {"total": 1.0})
+    said = []
+    seconds = runner.execute(plan(names), say=said.append)
+    assert seconds.index.tolist() == names[:1], "by itself it says what is missing"
+    left_out = "[2/2] 05_field_trial left out: no champion is registered"
+    assert (left_out in said) == (len(names) == 2)
 
 
 def test_outputs_are_kept_without_what_differs_from_run_to_run(project):

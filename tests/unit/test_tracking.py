@@ -39,6 +39,7 @@ from hvs_lib.tracking.runs import (
     read_alarm,
     read_audit,
     read_scores,
+    stops_registration,
 )
 from hvs_lib.tracking.store import connect, search_runs
 
@@ -494,6 +495,34 @@ def test_audit_is_found_by_the_telemetry(run):
     mlflow.set_tag("audited", "true")
     assert read_audit(DATA).to_dict("list") == {"check": ["a"], "found": [0.5]}
     assert read_audit("0" * 64) is None
+
+
+def test_what_the_audits_find_and_a_single_event_stop_the_registration(start_run, make_fleet):
+    protocol = protocol_of(make_fleet(**TABLE | {"racks": 12, "event_racks": tuple(range(8))}))
+    start_run(data_sha256=DATA)
+    run_id, _ = log(protocol)
+    assert stops_registration(run_id) == []
+    audit = pd.DataFrame(
+        [("a", 0.9, "label given away"), ("b", 0.3, "row split leaks"), ("c", 2.0, "future used")],
+        columns=["check", "found", "result"],
+    )
+    mlflow.log_text(audit.to_csv(index=False), "leakage_audit.csv")
+    mlflow.set_tag("audited", "true")
+    expected = ["label given away (a: 0.9)", "future used (c: 2)"]
+    assert stops_registration(run_id) == expected
+    mlflow.end_run()
+    start_run("00_data", data_sha256=DATA)
+    mlflow.log_metric("single_column_pr_auc_max", 0.85)
+    expected.append("leak suspected (single column of 00_data: 0.850)")
+    assert stops_registration(run_id) == expected
+
+
+def test_a_test_part_of_one_event_stops_the_registration(run, protocol):
+    run_id, _ = log(protocol)
+    assert protocol.split.parts["test"]["events"] == 1
+    assert stops_registration(run_id) == [
+        "the test part holds 1 event: one result is no evidence",
+    ]
 
 
 def test_splits_artifact_names_the_racks(run, protocol):

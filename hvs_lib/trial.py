@@ -1,0 +1,302 @@
+"""Field trial: the champion beside the fixed thresholds on telemetry it has not seen.
+
+One partition is scored after the other; what is kept of each are its alarms and some counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from sklearn import config_context
+
+from hvs_lib import columns as col
+from hvs_lib.evaluation.alarms import AlarmTrack, Sweep, raise_alarms
+from hvs_lib.evaluation.metrics import event_metrics
+from hvs_lib.evaluation.outcomes import OUTCOMES, Outcomes
+from hvs_lib.evaluation.ranges import count_outside
+from hvs_lib.evaluation.scores import IS_FAULT, check_scores, scores_frame
+from hvs_lib.evaluation.uncertainty import poisson_interval
+from hvs_lib.features import NO_SET, features_in_parts, features_lacking, sensor_sets_of
+from hvs_lib.models import fixed_threshold_score
+from hvs_lib.report.tables import cell
+from hvs_lib.score import FIXED_ALARM, Champion
+from hvs_lib.telemetry.codes import module_codes, rack_codes
+from hvs_lib.telemetry.files import DataError
+from hvs_lib.telemetry.fleet import Fleet
+from hvs_lib.telemetry.quality import sampling_interval_s
+from hvs_lib.tracking.model_files import ModelError
+
+CHAMPION, FIXED = "champion", "fixed thresholds"
+MOST_OUTSIDE = 0.05  # share of the rows that may lie outside the range of a feature
+MOST_RATIO = 2.0  # between two sampling intervals
+_PART = 100_000  # rows whose features are in memory at a time
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What the champion and the fixed thresholds do on telemetry.
+
+    Attributes
+    ----------
+    alarms : DataFrame, shape (n_alarms, 7 or 10)
+        As from `raise_alarms`, and the rule that raises each.
+    swept : dict of str to Sweep
+        Rule to what its threshold raises; without a label every alarm counts as nuisance.
+    module_days : float
+        Observed time of all modules [d].
+    outside : DataFrame of int, shape (n_features, 3)
+        Of `count_outside`.
+    racks : DataFrame, shape (n_racks, 5)
+        Site_ID, Rack_ID, modules, sensor_set and interval_s of each rack [s].
+    """
+
+    alarms: pd.DataFrame
+    swept: dict[str, Sweep]
+    module_days: float
+    outside: pd.DataFrame
+    racks: pd.DataFrame
+
+    @classmethod
+    def together(cls, parts: Sequence[Tried]) -> Tried:
+        """Put parts of whole racks together."""
+        alarms = pd.concat([part.alarms for part in parts], ignore_index=True)
+        return cls(
+            alarms.sort_values([col.TIMESTAMP, *col.KEYS[:3]], kind="stable", ignore_index=True),
+            {rule: Sweep.over_all([part.swept[rule] for part in parts]) for rule in parts[0].swept},
+            sum(part.module_days for part in parts),
+            sum(part.outside for part in parts),
+            pd.concat([part.racks for part in parts], ignore_index=True),
+        )
+
+    @property
+    def site_days(self) -> float:
+        """Observed time, in days of an average site."""
+        scored = self.racks[self.racks["sensor_set"] != NO_SET]
+        return self.module_days * scored[col.SITE].nunique() / scored["modules"].sum()
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether the outcomes of alarms are known."""
+        return "outcome" in self.alarms
+
+    def metrics(self, rule: str) -> dict[str, float]:
+        """Measure a rule, see `event_metrics`; without a label only its alarms_per_site_day."""
+        found = event_metrics(self.swept[rule], self.site_days)
+        if self.is_labelled:
+            return {name: float(value) for name, value in found.items()}
+        known = {name: value for name, value in found.items() if name.startswith("nuisance_")}
+        return {name.removeprefix("nuisance_"): float(value) for name, value in known.items()}
+
+    def alarm_rates(self) -> pd.DataFrame:
+        """Write the alarms per site-day of each outcome, and of all, shape (n_rules, 1 or 5)."""
+        table = {}
+        for rule in self.swept:
+            own = self.alarms[self.alarms["rule"] == rule]
+            counts = {"all": len(own)}
+            if self.is_labelled:
+                counts = {name: int((own["outcome"] == name).sum()) for name in OUTCOMES} | counts
+            table[rule] = {name: self._rate(count) for name, count in counts.items()}
+        return pd.DataFrame(table).T.rename_axis("alarms per site-day")
+
+    def _rate(self, count: int) -> str:
+        low, high = poisson_interval(count, self.site_days)
+        return cell({"r": count / self.site_days, "r_low": low, "r_high": high}, "r", 2)
+
+
+def try_fleet(fleet: Fleet, champion: Champion, *, n_jobs: int = -1) -> Tried:
+    """Try the champion on a fleet, partition by partition, see `try_on`.
+
+    Raises
+    ------
+    ModelError
+        If the champion was logged before the ranges of its training were kept.
+    DataError
+        If no rack has the temperatures that scoring needs.
+    """
+    if champion.ranges.empty:
+        raise ModelError("the champion carries no ranges of its training: run the notebooks again.")
+    tried = Tried.together(
+        [*fleet.map(lambda number: try_on(fleet.telemetry(number), champion), n_jobs=n_jobs)]
+    )
+    if not tried.module_days:
+        problem = f"It must have readings of {col.TEMP_AVG} and {col.TEMP_MAX}, got one or none."
+        raise DataError("The telemetry cannot be scored", [problem])
+    return tried
+
+
+def try_on(telemetry: pd.DataFrame, champion: Champion) -> Tried:
+    """Score whole racks with the champion and the fixed thresholds, each rack by its sensors.
+
+    Parameters
+    ----------
+    telemetry : DataFrame, shape (n_rows, n_columns)
+        A partition; the label may be absent.
+    champion : Champion
+    """
+    sets, rack = np.array(sensor_sets_of(telemetry)), rack_codes(telemetry)
+    parts = []
+    for sensor_set in np.unique(sets):
+        own = telemetry[sets[rack] == sensor_set].reset_index(drop=True)
+        parts.append(_try_on_set(own, champion, str(sensor_set)))
+    return Tried.together(parts)
+
+
+def _try_on_set(telemetry: pd.DataFrame, champion: Champion, sensor_set: str) -> Tried:
+    """Score racks that have the same sensors; none is scored without temperatures."""
+    modules = telemetry.assign(modules=module_codes(telemetry))
+    racks = modules.groupby([col.SITE, col.RACK], observed=True)["modules"].nunique().reset_index()
+    racks = racks.astype({col.SITE: str, col.RACK: str})
+    racks = racks.assign(sensor_set=sensor_set, interval_s=sampling_interval_s(telemetry))
+    if sensor_set == NO_SET:
+        nothing = pd.DataFrame(0, champion.ranges.index, ["below", "above", "rows"])
+        return Tried(_no_alarms(telemetry), _nothing_swept(), 0.0, nothing, racks)
+    scores, outside = _scored(telemetry, champion, sensor_set)
+    alarms, swept, days = [], {}, 0.0
+    for rule, alarm in {CHAMPION: champion.alarm_for(sensor_set), FIXED: FIXED_ALARM}.items():
+        frame = scores_frame(telemetry, np.arange(len(telemetry)), scores[rule])
+        if IS_FAULT in frame:  # whatever other racks hold
+            frame[IS_FAULT] = frame[col.EVENT_TYPE].isin(champion.fault_types)
+        track = AlarmTrack(Outcomes(check_scores(frame, label=False)), alarm.rule)
+        swept[rule], days = track.sweep(np.array([alarm.threshold])), track.rows.module_days
+        raised = raise_alarms(frame, alarm).assign(rule=rule)
+        alarms.append(raised.astype(dict.fromkeys(col.KEYS[:3], str)))
+    return Tried(pd.concat(alarms, ignore_index=True), swept, days, outside, racks)
+
+
+def _no_alarms(telemetry: pd.DataFrame) -> pd.DataFrame:
+    judged = ["outcome", col.EVENT_ID, "lead_time_min"] if col.LABEL in telemetry else []
+    return pd.DataFrame(columns=[*col.KEYS, "y_score", "level", *judged, "rule"])
+
+
+def _nothing_swept() -> dict[str, Sweep]:
+    none = Sweep(np.zeros(1, int), np.zeros(1, int), np.empty((1, 0)))
+    return {CHAMPION: none, FIXED: none}
+
+
+def _scored(
+    telemetry: pd.DataFrame, champion: Champion, sensor_set: str
+) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
+    """Score each row by both rules, and count those outside the training ranges."""
+    scores, counts = {CHAMPION: [], FIXED: []}, []
+    for X in features_in_parts(telemetry, rows=_PART):
+        X[features_lacking(sensor_set)] = np.float32(np.nan)
+        counts.append(count_outside(X, champion.ranges))
+        with config_context(assume_finite=True):  # but for NaN
+            scores[CHAMPION].append(champion.model.predict_proba(X)[:, 1])
+        scores[FIXED].append(fixed_threshold_score(X))
+    return {rule: np.concatenate(found) for rule, found in scores.items()}, sum(counts)
+
+
+def first_alarms(alarms: pd.DataFrame, rule: str, *, most: int = 4) -> pd.DataFrame:
+    """Choose a rule's first alarms: with a label the first of each outcome, nuisance before all."""
+    own = alarms[alarms["rule"] == rule]
+    if "outcome" in own:
+        place = own["outcome"].map({name: -k for k, name in enumerate(OUTCOMES)})
+        own = own.loc[place.sort_values(kind="stable").index].drop_duplicates("outcome")
+    return own.head(most)
+
+
+def around(
+    fleet: Fleet, champion: Champion, alarm: pd.Series, *, minutes: float = 120
+) -> pd.DataFrame:
+    """Read the telemetry of an alarm's module around it, and score it again.
+
+    Parameters
+    ----------
+    fleet : Fleet
+    champion : Champion
+    alarm : Series
+        A row of ``Tried.alarms``.
+    minutes : float
+        Before and after the alarm [min].
+
+    Returns
+    -------
+    DataFrame, shape (n_rows, n_columns)
+        The telemetry, minute (since the alarm), and both rules: scores over their thresholds.
+    """
+    is_rack = (fleet.rows[col.SITE] == alarm[col.SITE]) & (fleet.rows[col.RACK] == alarm[col.RACK])
+    rows = np.flatnonzero(is_rack)
+    telemetry = fleet.telemetry(fleet.partition_of(rows[0])).loc[rows].reset_index(drop=True)
+    (sensor_set,) = sensor_sets_of(_with_used_categories(telemetry))
+    scores, _ = _scored(telemetry, champion, sensor_set)
+    for rule, used in {CHAMPION: champion.alarm_for(sensor_set), FIXED: FIXED_ALARM}.items():
+        telemetry[rule] = scores[rule] / used.threshold
+    minute = (telemetry[col.TIMESTAMP] - alarm[col.TIMESTAMP]) / pd.Timedelta(minutes=1)
+    shown = (telemetry[col.MODULE] == alarm[col.MODULE]) & (minute.abs() <= minutes)
+    return telemetry.assign(minute=minute)[shown]
+
+
+def judge_trust(
+    tried: Tried, champion: Champion, *, outside: float, data_sha256: str = ""
+) -> pd.DataFrame:
+    """Say by stated rules whether the champion can be trusted on telemetry.
+
+    Parameters
+    ----------
+    tried : Tried
+    champion : Champion
+    outside : float
+        Largest share of rows outside the training range of a feature.
+    data_sha256 : str
+        Of the telemetry.
+
+    Returns
+    -------
+    DataFrame, shape (n_rules, 3)
+        The index are the rules; found and limit as text, and met. The rules on nuisance alarms and
+        on events are there only with a label, and with events.
+    """
+    racks = tried.racks["sensor_set"]
+    strange = int((~racks.isin([*champion.sets])).sum())
+    ratio = tried.racks["interval_s"] / champion.interval_s
+    ratio = float(np.maximum(ratio, 1 / ratio).max())
+    rules = [
+        ("it is not the telemetry of the training", "", "", data_sha256 != champion.data_sha256),
+        ("racks with sensors that it was not judged with", strange, 0, strange == 0),
+        ("most rows outside a training range", f"{outside:.1%}", f"{MOST_OUTSIDE:.0%}",
+         outside <= MOST_OUTSIDE),
+        ("largest ratio of sampling intervals", f"{ratio:.3g}", f"{MOST_RATIO:g}",
+         ratio <= MOST_RATIO),
+        *_judged_alarms(tried, champion),
+    ]  # fmt: skip
+    table = pd.DataFrame(rules, columns=["rule", "found", "limit", "met"])
+    return table.astype({"found": str, "limit": str, "met": bool}).set_index("rule")
+
+
+def _judged_alarms(tried: Tried, champion: Champion) -> list[tuple]:
+    """Judge nuisance alarms by the budget, and events by the interval of those caught out of fold.
+
+    Broken only where the whole interval is on the wrong side.
+    """
+    found, rules = tried.metrics(CHAMPION), []
+    if (rate := "nuisance_alarms_per_site_day") in found:
+        rules.append((
+            "nuisance alarms per site-day", cell(found, rate, 2), f"{champion.budget:g}",
+            found[f"{rate}_low"] <= champion.budget,
+        ))  # fmt: skip
+    sets = {*tried.racks["sensor_set"]} & {*champion.sets}
+    expected = [champion.sets[name].metrics["event_recall_low"] for name in sets]
+    if "event_recall" in found and expected:
+        rules.append((
+            "event recall", cell(found, "event_recall", 2), f"{min(expected):.2f}",
+            found["event_recall_high"] >= min(expected),
+        ))  # fmt: skip
+    return rules
+
+
+def verdict(rules: pd.DataFrame) -> str:
+    """Say in one line what `judge_trust` found."""
+    broken = rules.index[~rules["met"]]
+    if not len(broken):
+        return f"trust the champion on this telemetry: all {len(rules)} rules are met"
+    found = [f"{rule} {rules['found'][rule]}".strip() for rule in broken]
+    return f"do not trust the champion on this telemetry yet: not met: {'; '.join(found)}"
+
+
+def _with_used_categories(telemetry: pd.DataFrame) -> pd.DataFrame:
+    names = telemetry.columns[telemetry.dtypes == "category"]
+    return telemetry.assign(**{n: telemetry[n].cat.remove_unused_categories() for n in names})
