@@ -101,7 +101,7 @@ def _prepare(pipeline: Pipeline, protocol: Protocol, number: int) -> PreparedFol
     bins = {"max_bin": pipeline[-1].max_bin} if pipeline[-1].max_bin else {}
     weights = {} if sets_ratio(pipeline) else {"weight": weight}
     fitting = QuantileDMatrix(prepare.transform(X), label=y, **weights, **bins)
-    held_out = QuantileDMatrix(prepare.transform(rows.X_whole[held]), ref=fitting)
+    held_out = QuantileDMatrix(prepare.transform(rows.X_whole[held]), ref=fitting, **bins)
     key = cache.key(protocol.key, pipeline, number)
     return PreparedFold(fitting, held_out, key, Lock())
 
