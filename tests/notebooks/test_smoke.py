@@ -225,7 +225,8 @@ def test_telemetry_is_scored_with_the_champion(fleet, workplace):
     result = workplace("hvs", "score", fleet / "Site01.parquet")
     assert result.returncode == 0, result.stderr
     alarms = pd.read_csv(workplace.root / "alarms.csv")
-    assert f"{len(alarms)} alarms" in result.stdout
+    for rule, count in alarms["rule"].value_counts().items():
+        assert f"{count} by {rule}" in result.stdout
     assert alarms["score"].between(0, 1).all()
 
 
