@@ -53,9 +53,7 @@ SENSOR_KINDS = {
 SENSOR_SETS = {
     "all sensors": (),
     **{f"no {kind}": (kind,) for kind in SENSOR_KINDS},
-    "no gas, no room air": ("gas", "room air"),
     "no gas, no room air, no siblings": ("gas", "room air", "siblings"),
-    "temperature, gas and siblings": ("current and charge", "voltage", "room air"),
     "temperature and gas": ("current and charge", "voltage", "room air", "siblings"),
     "temperature and siblings": ("gas", "current and charge", "voltage", "room air"),
     "temperature alone": tuple(SENSOR_KINDS),
@@ -177,10 +175,12 @@ def _prepared(telemetry: pd.DataFrame) -> tuple[np.ndarray, Callable]:
     return bounds, fill
 
 
-def features_lacking(sensor_set: str) -> list[str]:
-    """List the features that a site with one of `SENSOR_SETS` lacks."""
+def with_sensor_set(X: pd.DataFrame, sensor_set: str) -> pd.DataFrame:
+    """Return features, shape (n_samples, n_features), as of a site with one of `SENSOR_SETS`."""
     parts = [part for kind in SENSOR_SETS[sensor_set] for part in SENSOR_KINDS[kind]]
-    return [name for name in feature_names() if any(part in name for part in parts)]
+    values = X.to_numpy(copy=True)
+    values[:, [any(part in name for part in parts) for name in X.columns]] = np.nan
+    return pd.DataFrame(values, index=X.index, columns=X.columns, copy=False)
 
 
 def with_sensors_dropped(X: pd.DataFrame, *, share: float, seed: int) -> pd.DataFrame:

@@ -29,8 +29,8 @@ from hvs_lib.features import (
     SENSOR_SETS,
     check_interval,
     features_in_parts,
-    features_lacking,
     sensor_sets_of,
+    with_sensor_set,
 )
 from hvs_lib.models import FIXED_LIMITS, before_scoring, fixed_threshold_score
 from hvs_lib.project import whole_file
@@ -253,7 +253,7 @@ def score_racks(telemetry: pd.DataFrame, champion: Champion, sensor_set: str) ->
     alarms = {"model": champion.alarm_for(sensor_set), "fixed thresholds": FIXED_ALARM}
     tables, scores = {rule: [] for rule in alarms}, {rule: [] for rule in alarms}
     for X in features_in_parts(telemetry, rows=_SLICE):
-        X[features_lacking(sensor_set)] = np.float32(np.nan)
+        X = with_sensor_set(X, sensor_set)
         rows = telemetry.loc[X.index].drop(columns=col.LABEL, errors="ignore")
         with config_context(assume_finite=True):  # checked as telemetry
             # In slices: each step of the pipeline copies what it is given.

@@ -19,7 +19,7 @@ from hvs_lib.evaluation.outcomes import OUTCOMES, Outcomes
 from hvs_lib.evaluation.ranges import count_outside
 from hvs_lib.evaluation.scores import IS_FAULT, check_scores, scores_frame
 from hvs_lib.evaluation.uncertainty import poisson_interval
-from hvs_lib.features import NO_SET, features_in_parts, features_lacking, sensor_sets_of
+from hvs_lib.features import NO_SET, features_in_parts, sensor_sets_of, with_sensor_set
 from hvs_lib.models import fixed_threshold_score
 from hvs_lib.report.tables import cell
 from hvs_lib.score import FIXED_ALARM, Champion
@@ -182,7 +182,7 @@ def _scored(
     """Score each row by both rules, and count those outside the training ranges."""
     scores, counts = {CHAMPION: [], FIXED: []}, []
     for X in features_in_parts(telemetry, rows=_PART):
-        X[features_lacking(sensor_set)] = np.float32(np.nan)
+        X = with_sensor_set(X, sensor_set)
         counts.append(count_outside(X, champion.ranges))
         with config_context(assume_finite=True):  # but for NaN
             scores[CHAMPION].append(champion.model.predict_proba(X)[:, 1])

@@ -17,7 +17,7 @@ from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.evaluation.sensor_sets import SensorSet
 from hvs_lib.evaluation.splits import TEST
-from hvs_lib.features import SENSOR_KINDS, features_in_parts, features_lacking
+from hvs_lib.features import SENSOR_KINDS, features_in_parts, with_sensor_set
 from hvs_lib.telemetry.codes import module_codes
 
 _PART = 100_000  # rows whose features are in memory at a time
@@ -113,15 +113,14 @@ def assess_changes(
     def count(name: str, partition: int) -> tuple:
         telemetry = fleet.telemetry(partition)
         telemetry = telemetry[test[telemetry.index]].reset_index(drop=True)
-        lacking, threshold, scores = [], alarm.threshold, []
+        sensor_set, threshold, scores = "all sensors", alarm.threshold, []
         if name in sets:
-            lacking, threshold = features_lacking(name), sets[name].threshold
+            sensor_set, threshold = name, sets[name].threshold
         else:
             telemetry = CHANGES[name](telemetry, np.random.default_rng([protocol.seed, partition]))
         for X in features_in_parts(telemetry, rows=_PART):
-            X[lacking] = np.float32(np.nan)
             with config_context(assume_finite=True):  # but for NaN
-                scores.append(model.predict_proba(X)[:, 1])
+                scores.append(model.predict_proba(with_sensor_set(X, sensor_set))[:, 1])
         rows = np.arange(len(telemetry))
         y_score = np.concatenate(scores)
         frame = scores_frame(telemetry, rows, y_score, fault_types=protocol.faults)

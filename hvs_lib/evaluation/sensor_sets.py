@@ -19,10 +19,11 @@ from hvs_lib.evaluation.alarms import Alarm, AlarmTrack, Sweep, best_threshold, 
 from hvs_lib.evaluation.metrics import event_metrics
 from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.scores import scores_frame
-from hvs_lib.features import SENSOR_SETS, build_features, features_lacking
+from hvs_lib.features import SENSOR_SETS, build_features, with_sensor_set
 
-# Thresholds to try, descending: above every score, then at even steps of the log-odds.
-_THRESHOLDS = np.append(np.nextafter(1.0, 2.0), expit(np.linspace(16.0, -16.0, 500)))
+# Thresholds to try, descending: above every score, then at even steps of the log-odds, down to
+# where every row is in alarm.
+_THRESHOLDS = np.append(np.nextafter(1.0, 2.0), expit(np.linspace(16.0, -9.0, 500)))
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,9 @@ def assess_sensor_sets(
         frame = scores_frame(telemetry, rows, np.arange(len(rows)), fault_types=protocol.faults)
         outcomes = outcomes_of(frame)
         rows = rows[outcomes.rows.score.astype(np.int64)]  # in the order of the frame
-        X, own, found = build_features(telemetry), fold[telemetry.index[rows]], {}
+        X, own, found = build_features(telemetry).iloc[rows], fold[telemetry.index[rows]], {}
         for name in SENSOR_SETS:
-            less, scores = X.iloc[rows], np.empty(len(rows))
-            less[features_lacking(name)] = np.float32(np.nan)
+            less, scores = with_sensor_set(X, name), np.empty(len(rows))
             with config_context(assume_finite=True):  # but for NaN
                 for number in np.unique(own):
                     part = own == number

@@ -49,6 +49,9 @@ def telemetry_sha256(path: str | Path, columns: str | Path = "") -> str:
     return hashlib.sha256(f"{sha256} {sha256_of_file(columns)}".encode()).hexdigest()
 
 
+_CELLS_OF_A_MODULE = 14  # in series, of the simulated modules: the voltage per cell is what counts
+
+
 class MappedFile:
     """The telemetry of a file and a map, held in memory, with what `TelemetryFile` offers.
 
@@ -221,7 +224,10 @@ class MappedFile:
             values = values.sum(axis=1, skipna=False).to_frame()
         elif source.how in ("mean", "max"):
             values = values.agg(source.how, axis=1).to_frame()
-        return values * source.factor + source.offset
+        values = values * source.factor + source.offset
+        if name == col.VOLTAGE and self.map.cells_in_series:
+            values *= _CELLS_OF_A_MODULE / self.map.cells_in_series
+        return values
 
     def _numbers(self, name: str, theirs: str, missing: tuple) -> pd.Series:
         kind = self._read[theirs].type

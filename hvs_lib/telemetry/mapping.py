@@ -22,7 +22,7 @@ _HOWS_OF = dict.fromkeys((col.TIMESTAMP, col.PNR), _HOWS[:1]) | dict.fromkeys(
 )
 _OF_SOURCE = ("factor", "offset", "missing", "time", "within")
 _OF_CLOCK = ("format", "zone", "elapsed", "epoch", "start")
-_OPTIONS = ("missing", "repeated", "runaway", "label_from_min", "label_until_s")
+_OPTIONS = ("missing", "repeated", "runaway", "label_from_min", "label_until_s", "cells_in_series")
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class ColumnMap:
     runaway: pd.Timestamp | str = ""  # UTC, or a column that is true from then on
     label_from_min: float = col.LABEL_FROM_MIN  # before the runaway
     label_until_s: float = col.LABEL_UNTIL_S  # before the point of no return
+    cells_in_series: float = 0.0  # of what the voltage is of; 0: of a module
 
 
 def named(wanted: str, names: Collection[str]) -> list[re.Match]:
@@ -209,6 +210,7 @@ _RULES = {
         lambda value: _number(value, lambda n: n > 0),
         "a number of minutes above 0",
     ),
+    "cells_in_series": (lambda value: _number(value, lambda n: n >= 1), "a number, at least 1"),
     "label_until_s": (
         lambda value: _number(value, lambda n: n >= 0),
         "a number of seconds, 0 or more",

@@ -221,6 +221,8 @@ def _sensors(columns: list[_Column]) -> dict[str, Entry]:
             entries[kind] = _scaled(kind, "column", largest)
         elif kind == col.VOLTAGE and group.size > 1:
             entries[kind] = _scaled(kind, "sum", group)
+        if kind == col.VOLTAGE and group.size > 1 and "each" not in str(entries.get(kind)):
+            entries["cells_in_series"] = group.size, f"as many columns are {group.name}"
     present = {each.name for each in columns}
     return {name: entry for name, entry in entries.items() if name not in present}
 

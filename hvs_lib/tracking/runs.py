@@ -305,11 +305,13 @@ def _write_artifacts(
     for name, figure in figures.items():
         figure.savefig(folder / name)
         plt.close(figure)
+    cells = (test["y_score"] >= threshold).groupby(test[col.LABEL]).value_counts()
+    y_true, y_pred = (cells.index.get_level_values(level) for level in (0, 1))
     report = classification_report(
-        test[col.LABEL], test["y_score"] >= threshold, labels=[0, 1],
+        y_true, y_pred.astype(int), sample_weight=cells.to_numpy(), labels=[0, 1],
         target_names=["normal", "hazard"], digits=4, zero_division=0,
     )  # fmt: skip
-    (folder / "classification_report.txt").write_text(report)
+    (folder / "classification_report.txt").write_text(report.replace(".0\n", "\n"))  # counts
     (folder / "splits.json").write_text(json.dumps(protocol.split.to_dict(), indent=1))
     test.to_parquet(folder / "test_scores.parquet", index=False)
     assessment.cv_scores.to_parquet(folder / "cv_scores.parquet", index=False)

@@ -213,6 +213,13 @@ def test_a_pnr_is_on_the_clock_of_the_map(read):
     assert found[col.PNR].max() == found[col.TIMESTAMP].max() + pd.Timedelta(seconds=10)
 
 
+def test_the_voltage_of_a_pack_is_scaled_to_that_of_a_module(read):
+    """14 cells in series, as the modules that the champion knows."""
+    frame = table()
+    found = read(frame, cells_in_series=96)[col.VOLTAGE]
+    np.testing.assert_allclose(found, read(frame)[col.VOLTAGE] * 14 / 96, rtol=1e-6)
+
+
 # --- times ---------------------------------------------------------------------------------------
 
 
@@ -359,6 +366,7 @@ def test_every_problem_of_a_map_is_told_at_once(refused):
         ({"runaway": "U", "PNR": "when"}, "PNR must not stand beside `runaway`"),
         ({"label_from_min": 5}, "label_from_min must stand beside `runaway`"),
         ({"runaway": "U", "label_from_min": 2, "label_until_s": 120}, "got 120 s and 2 min"),
+        ({"cells_in_series": 0}, "cells_in_series of The map must be a number, at least 1, got 0"),
         ({"label_until_s": -1}, "label_until_s of The map must be a number of seconds, 0 or more"),
         ({"PNR": {"column": "when", "factor": 2}}, "PNR has an unknown entry 'factor'"),
         ({"missing": None, "Timestamp": {"column": "when", "format": "%Q"}}, "format of Timestamp"),

@@ -14,7 +14,7 @@ from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.evaluation.sensor_sets import assess_sensor_sets
 from hvs_lib.evaluation.splits import split_fleet
-from hvs_lib.features import SENSOR_SETS, build_features, features_lacking
+from hvs_lib.features import SENSOR_SETS, build_features, with_sensor_set
 
 ALARM = Alarm(AlarmRule(k=2, n=3), threshold=0.5)
 BUDGET = 300.0  # a site-day
@@ -55,8 +55,7 @@ def scored(protocol, sensor_set):
     """Score every training row at once by the model without its fold."""
     fleet, train, fold = protocol.fleet, protocol.split.train, protocol.split.fold
     telemetry = pd.concat([fleet.telemetry(number) for number in range(len(fleet.paths))])
-    X = build_features(telemetry)
-    X[features_lacking(sensor_set)] = np.float32(np.nan)
+    X = with_sensor_set(build_features(telemetry), sensor_set)
     of_fold = np.array([model.predict_proba(X)[:, 1] for model in MODELS])
     return scores_frame(fleet.rows, train, of_fold[fold[train], train])
 
