@@ -218,7 +218,7 @@ def _show_verdict() -> None:
     click.echo(leaderboard.set_index("model").to_string(line_width=width))
     leader = f"{tags['champion_name']}, Run ID {tags['champion_run_id']}"
     if stopped := tags.get("registration_stopped_by"):
-        click.echo(f"\nNo champion is registered; {leader} leads, but: {stopped}")
+        click.echo(f"\nNo version is registered, any alias stays: {leader} leads, but: {stopped}")
         return
     click.echo(
         f"\nChampion: {leader}, registered as {REGISTERED_MODEL} version "

@@ -102,7 +102,7 @@ def _find(run_id: str) -> tuple[Run, Run]:
     role, stage = run.data.tags.get("role"), run.data.tags.get("stage")
     if role is None:
         raise RunError(f"run {run_id} is not a run of the workbook: name one of its runs.")
-    if stage in ("comparison", "data"):
+    if stage in ("comparison", "data", "field_trial"):
         raise RunError(f"run {run_id} trained nothing ({stage}): name a model's run.")
     if role != "parent":
         _check_complete(run, "mlflow.parentRunId")

@@ -48,6 +48,7 @@ N_TOP = 3
 _SLICE = 100_000  # rows
 COLUMNS = [col.SITE, col.RACK, col.MODULE, "alarm_start", "rule", "score"]
 COLUMNS += [name for k in range(1, N_TOP + 1) for name in (f"feature_{k}", f"contribution_{k}")]
+MODEL, FIXED = "model", "fixed thresholds"  # what raises an alarm
 FIXED_ALARM = Alarm(AlarmRule(), 1.0)
 OUTCOME_COLUMNS = ["outcome", col.EVENT_ID, "lead_time_min"]  # only of telemetry with a label
 
@@ -140,13 +141,14 @@ def score_file(
     """
     output = Path(output).resolve()
     _check_output(output, Path(path))
-    tally, findings, intervals_s, judged, n_events = Tally(), [], [], [], 0
+    tally, findings, intervals_s, judged, n_events, n_rows = Tally(), [], [], [], 0, 0
     with (
         whole_file(output) as unfinished,
         closing(read_racks(path, columns=columns, keep_fill_values=keep_fill_values)) as parts,
     ):
         for share, telemetry in parts:
             findings += telemetry.attrs["findings"]
+            n_rows += len(telemetry)
             intervals_s.append(sampling_interval_s(telemetry))
             sets = np.array(sensor_sets_of(telemetry))
             of_row, found = sets[rack_codes(telemetry)], []
@@ -173,11 +175,16 @@ def score_file(
             )
             cure = "where there is one probe, give it for both."
             raise DataError(f"{path} cannot be scored", [problem + cure])
-        for rule in ("model", "fixed thresholds") if judged else ():
+        for rule in (MODEL, FIXED) if judged else ():
             alarms = pd.concat(judged)
             tally.outcomes += _outcomes_told(rule, alarms[alarms["rule"] == rule], n_events)
+        if untold := [n for n in tally.sets if SENSOR_SETS.get(n) and n not in champion.sets]:
+            tally.warnings.append(
+                f"the model has no threshold for racks with {', '.join(untold)}: that of all "
+                "sensors is used, which may raise alarms never, or all the time"
+            )
         tally.warnings += _interval_notes(float(np.median(intervals_s)), champion)
-    tally.warnings += describe(findings, tally.rows)
+    tally.warnings += describe(findings, n_rows)
     return tally
 
 
@@ -196,7 +203,7 @@ def sensor_sets_told(racks: Mapping[str, int], champion: Champion | None) -> lis
     """Say which sensor sets so many racks have, and what to expect of the champion there."""
     lines = []
     for name, count in racks.items():
-        line = f"sensors: {name} ({count} racks)"
+        line = f"sensors: {name} ({count} rack{'s' * (count != 1)})"
         if champion and name in champion.sets:
             found = champion.sets[name].metrics
             recall, lead = cell(found, "event_recall", 2), found.get("lead_time_median_min", np.nan)
@@ -250,25 +257,25 @@ def score_racks(telemetry: pd.DataFrame, champion: Champion, sensor_set: str) ->
     also `OUTCOME_COLUMNS`, as from `raise_alarms`; faults are the causes that were faults in the
     model's training. Ids that a spreadsheet would take for a formula get an apostrophe before them.
     """
-    alarms = {"model": champion.alarm_for(sensor_set), "fixed thresholds": FIXED_ALARM}
+    alarms = {MODEL: champion.alarm_for(sensor_set), FIXED: FIXED_ALARM}
     tables, scores = {rule: [] for rule in alarms}, {rule: [] for rule in alarms}
     for X in features_in_parts(telemetry, rows=_SLICE):
-        X = with_sensor_set(X, sensor_set)
+        whole, X = X, with_sensor_set(X, sensor_set)
         rows = telemetry.loc[X.index].drop(columns=col.LABEL, errors="ignore")
         with config_context(assume_finite=True):  # checked as telemetry
             # In slices: each step of the pipeline copies what it is given.
             slices = [X.iloc[first : first + _SLICE] for first in range(0, len(X), _SLICE)]
             of_model = [champion.model.predict_proba(part)[:, 1] for part in slices]
-        both = (np.concatenate(of_model), fixed_threshold_score(X))
+        both = (np.concatenate(of_model), fixed_threshold_score(whole))
         for (rule, alarm), score in zip(alarms.items(), both, strict=True):
             scores[rule].append(score)
             raised = raise_alarms(scores_frame(rows, np.arange(len(X)), score), alarm)
-            at_start = X.iloc[_rows_of(rows, raised)]
+            at_start = (X if rule == MODEL else whole).iloc[_rows_of(rows, raised)]
             table = raised[col.KEYS[:3]].astype("str").apply(_as_text)
             table["alarm_start"] = raised[col.TIMESTAMP].dt.strftime("%Y-%m-%dT%H:%M:%S")
             table["rule"], table["score"] = rule, raised["y_score"]
             found = at_start[[*FIXED_LIMITS]] / [*FIXED_LIMITS.values()]
-            if rule == "model" and len(raised):
+            if rule == MODEL and len(raised):
                 found = contributions(champion.model, at_start)
             tables[rule].append(table.join(_top_features(found)))
     found = {rule: pd.concat(parts, ignore_index=True) for rule, parts in tables.items()}

@@ -22,14 +22,14 @@ from hvs_lib.evaluation.uncertainty import poisson_interval
 from hvs_lib.features import NO_SET, features_in_parts, sensor_sets_of, with_sensor_set
 from hvs_lib.models import fixed_threshold_score
 from hvs_lib.report.tables import cell
-from hvs_lib.score import FIXED_ALARM, Champion
+from hvs_lib.score import FIXED, FIXED_ALARM, OUTCOME_COLUMNS, Champion
 from hvs_lib.telemetry.codes import module_codes, rack_codes
 from hvs_lib.telemetry.files import DataError
 from hvs_lib.telemetry.fleet import Fleet
 from hvs_lib.telemetry.quality import sampling_interval_s
 from hvs_lib.tracking.model_files import ModelError
 
-CHAMPION, FIXED = "champion", "fixed thresholds"
+CHAMPION = "champion"
 MOST_OUTSIDE = 0.05  # share of the rows that may lie outside the range of a feature
 MOST_RATIO = 2.0  # between two sampling intervals
 _PART = 100_000  # rows whose features are in memory at a time
@@ -149,7 +149,9 @@ def _try_on_set(telemetry: pd.DataFrame, champion: Champion, sensor_set: str) ->
     modules = telemetry.assign(modules=module_codes(telemetry))
     racks = modules.groupby([col.SITE, col.RACK], observed=True)["modules"].nunique().reset_index()
     racks = racks.astype({col.SITE: str, col.RACK: str})
-    racks = racks.assign(sensor_set=sensor_set, interval_s=sampling_interval_s(telemetry))
+    rack = rack_codes(telemetry)  # in the order of `racks`
+    interval_s = [sampling_interval_s(telemetry[rack == number]) for number in range(len(racks))]
+    racks = racks.assign(sensor_set=sensor_set, interval_s=interval_s)
     if sensor_set == NO_SET:
         nothing = pd.DataFrame(0, champion.ranges.index, ["below", "above", "rows"])
         return Tried(_no_alarms(telemetry), _nothing_swept(), 0.0, nothing, racks)
@@ -158,7 +160,8 @@ def _try_on_set(telemetry: pd.DataFrame, champion: Champion, sensor_set: str) ->
     for rule, alarm in {CHAMPION: champion.alarm_for(sensor_set), FIXED: FIXED_ALARM}.items():
         frame = scores_frame(telemetry, np.arange(len(telemetry)), scores[rule])
         if IS_FAULT in frame:  # whatever other racks hold
-            frame[IS_FAULT] = frame[col.EVENT_TYPE].isin(champion.fault_types)
+            is_known = frame[col.EVENT_TYPE].isin(champion.fault_types)
+            frame[IS_FAULT] = is_known & (col.LABEL in frame)
         track = AlarmTrack(Outcomes(check_scores(frame, label=False)), alarm.rule)
         swept[rule], days = track.sweep(np.array([alarm.threshold])), track.rows.module_days
         raised = raise_alarms(frame, alarm).assign(rule=rule)
@@ -167,7 +170,7 @@ def _try_on_set(telemetry: pd.DataFrame, champion: Champion, sensor_set: str) ->
 
 
 def _no_alarms(telemetry: pd.DataFrame) -> pd.DataFrame:
-    judged = ["outcome", col.EVENT_ID, "lead_time_min"] if col.LABEL in telemetry else []
+    judged = OUTCOME_COLUMNS if col.LABEL in telemetry else []
     return pd.DataFrame(columns=[*col.KEYS, "y_score", "level", *judged, "rule"])
 
 
@@ -182,11 +185,11 @@ def _scored(
     """Score each row by both rules, and count those outside the training ranges."""
     scores, counts = {CHAMPION: [], FIXED: []}, []
     for X in features_in_parts(telemetry, rows=_PART):
+        scores[FIXED].append(fixed_threshold_score(X))  # whatever the set leaves out
         X = with_sensor_set(X, sensor_set)
         counts.append(count_outside(X, champion.ranges))
         with config_context(assume_finite=True):  # but for NaN
             scores[CHAMPION].append(champion.model.predict_proba(X)[:, 1])
-        scores[FIXED].append(fixed_threshold_score(X))
     return {rule: np.concatenate(found) for rule, found in scores.items()}, sum(counts)
 
 
@@ -221,7 +224,7 @@ def around(
     is_rack = (fleet.rows[col.SITE] == alarm[col.SITE]) & (fleet.rows[col.RACK] == alarm[col.RACK])
     rows = np.flatnonzero(is_rack)
     telemetry = fleet.telemetry(fleet.partition_of(rows[0])).loc[rows].reset_index(drop=True)
-    (sensor_set,) = sensor_sets_of(_with_used_categories(telemetry))
+    (sensor_set,) = sensor_sets_of(telemetry)
     scores, _ = _scored(telemetry, champion, sensor_set)
     for rule, used in {CHAMPION: champion.alarm_for(sensor_set), FIXED: FIXED_ALARM}.items():
         telemetry[rule] = scores[rule] / used.threshold
@@ -251,11 +254,12 @@ def judge_trust(
         on events are there only with a label, and with events.
     """
     racks = tried.racks["sensor_set"]
+    is_own = data_sha256 == champion.data_sha256
     strange = int((~racks.isin([*champion.sets])).sum())
     ratio = tried.racks["interval_s"] / champion.interval_s
     ratio = float(np.maximum(ratio, 1 / ratio).max())
     rules = [
-        ("it is not the telemetry of the training", "", "", data_sha256 != champion.data_sha256),
+        ("telemetry", "that of the training" if is_own else "other", "other", not is_own),
         ("racks with sensors that it was not judged with", strange, 0, strange == 0),
         ("most rows outside a training range", f"{outside:.1%}", f"{MOST_OUTSIDE:.0%}",
          outside <= MOST_OUTSIDE),
@@ -295,8 +299,3 @@ def verdict(rules: pd.DataFrame) -> str:
         return f"trust the champion on this telemetry: all {len(rules)} rules are met"
     found = [f"{rule} {rules['found'][rule]}".strip() for rule in broken]
     return f"do not trust the champion on this telemetry yet: not met: {'; '.join(found)}"
-
-
-def _with_used_categories(telemetry: pd.DataFrame) -> pd.DataFrame:
-    names = telemetry.columns[telemetry.dtypes == "category"]
-    return telemetry.assign(**{n: telemetry[n].cat.remove_unused_categories() for n in names})

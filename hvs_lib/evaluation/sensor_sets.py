@@ -21,8 +21,7 @@ from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.features import SENSOR_SETS, build_features, with_sensor_set
 
-# Thresholds to try, descending: above every score, then at even steps of the log-odds, down to
-# where every row is in alarm.
+# Thresholds to try, descending: above every score, then at even steps of the log-odds to 1e-4.
 _THRESHOLDS = np.append(np.nextafter(1.0, 2.0), expit(np.linspace(16.0, -9.0, 500)))
 
 

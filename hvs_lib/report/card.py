@@ -75,10 +75,15 @@ def model_card(
     older = {"split": "rack", "limit_power": 0.0, "drop_sensors": 0.0, "build_up": "normal"}
     values = older | {**tags, **numbers, "run_id": run_id, "version": version}
     status = f"It is the champion because {reason}"
+    uri, option = "models:/hvs-fire-prediction@champion", ""
     if stopped_by:
+        uri = f"runs:/{run_id}/model"
+        option = f" --model {uri}"
         status = f"It leads the ranking, but no version of it is registered: {stopped_by}."
     return _TEMPLATE.read_text(encoding="utf-8").format(
         **values | {"name": name, "status": status, "version": version or "none"},
+        uri=uri,
+        option=option,
         goal=goal.format(**numbers),
         missed="\n".join(weak or none_weak),
         metrics_table=_table(pd.DataFrame(table).T),

@@ -215,11 +215,12 @@ class MappedFile:
 
     def _values(self, name: str, source: Source, rows: pd.Index) -> pd.DataFrame:
         """Return the values: a column of each module, or one."""
-        if source.how == "constant":
-            return pd.DataFrame({name: float(source.columns[0])}, index=rows)
         missing = (*self.map.missing, *source.missing)
-        read = {k: self._numbers(name, each, missing) for k, each in self._theirs[name].items()}
-        values = pd.DataFrame(read, copy=False)
+        if source.how == "constant":
+            values = pd.DataFrame({name: float(source.columns[0])}, index=rows)
+        else:
+            read = {k: self._numbers(name, each, missing) for k, each in self._theirs[name].items()}
+            values = pd.DataFrame(read, copy=False)
         if source.how == "sum":  # without one cell it would be another voltage
             values = values.sum(axis=1, skipna=False).to_frame()
         elif source.how in ("mean", "max"):
@@ -237,7 +238,7 @@ class MappedFile:
             rule, known = f"{name} must be a number", (*MISSING_NUMBERS, *missing)
             parse = _as_flags if name == col.LABEL else as_numbers
             values = self._parsed(theirs, parse, known, rule, _ADVICE_NUMBER)
-        fills = [each for each in missing if not isinstance(each, str)]
+        fills = as_numbers(pd.Series([*map(str, missing)], dtype="str")).dropna().tolist()
         return values.mask(values.isin(fills)) if fills else values
 
     def _parsed(

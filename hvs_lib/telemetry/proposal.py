@@ -292,7 +292,8 @@ def _try(path: Path, entries: dict[str, Entry]) -> list[str]:
                     return error.problems
                 entries["repeated"] = "first", "a module has some times twice"
                 continue
-            turned = any(name == col.CURRENT for name, *_ in telemetry.attrs["findings"])
+            found = telemetry.attrs["findings"]
+            turned = any(n == col.CURRENT and w.startswith("positive while") for n, w, *_ in found)
             entry, why = entries.get(col.CURRENT, (col.CURRENT, ""))
             if not turned or "positive" in why:
                 return []

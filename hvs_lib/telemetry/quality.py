@@ -137,6 +137,14 @@ def name_whole_events(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Find
     return [[col.EVENT_ID, what, int(filled.sum())]] if filled.any() else []
 
 
+def spread_pnr(telemetry: pd.DataFrame) -> None:
+    """Give all rows of an Event_ID the PNR that one of them has, in place; it may burn by then."""
+    if {col.PNR, col.EVENT_ID} <= set(telemetry):
+        ids = telemetry[col.EVENT_ID].cat.codes
+        of_event = telemetry.groupby([rack_codes(telemetry), ids])[col.PNR].transform("max")
+        telemetry[col.PNR] = telemetry[col.PNR].fillna(of_event.where(ids >= 0))
+
+
 def complete_pnr(
     telemetry: pd.DataFrame, modules: np.ndarray, label_until_s: float
 ) -> tuple[list[str], list[Finding]]:
@@ -178,7 +186,9 @@ def complete_pnr(
             problems.append(f"{col.PNR} must {rule} ({len(names):,}: {shown}); {cure}")
     pnr_of_event = told.fillna(last + pd.Timedelta(seconds=label_until_s))
     telemetry[col.PNR] = pnr_of_event.reindex(telemetry.index)
-    has_label = pd.Series(labelled).groupby([where, what]).transform("any").to_numpy()
+    same = [modules, pd.factorize(told.fillna(pnr))[0]]  # a row without Event_ID, of an event with
+    groups = [[where, what], same]
+    has_label = np.any([pd.Series(labelled).groupby(g).transform("any") for g in groups], axis=0)
     lost = np.flatnonzero(pnr.notna() & ~has_label)
     if not len(lost):
         return problems, []

@@ -21,6 +21,7 @@ from hvs_lib.telemetry.quality import (
     complete_pnr,
     leave_out_fires,
     name_whole_events,
+    spread_pnr,
     zero_columns,
 )
 from hvs_lib.telemetry.racks import ROW, Racks
@@ -182,6 +183,7 @@ class _Reader:
         if not self.keep_fill_values:
             findings += clear_zero_modules(telemetry, modules)
         findings += name_whole_events(telemetry, modules)
+        spread_pnr(telemetry)
         telemetry, fires = leave_out_fires(telemetry, modules)
         modules = module_codes(telemetry) if fires else modules
         findings += fires

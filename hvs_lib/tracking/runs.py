@@ -470,7 +470,8 @@ def stops_registration(run_id: str) -> list[str]:
     audited = read_audit(sha256)
     leaks = [] if audited is None else audited[audited["result"].isin(STOPPING)].itertuples()
     reasons = [f"{leak.result} ({leak.check}: {leak.found:g})" for leak in leaks]
-    looked_at = search_runs(f"tags.data_sha256 = '{sha256}' and tags.stage = 'data'")
+    finished = f"attributes.status = 'FINISHED' and tags.data_sha256 = '{sha256}'"
+    looked_at = search_runs(f"{finished} and tags.stage = 'data'")
     for found in [each.data.metrics.get("single_column_pr_auc_max", 0.0) for each in looked_at[:1]]:
         if found > GIVEAWAY:
             reasons.append(f"leak suspected (single column of 00_data: {found:.3f})")

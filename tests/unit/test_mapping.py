@@ -213,6 +213,21 @@ def test_a_pnr_is_on_the_clock_of_the_map(read):
     assert found[col.PNR].max() == found[col.TIMESTAMP].max() + pd.Timedelta(seconds=10)
 
 
+def test_constants_and_quoted_fill_values_are_treated_as_readings_are(read):
+    air = {"constant": 298.15, "offset": -273.15}
+    found = read(table(T=[25.0] * 9 + [255.0]), Ambient_Temp_Rack_C=air,
+                 Module_Max_Surface_Temp_C={"column": "T", "missing": ["255"]})  # fmt: skip
+    assert found[col.AMBIENT].round(3).eq(25).all()
+    assert found[col.TEMP_MAX].isna().tolist() == [False] * 9 + [True]
+
+
+def test_a_runaway_beside_event_ids_leaves_no_event_without_a_label(read):
+    frame = pd.DataFrame({"s": np.arange(0, 3600, 10.0), "U": 50.0, "E": [None] * 60 + ["E"] * 300})
+    clock = {"column": "s", "elapsed": "s", "start": str(START)}
+    found = read(frame, Timestamp=clock, runaway=3000, Event_ID="E")
+    assert not [w for w in summarize(found)["warnings"] if "without a row of label 1" in w]
+
+
 def test_the_voltage_of_a_pack_is_scaled_to_that_of_a_module(read):
     """14 cells in series, as the modules that the champion knows."""
     frame = table()
@@ -541,6 +556,11 @@ def proposed(tmp_path):
         return yaml.safe_load(columns.read_text(encoding="utf-8"))
 
     return proposed
+
+
+def test_a_current_of_zero_keeps_its_sign(proposed):
+    found = proposed(table(current=np.zeros(10), soc=np.linspace(50, 49, 10)))
+    assert found[col.CURRENT] == "current"
 
 
 def test_the_documented_export_gives_the_documented_map(tmp_path, monkeypatch):

@@ -220,6 +220,17 @@ def test_all_rows_of_an_event_have_its_pnr(with_pnr, reread, racks, event_ids, k
 
 
 @pytest.mark.parametrize("racks", [False, True])
+def test_a_pnr_on_a_row_that_burns_is_that_of_the_event(with_pnr, reread, racks):
+    telemetry, rows = with_pnr(40)
+    pnr = telemetry[col.PNR].iloc[rows[0]]
+    telemetry.loc[rows[:-1], col.PNR] = pd.NaT
+    telemetry.loc[rows[-4:], col.LABEL] = 0  # what comes after the last label is left out
+    found = reread(telemetry, racks=racks)
+    assert rows[-1] not in found.index[found[col.TIMESTAMP] == telemetry[col.TIMESTAMP].max()]
+    assert pnr in found.loc[found[col.LABEL] == 1, col.PNR].unique()
+
+
+@pytest.mark.parametrize("racks", [False, True])
 @pytest.mark.parametrize("event_ids", [False, True])
 def test_an_event_with_a_pnr_and_no_label_is_named(with_pnr, reread, racks, event_ids):
     telemetry, rows = with_pnr(10, event_ids=event_ids)

@@ -99,6 +99,7 @@ def test_versions_that_differ_are_named(monkeypatch):
     ("options", "message"),
     [
         ({"name": "04_comparison"}, r"trained nothing \(comparison\)"),
+        ({"name": "05_field_trial"}, r"trained nothing \(field_trial\)"),
         ({"finish": False}, "is RUNNING: only a finished notebook"),
     ],
 )

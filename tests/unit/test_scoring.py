@@ -442,11 +442,33 @@ def test_each_rack_is_scored_at_the_threshold_of_its_sensor_set(champion, make_t
     assert tally.sets == {"no gas": 1, NO_SET: 1, "no voltage": 1, "all sensors": 1}
     assert (tally.racks, tally.rows) == (3, len(made) * 3 // 4)
     told = sensor_sets_told(tally.sets, replace(champion, sets=sets))
-    assert "sensors: no gas (1 racks); events caught there out of fold: –" in told[0]
+    assert "sensors: no gas (1 rack); events caught there out of fold: –" in told[0]
     assert any(
         "out of fold: 0.90, median lead 7 min; not used, or absent: voltage" in t for t in told
     )
     assert any("left out" in line and NO_SET in line for line in told)
+
+
+def test_the_fixed_thresholds_take_every_sensor_that_is_there(champion, make_telemetry):
+    """Without H2 the set is "no gas", but 500 ppm of CO are over the limit of a site."""
+    made = make_telemetry(racks=2, event_racks=()).assign(**{col.H2: np.nan, col.CO: 500.0})
+    alarms = score.score_racks(made.astype({col.CO: "float32"}), champion, "no gas")
+    fixed = alarms[alarms["rule"] == "fixed thresholds"]
+    assert len(fixed) and (fixed["feature_1"] == col.CO).all()
+    np.testing.assert_allclose(fixed["contribution_1"], 5.0)
+
+
+def test_a_model_without_sensor_sets_and_shares_of_all_rows_are_told(
+    champion, make_telemetry, tmp_path
+):
+    made = make_telemetry(racks=4, event_racks=(0,), rows=80)
+    racks = made[col.RACK].astype(str)
+    made.loc[racks != racks.iloc[0], [col.TEMP_AVG, col.TEMP_MAX]] = 0.0  # cannot be scored
+    made.loc[racks == racks.iloc[0], col.VOC] = np.nan
+    save_telemetry(made, tmp_path / "t.parquet")
+    tally = score_file(tmp_path / "t.parquet", tmp_path / "a.csv", champion)
+    assert any("no threshold for racks with no gas" in warning for warning in tally.warnings)
+    assert any("(75.00%)" in warning for warning in tally.warnings)
 
 
 def test_what_is_absent_does_not_enter_a_score(champion, make_telemetry):

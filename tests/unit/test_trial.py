@@ -101,6 +101,20 @@ def test_telemetry_without_a_label_has_alarms_but_no_outcomes(
         load_fleet(project / "own.csv")
 
 
+def test_each_rack_has_its_own_sampling_interval(telemetry, champion):
+    slow = (telemetry[col.RACK] == "RackA1") & (telemetry.groupby(col.MODULE).cumcount() % 6 > 0)
+    tried = try_on(telemetry[~slow].reset_index(drop=True), champion)
+    intervals = tried.racks.set_index([col.SITE, col.RACK])["interval_s"]
+    assert intervals["Site01", "RackA1"] == 60 and intervals["Site01", "RackA2"] == 10
+
+
+def test_without_a_label_no_cause_makes_an_alarm_a_fault(telemetry, champion):
+    unlabelled = try_on(telemetry.drop(columns=col.LABEL), champion)
+    of_champion = (unlabelled.alarms["rule"] == CHAMPION).sum()
+    rate = unlabelled.metrics(CHAMPION)["alarms_per_site_day"]
+    assert rate == pytest.approx(of_champion / unlabelled.site_days)
+
+
 @pytest.mark.parametrize("label", [True, False])
 def test_the_hours_around_an_alarm_are_those_of_its_module(telemetry, champion, make_fleet, label):
     fleet = make_fleet(telemetry, rows_together=1000)
@@ -144,7 +158,7 @@ def test_racks_without_temperature_are_counted_but_not_scored(telemetry, champio
     ("changed", "options", "broken"),
     [
         ({}, {}, ""),
-        ({}, {"data_sha256": "training"}, "it is not the telemetry of the training"),
+        ({}, {"data_sha256": "training"}, "telemetry that of the training"),
         ({"sets": {}}, {}, "racks with sensors that it was not judged with 16"),
         ({}, {"outside": 0.051}, "most rows outside a training range 5.1%"),
         ({"interval_s": 21.0}, {}, "largest ratio of sampling intervals 2.1"),
