@@ -3,6 +3,7 @@
 import ast
 import json
 import shutil
+import subprocess
 
 import mlflow
 import nbformat
@@ -110,7 +111,7 @@ def test_model_runs_hold_every_metric_and_artifact(smoke, experiment):
         assert {name.removeprefix("cv_") for name in undefined} <= NEED_AN_ALARM
         assert not (leaky and set(run.data.metrics) & set(EVENT_METRICS))
         assert np.isfinite(list(run.data.metrics.values())).all()
-        assert artifacts_of(run) - {"model_card.md"} == MODEL_ARTIFACTS
+        assert artifacts_of(run) - {"model_card.md", "sensor_sets.json"} == MODEL_ARTIFACTS
         tags = {"stage", "model_name", "imbalance_technique", "split", "data_sha256"}
         assert tags | {"git_commit", "git_dirty", "workbook_version"} <= set(run.data.tags)
 
@@ -199,7 +200,8 @@ def test_telemetry_without_a_label_is_tried(smoke, workplace, fleet):
 
 def test_a_leak_that_the_audit_found_stops_the_registration(smoke, workplace, tmp_path):
     """In a copy of the project, whose model that is registered already is taken out."""
-    shutil.copytree(workplace.root, tmp_path / "leaky")
+    # By another process: to close the store's file in this one would drop SQLite's locks on it.
+    subprocess.run(["cp", "-r", workplace.root, tmp_path / "leaky"], check=True)
     tags = {"audited": "true", "data_sha256": parent_of("Baseline").data.tags["data_sha256"]}
     audited = "check,found,result\nbest single feature,0.93,label given away\n"
     client = MlflowClient(store_of(tmp_path / "leaky"))
@@ -210,7 +212,7 @@ def test_a_leak_that_the_audit_found_stops_the_registration(smoke, workplace, tm
     client.set_terminated(run_id)
     options = ["04_comparison", "05_field_trial", "--profile", "smoke"]
     said, complained = start("hvs", "run", *options, root=tmp_path / "leaky").communicate()
-    assert "No champion is registered" in said, complained
+    assert "No version is registered" in said, complained
     assert "label given away (best single feature: 0.93)" in said
     assert "05_field_trial left out: no champion is registered" in said
     assert client.search_registered_models() == []
@@ -227,7 +229,7 @@ def test_telemetry_is_scored_with_the_champion(fleet, workplace):
     alarms = pd.read_csv(workplace.root / "alarms.csv")
     for rule, count in alarms["rule"].value_counts().items():
         assert f"{count} by {rule}" in result.stdout
-    assert alarms["score"].between(0, 1).all()
+    assert alarms["score"][alarms["rule"] == "model"].between(0, 1).all()
 
 
 def test_a_run_is_reproduced_to_the_last_digit(smoke, workplace):
@@ -364,7 +366,7 @@ def test_a_treatment_that_cannot_be_applied_is_a_row_of_the_table(make_telemetry
     """The hazardous rows lie apart from all others, where ADASYN finds nothing to draw from."""
     telemetry = make_telemetry(racks=12, rows=200, event_racks=tuple(range(8)))
     hazard = telemetry[col.LABEL] == 1
-    telemetry.loc[hazard, [col.TEMP_AVG, col.TEMP_MAX]] += 500.0
+    telemetry.loc[hazard, [col.TEMP_AVG, col.TEMP_MAX]] += 100.0  # from 150 degC on it burns
     telemetry.loc[hazard, [col.CO, col.H2, col.VOC]] += 20000.0
     telemetry.to_parquet(tmp_path / "apart.parquet")
     options = ["-p", "data_path", "apart.parquet", "-p", "normal_stride", "1"]
