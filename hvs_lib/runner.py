@@ -99,8 +99,8 @@ def plan(
 def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> list[str]:
     """Refuse telemetry before a kernel starts, as the notebooks would.
 
-    That is a file of the user's own, or the simulated fleet where parameters are set that decide
-    whether 03_smote can resample it. Returns what is doubtful about the file; raises a DataError
+    That is a file of the user's own, or the simulated fleet where `sampling_strategy` is set, which
+    03_smote may not reach. Returns what is doubtful about the file; raises a DataError
     with all that is wrong, or a RunError where a treatment of the imbalance cannot work on it.
     """
     from hvs_lib.evaluation.splits import check_labels
@@ -133,12 +133,11 @@ def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> list[str]:
 def _check_simulated(
     planned: Mapping[str, Mapping[str, object]], known: Mapping[str, Mapping[str, object]]
 ) -> list[str]:
-    """Check the folds of the simulated fleet, unless all that they depend on is at its default."""
+    """Check the folds of the simulated fleet where a ratio after resampling is asked for."""
     from hvs_lib.telemetry.fleet import load_fleet
 
     for name, parameters in known.items():
-        decisive = {"sampling_strategy", "sites", *_OF_FOLDS}
-        if "sampling_strategy" in parameters and decisive & {*planned[name]}:
+        if "sampling_strategy" in planned[name]:
             rows = load_fleet(sites=parameters["sites"], seed=parameters["seed"]).rows
             _check_folds(rows, parameters)
     return []

@@ -81,7 +81,8 @@ def small_run(request, run_once, make_telemetry, tmp_path_factory):
         root, _ = request.getfixturevalue("finished_run")
         return SmallRun(root, "", ["--profile", "smoke"])
     telemetry = tmp_path_factory.mktemp("small") / "small.parquet"
-    make_telemetry(racks=12, rows=200, event_racks=tuple(range(8))).to_parquet(telemetry)
+    racks = {"event_racks": range(8), "look_alike_racks": range(8, 12)}  # or a column leaks
+    make_telemetry(racks=12, rows=200, **racks).to_parquet(telemetry)
     options = ["--profile", "smoke", "-p", "normal_stride", 4, "-p", "data_path", telemetry]
     root, _ = run_once("small", "01_baseline", "02_tuning", *options)
     return SmallRun(root, telemetry, options)
