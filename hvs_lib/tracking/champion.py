@@ -23,6 +23,7 @@ from hvs_lib.tracking.store import one_at_a_time, search_runs
 
 REGISTERED_MODEL = "hvs-fire-prediction"
 CHAMPION = "champion"
+_MOST_SHOWN = 5000  # characters of a description that MLflow's tables hold
 
 # Policy to the metrics that decide; each breaks the ties of those before it.
 POLICIES = {
@@ -185,7 +186,8 @@ def complete_champion(version: str, sets: Mapping[str, SensorSet], card: str) ->
             path.write_text(text, encoding="utf-8")
             client.log_artifact(run_id, str(path))
             client.log_model_artifact(_logged_model_id(client, run_id), str(path))
-    client.update_model_version(REGISTERED_MODEL, version, description=card)
+    shown = card[:_MOST_SHOWN].rsplit("\n", 1)[0] if len(card) > _MOST_SHOWN else card
+    client.update_model_version(REGISTERED_MODEL, version, description=shown)
 
 
 def _logged_model_id(client: MlflowClient, run_id: str) -> str:

@@ -472,6 +472,14 @@ def test_sensor_sets_and_card_go_with_the_registered_version(run, protocol):
     assert found.description == "# The card"
 
 
+def test_of_a_long_card_the_registry_shows_what_its_tables_hold(run, protocol):
+    run_id, _ = log(protocol)
+    version = champion.register_champion(run_id)
+    champion.complete_champion(version, {}, "one line of many\n" * 500)
+    shown = MlflowClient().get_model_version("hvs-fire-prediction", version).description
+    assert 4900 < len(shown) <= 5000 and set(shown.splitlines()) == {"one line of many"}
+
+
 def test_a_logged_model_is_had_again_without_each_fold(run, protocol, monkeypatch):
     protocol = replace(protocol, memory=cache.memory(), drop_sensors=0.1, seed=1)
     run_id, found = log(protocol, XGBClassifier(n_estimators=5, scale_pos_weight=2.0))
