@@ -134,7 +134,7 @@ def features_of(fleet: Fleet, rows: np.ndarray, *, n_jobs: int = -1) -> pd.DataF
     return pd.concat([features for features in found if len(features)])
 
 
-def features_in_parts(telemetry: pd.DataFrame, *, rows: int) -> Iterator[pd.DataFrame]:
+def features_in_parts(telemetry: pd.DataFrame, *, rows: int = 100_000) -> Iterator[pd.DataFrame]:
     """Yield what `build_features` returns, as many whole modules at a time as have `rows` rows."""
     bounds, fill = _prepared(telemetry)
     first = 0

@@ -32,7 +32,6 @@ from hvs_lib.tracking.model_files import ModelError
 CHAMPION = "champion"
 MOST_OUTSIDE = 0.05  # share of the rows that may lie outside the range of a feature
 MOST_RATIO = 2.0  # between two sampling intervals
-_PART = 100_000  # rows whose features are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,9 @@ class Tried:
         """Measure a rule, see `event_metrics`; without a label only its alarms_per_site_day."""
         found = event_metrics(self.swept[rule], self.site_days)
         if self.is_labelled:
-            return {name: float(value) for name, value in found.items()}
+            return found
         known = {name: value for name, value in found.items() if name.startswith("nuisance_")}
-        return {name.removeprefix("nuisance_"): float(value) for name, value in known.items()}
+        return {name.removeprefix("nuisance_"): value for name, value in known.items()}
 
     def alarm_rates(self) -> pd.DataFrame:
         """Write the alarms per site-day of each outcome, and of all, shape (n_rules, 1 or 5)."""
@@ -184,7 +183,7 @@ def _scored(
 ) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
     """Score each row by both rules, and count those outside the training ranges."""
     scores, counts = {CHAMPION: [], FIXED: []}, []
-    for X in features_in_parts(telemetry, rows=_PART):
+    for X in features_in_parts(telemetry):
         scores[FIXED].append(fixed_threshold_score(X))  # whatever the set leaves out
         X = with_sensor_set(X, sensor_set)
         counts.append(count_outside(X, champion.ranges))

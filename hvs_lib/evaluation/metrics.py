@@ -190,4 +190,4 @@ def event_metrics(swept: Sweep, site_days: float, *, place: int = 0) -> dict[str
         if site_days:
             rate, (low, high) = f"{outcome}_alarms_per_site_day", poisson_interval(count, site_days)
             result |= {rate: count / site_days, f"{rate}_low": low, f"{rate}_high": high}
-    return result
+    return {name: float(value) for name, value in result.items()}

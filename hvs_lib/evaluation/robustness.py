@@ -20,7 +20,6 @@ from hvs_lib.evaluation.splits import TEST
 from hvs_lib.features import SENSOR_KINDS, features_in_parts, with_sensor_set
 from hvs_lib.telemetry.codes import module_codes
 
-_PART = 100_000  # rows whose features are in memory at a time
 _GAP = 3  # intervals between two rows, above which nothing is interpolated
 
 
@@ -118,7 +117,7 @@ def assess_changes(
             sensor_set, threshold = name, sets[name].threshold
         else:
             telemetry = CHANGES[name](telemetry, np.random.default_rng([protocol.seed, partition]))
-        for X in features_in_parts(telemetry, rows=_PART):
+        for X in features_in_parts(telemetry):
             with config_context(assume_finite=True):  # but for NaN
                 scores.append(model.predict_proba(with_sensor_set(X, sensor_set))[:, 1])
         rows = np.arange(len(telemetry))

@@ -87,7 +87,5 @@ def assess_sensor_sets(
         swept = Sweep.over_all([found[name] for _, found in parts])
         best, _ = best_threshold(swept, site_days, *goal)
         metrics = event_metrics(swept, site_days, place=best)
-        sets[name] = SensorSet(
-            float(thresholds[name][best]), {k: float(v) for k, v in metrics.items()}
-        )
+        sets[name] = SensorSet(float(thresholds[name][best]), metrics)
     return sets
