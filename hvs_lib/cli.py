@@ -81,7 +81,9 @@ def run(notebook: tuple, params: tuple, profile: str, fresh: bool, in_place: boo
 @click.option("--sites", default=8, show_default=True, help="Number of sites, 8 racks each.")
 @click.option("--hours", default=6.0, show_default=True, help="Simulated time [h].")
 @click.option("--seed", default=42, show_default=True)
-@click.option("--battery", default="module", show_default=True, help="cell, module, pack or mix.")
+@click.option(
+    "--battery", default="mix", show_default=True, help="cell, module, block, pack or a mix."
+)
 @click.option("--jobs", default=-1, show_default=True, help="Sites at once; -1: one per core.")
 def simulate(output: Path, sites: int, hours: float, seed: int, battery: str, jobs: int) -> None:
     """Simulate a fleet and write its telemetry to OUTPUT, a new CSV or Parquet file."""

@@ -56,6 +56,7 @@ SENSOR_SETS = {
     "no gas, no room air, no siblings": ("gas", "room air", "siblings"),
     "temperature and gas": ("current and charge", "voltage", "room air", "siblings"),
     "temperature and siblings": ("gas", "current and charge", "voltage", "room air"),
+    "temperature and voltage": ("gas", "current and charge", "room air", "siblings"),
     "temperature alone": tuple(SENSOR_KINDS),
 }
 NO_SET = "no temperature"  # nothing can be scored

@@ -138,7 +138,8 @@ def _check_simulated(
 
     for name, parameters in known.items():
         if "sampling_strategy" in planned[name]:
-            rows = load_fleet(sites=parameters["sites"], seed=parameters["seed"]).rows
+            simulated = {key: parameters[key] for key in ("sites", "seed", "battery")}
+            rows = load_fleet(**simulated).rows
             _check_folds(rows, parameters)
     return []
 
@@ -154,7 +155,7 @@ def _check_folds(rows: pd.DataFrame, parameters: Mapping[str, object]) -> None:
     split = split_fleet(rows, **{name: parameters[name] for name in _OF_FOLDS[:4]})
     strides = {name: parameters[name] for name in _OF_FOLDS[4:]}
     try:
-        chosen = rows_to_fit(rows, split, **strides)
+        chosen, _ = rows_to_fit(rows, split, **strides)
         if "sampling_strategy" in parameters:
             y, fold = rows[col.LABEL].to_numpy()[chosen], split.fold[chosen]
             labels = [y[fold != number] for number in range(split.n_folds)]
@@ -344,7 +345,7 @@ def _check_values(parameters: Mapping[str, object]) -> None:
 
     budget = ("max_nuisance_alarms_per_site_day", "missed_event_costs")
     checks = {
-        check_fleet: ("sites", "seed"),
+        check_fleet: ("sites", "seed", "battery"),
         check_split: ("test_size", "n_folds", "split"),
         check_protocol: (
             "normal_stride",
@@ -364,7 +365,7 @@ def _check_values(parameters: Mapping[str, object]) -> None:
             except ValueError as error:
                 raise RunError(str(error)) from error
     if "trial_sites" in parameters:
-        trial = [parameters[name] for name in ("trial_sites", "trial_seed", "battery")]
+        trial = [parameters[name] for name in ("trial_sites", "trial_seed", "trial_battery")]
         try:
             check_fleet(*trial)
         except ValueError as error:

@@ -59,7 +59,7 @@ class Champion:
 
     model: CalibratedClassifier
     alarm: Alarm
-    interval_s: float  # between two rows of a module [s]
+    intervals_s: tuple[float, float]  # shortest and longest between two rows of a module [s]
     fault_types: frozenset[str] = frozenset()  # causes of faults
     sets: Mapping[str, SensorSet] = field(default_factory=dict)  # only a champion's are known
     ranges: pd.DataFrame = field(default_factory=pd.DataFrame)  # of its features in the training
@@ -107,14 +107,14 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
             f"the calibration must be one of {', '.join(METHODS)}, that of the model {uri} is "
             f"{metadata['calibration']}: run the notebooks again."
         )
-    interval_s = float(metadata.get("interval_s", np.nan))  # NaN: logged before it was kept
+    intervals_s = tuple(metadata.get("intervals_s", (0.0, np.inf)))  # else logged before they were
     fault_types = frozenset(json.loads(metadata.get("fault_types", "[]")))
     sets = {name: SensorSet(**known) for name, known in metadata.get("sensor_sets", {}).items()}
     model, alarm = fixed.estimator.estimator, read_alarm(metadata)
     ranges = ranges_from_json(metadata.get("training_ranges", "{}"))
     budget = float(metadata.get("max_nuisance_alarms_per_site_day", np.nan))
     sha256 = metadata.get("data_sha256", "")
-    return Champion(model, alarm, interval_s, fault_types, sets, ranges, budget, sha256)
+    return Champion(model, alarm, intervals_s, fault_types, sets, ranges, budget, sha256)
 
 
 def score_file(
@@ -218,12 +218,12 @@ def sensor_sets_told(racks: Mapping[str, int], champion: Champion | None) -> lis
 
 def _interval_notes(interval_s: float, champion: Champion) -> list[str]:
     """Say where the telemetry comes at another rate than that of the model."""
-    notes = check_interval(interval_s)
-    ratio = interval_s / champion.interval_s
-    if interval_s and (ratio < 0.5 or ratio > 2):
-        rule = champion.alarm.rule
+    notes, (shortest, longest) = check_interval(interval_s), champion.intervals_s
+    if interval_s and not shortest / 2 <= interval_s <= longest * 2:
+        rule, trained = champion.alarm.rule, f"{shortest:g}"
+        trained += f" to {longest:g}" if longest > shortest else ""
         notes.append(
-            f"the model was trained on a row every {champion.interval_s:g} s, here is one every "
+            f"the model was trained on a row every {trained} s, here is one every "
             f"{interval_s:g} s: an alarm, {rule.k} of {rule.n} rows, spans another time, and "
             "scores are less certain"
         )

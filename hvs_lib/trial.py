@@ -255,14 +255,14 @@ def judge_trust(
     racks = tried.racks["sensor_set"]
     is_own = data_sha256 == champion.data_sha256
     strange = int((~racks.isin([*champion.sets])).sum())
-    ratio = tried.racks["interval_s"] / champion.interval_s
-    ratio = float(np.maximum(ratio, 1 / ratio).max())
+    (shortest, longest), interval = champion.intervals_s, tried.racks["interval_s"]
+    ratio = float(np.maximum(interval / longest, shortest / interval).max())
     rules = [
         ("telemetry", "that of the training" if is_own else "other", "other", not is_own),
         ("racks with sensors that it was not judged with", strange, 0, strange == 0),
         ("most rows outside a training range", f"{outside:.1%}", f"{MOST_OUTSIDE:.0%}",
          outside <= MOST_OUTSIDE),
-        ("largest ratio of sampling intervals", f"{ratio:.3g}", f"{MOST_RATIO:g}",
+        ("largest ratio of sampling intervals", f"{max(ratio, 1):.3g}", f"{MOST_RATIO:g}",
          ratio <= MOST_RATIO),
         *_judged_alarms(tried, champion),
     ]  # fmt: skip

@@ -43,7 +43,7 @@ from hvs_lib.evaluation.splits import Split, rows_to_fit
 from hvs_lib.features import build_features, features_of, with_sensors_dropped
 from hvs_lib.telemetry.codes import hazard_types, rack_codes, site_codes
 from hvs_lib.telemetry.fleet import Fleet
-from hvs_lib.telemetry.quality import sampling_interval_s
+from hvs_lib.telemetry.quality import module_intervals_s, sampling_interval_s
 
 BUILD_UP = ("normal", "left out", "hazard")
 Score = Callable[[pd.DataFrame], np.ndarray]
@@ -60,7 +60,7 @@ class TrainingRows:
     y : array of int8, shape (n_samples,)
         Labels 0 and 1.
     weight : array, shape (n_samples,)
-        How many rows each stands for.
+        How many rows each stands for, see `thin_rows`.
     fold : array of int8, shape (n_samples,)
         The fold that each is held out in.
     alarm_on : array of int32, shape (n_samples,)
@@ -192,7 +192,8 @@ class Protocol:
     split : Split
         Of ``fleet.rows``, from `split_fleet`.
     normal_stride, hazard_stride : int
-        Fit on every so many-th normal or labelled row of a module; all rows are evaluated.
+        Fit on every so many-th normal or labelled row of a module, see `thin_rows`; all rows are
+        evaluated.
     max_nuisance_alarms_per_site_day : float
         The alarm budget out of fold [1/d]; a site has as many modules as the fleet's sites have on
         average.
@@ -326,10 +327,9 @@ class Protocol:
         """The thinned training rows with their features."""
         table = self.fleet.rows
         strides = {"normal_stride": self.normal_stride, "hazard_stride": self.hazard_stride}
-        rows = rows_to_fit(table, self.split, **strides)
+        rows, weight = rows_to_fit(table, self.split, **strides)
         y = table[col.LABEL].to_numpy()[rows]
         fold = self.split.fold[rows]
-        weight = np.where(y == 1, float(self.hazard_stride), float(self.normal_stride))
         numbers, outcomes = self._parts[0]
         place = pd.Index(numbers).get_indexer(rows)
         on, lead_min = outcomes.alarm_on[place], outcomes.lead_min[place]
@@ -449,6 +449,12 @@ class Protocol:
     def interval_s(self) -> float:
         """Usual time between two rows of a module [s]."""
         return sampling_interval_s(self.fleet.rows)
+
+    @cached_property
+    def intervals_s(self) -> tuple[float, float]:
+        """Shortest and longest usual time between two rows of a module [s]."""
+        intervals = module_intervals_s(self.fleet.rows)
+        return float(intervals.min()), float(intervals.max())
 
     @cached_property
     def digests(self) -> dict[str, str]:

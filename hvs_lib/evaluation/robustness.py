@@ -72,13 +72,14 @@ def with_twice_the_noise(telemetry: pd.DataFrame, rng: np.random.Generator) -> p
 # How telemetry may come, besides as it is.
 CHANGES: dict[str, Callable[[pd.DataFrame, np.random.Generator], pd.DataFrame]] = {
     "a row every 1 s": partial(every, seconds=1.0),
+    "a row every 10 s": partial(every, seconds=10.0),
     "a row every 30 s": partial(every, seconds=30.0),
     "a row every 60 s": partial(every, seconds=60.0),
     "5 % of readings lost": partial(with_losses, share=0.05),
     "clocks 5 s apart": partial(with_clocks_apart, seconds=5.0),
     "twice the noise": with_twice_the_noise,
 }
-_EVERY_FOURTH = ("a row every 1 s",)  # ten times as many rows: on every fourth partition only
+_EVERY_FOURTH = ("a row every 1 s",)  # many times as many rows: on every fourth partition only
 _COARSE_S = 10.0  # between two rows, above which they would be still more: not at all
 
 

@@ -1,7 +1,8 @@
-"""What a row of telemetry is of: a single cell under test, a module, or a whole pack.
+"""What a row of telemetry is of: a single cell under test, a module, a block, or a whole pack.
 
 Edit the table ``BATTERIES``. The events of `causes.py` are those of a module; heat into the case,
-cooling and voltages then scale with the battery, and so does what its voltmeter gets wrong.
+cooling and currents then scale with the battery. Voltages are those of 14 cells in series, as a map
+of own columns makes them.
 """
 
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ BATTERIES = {
         **WIDE, **HOT,
     ),
     "module": Battery(),
+    "block": Battery(24, 6, 4, 8, 144 / 28, interval_s=5.0, **WIDE, **HOT),
     "pack": Battery(
         96, 2, 2, 24, 192 / 28, interval_s=30.0, whole_degrees=True,
         weights={"fast_short": 0.2}, **WIDE, **HOT,

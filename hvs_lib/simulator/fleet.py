@@ -42,8 +42,8 @@ def simulate_fleet(
     seed : int
         One seed gives the same telemetry whatever ``n_jobs`` or the number of sites beside.
     battery : str
-        A name of ``BATTERIES``, for all sites: "cell", "module" (14s2p, 8 to a rack, every 10 s) or
-        "pack"; or "mix", which draws each site's from ``MIX``.
+        A name of ``BATTERIES``, for all sites: "cell", "module" (14s2p, 8 to a rack, every 10 s),
+        "block" or "pack"; or "mix", which draws each site's from ``MIX``.
     n_jobs : int
         Threads; -1 = all cores.
     drop_lost_racks : bool

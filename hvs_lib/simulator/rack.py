@@ -224,7 +224,6 @@ def measure(
     for event in events:
         if CAUSES[event.cause].kind == "instrument":
             CAUSES[event.cause].effect(event.sampled(battery.interval_s), readings)
-    readings[SENSOR[col.VOLTAGE]] *= np.float32(battery.series / MODULE.series)
     np.clip(readings, LOWEST[:, None, None], HIGHEST[:, None, None], out=readings)
     per_unit = STEPS[:, None, None].copy()
     if battery.whole_degrees:

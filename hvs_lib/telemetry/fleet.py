@@ -96,7 +96,7 @@ def load_fleet(
     columns: str | Path = "",
     sites: int = 48,
     seed: int = 42,
-    battery: str = "module",
+    battery: str = "mix",
     keep_fill_values: bool = False,
     require_label: bool = True,
 ) -> Fleet:
@@ -141,7 +141,7 @@ def load_fleet(
     return _simulated(sites, seed, battery)
 
 
-def check_fleet(sites: int, seed: int, battery: str = "module") -> None:
+def check_fleet(sites: int, seed: int, battery: str = "mix") -> None:
     """Refuse what cannot be simulated, with a ValueError; models take the same seeds."""
     if sites < 1:
         raise ValueError(f"sites must be at least 1, got {sites}.")
@@ -155,8 +155,7 @@ def check_fleet(sites: int, seed: int, battery: str = "module") -> None:
 
 def _simulated(sites: int, seed: int, battery: str) -> Fleet:
     """Simulate the sites whose files are absent, damaged, or of another simulator."""
-    kind = "" if battery == "module" else f"{battery}_"
-    folder = project_root() / "data" / "raw" / f"fleet_{kind}seed{seed}"
+    folder = project_root() / "data" / "raw" / f"fleet_{battery}_seed{seed}"
     paths = [folder / f"Site{site:02d}.parquet" for site in range(1, sites + 1)]
     folder.mkdir(parents=True, exist_ok=True)
 

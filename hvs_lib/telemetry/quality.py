@@ -9,6 +9,7 @@ A finding is `[column, what, rows, *names]`, so that those of a file's racks can
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -69,6 +70,18 @@ def sampling_interval_s(telemetry: pd.DataFrame) -> float:
     steps = np.diff(telemetry[col.TIMESTAMP].to_numpy())
     steps = steps[np.diff(module_codes(telemetry)) == 0]
     return float(np.median(steps / np.timedelta64(1, "s"))) if len(steps) else 0.0
+
+
+def module_intervals_s(telemetry: pd.DataFrame) -> np.ndarray:
+    """Return the usual time between two rows of each module [s], shape (n_modules,).
+
+    In the order of `module_codes`; a module with one row has the usual time of all.
+    """
+    codes, usual = module_codes(telemetry), sampling_interval_s(telemetry)
+    bounds = np.searchsorted(codes, np.arange(codes.max() + 2))
+    times_us = telemetry[col.TIMESTAMP].to_numpy("datetime64[us]").astype(np.int64)
+    steps = (np.diff(times_us[first:end]) for first, end in pairwise(bounds))
+    return np.array([np.median(step) / 1e6 if len(step) else usual for step in steps])
 
 
 def clear_fill_values(frame: pd.DataFrame) -> list[Finding]:

@@ -223,7 +223,7 @@ def _model_to_log(assessment: Assessment, protocol: Protocol) -> dict[str, objec
         "pip_requirements": [f"{name}=={version(name)}" for name in MODEL_PACKAGES],
         "metadata": _alarm_params(assessment)
         | {
-            "interval_s": protocol.interval_s,
+            "intervals_s": protocol.intervals_s,
             "fault_types": json.dumps(protocol.faults),
             "training_ranges": protocol.ranges,
             "data_sha256": protocol.fleet.sha256,

@@ -33,7 +33,7 @@ def champion(fleet):
     classifier = XGBClassifier(**XGBOOST_BY_HAND, n_jobs=1)
     pipeline = make_pipeline(classifier).fit(build_features(telemetry), telemetry["Hazard_Label"])
     alarm = Alarm(AlarmRule(), 0.9)
-    return Champion(CalibratedClassifier(pipeline, None), alarm, interval_s=10.0)
+    return Champion(CalibratedClassifier(pipeline, None), alarm, intervals_s=(10.0, 10.0))
 
 
 def test_score_file(benchmark, path, champion, tmp_path):

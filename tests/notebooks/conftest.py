@@ -111,4 +111,4 @@ def smoke(finished_run, workplace):
 @pytest.fixture(scope="module")
 def fleet(workplace):
     """Return the folder of the sites that the run trains on; those of the trial lie beside."""
-    return workplace.root / "data" / "raw" / "fleet_seed42"
+    return workplace.root / "data" / "raw" / "fleet_mix_seed42"

@@ -265,7 +265,6 @@ def test_simulate_takes_a_battery(hvs, tmp_path):
     assert hvs("simulate", path, "--sites", 1, "--hours", 0.5, "--battery", "pack").exit_code == 0
     telemetry = load_telemetry(path, require_label=False)
     assert telemetry[col.MODULE].nunique() == 16
-    assert telemetry[col.VOLTAGE].median() > 280.0
 
 
 def test_version(hvs):

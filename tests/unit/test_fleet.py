@@ -57,7 +57,7 @@ def log() -> str:
 
 
 def simulated(sites: int, seed: int = 42) -> pd.DataFrame:
-    telemetry, _ = simulate_fleet(sites, 0.5, seed)
+    telemetry, _ = simulate_fleet(sites, 0.5, seed, battery="mix")
     for name in (col.EVENT_ID, col.EVENT_TYPE):
         telemetry[name] = telemetry[name].cat.remove_unused_categories()
     return telemetry
@@ -65,7 +65,7 @@ def simulated(sites: int, seed: int = 42) -> pd.DataFrame:
 
 def test_each_simulated_site_is_one_file(project):
     fleet = load_fleet(sites=3)
-    folder = project / "data" / "raw" / "fleet_seed42"
+    folder = project / "data" / "raw" / "fleet_mix_seed42"
     assert fleet.paths == [folder / f"Site0{number}.parquet" for number in (1, 2, 3)]
     check_holds(fleet, simulated(3))
     assert not fleet.rows.attrs
@@ -100,15 +100,15 @@ def test_another_simulator_simulates_again(monkeypatch, project):
 
 
 def test_fleets_of_other_batteries_have_folders_of_their_own(project):
-    plain, mixed = load_fleet(sites=2, seed=7), load_fleet(sites=2, seed=7, battery="mix")
-    packs = load_fleet(sites=2, seed=7, battery="pack")
-    folders = [fleet.paths[0].parent.name for fleet in (plain, mixed, packs)]
-    assert folders == ["fleet_seed7", "fleet_mix_seed7", "fleet_pack_seed7"]
-    assert len({plain.sha256, mixed.sha256, packs.sha256}) == 3
-    assert packs.telemetry(0)[col.VOLTAGE].median() > 280.0
-    assert load_fleet(sites=2, seed=7, battery="module").sha256 == plain.sha256
-    packs.paths[1].write_bytes(b"damaged")
-    assert load_fleet(sites=2, seed=7, battery="pack").sha256 == packs.sha256
+    names = ("mix", "module", "pack")
+    fleets = [load_fleet(sites=2, seed=7, battery=name) for name in names]
+    folders = [fleet.paths[0].parent.name for fleet in fleets]
+    assert folders == [f"fleet_{name}_seed7" for name in names]
+    mixed, _, packs = (fleet.sha256 for fleet in fleets)
+    assert len({fleet.sha256 for fleet in fleets}) == 3
+    assert load_fleet(sites=2, seed=7).sha256 == mixed
+    fleets[2].paths[1].write_bytes(b"damaged")
+    assert load_fleet(sites=2, seed=7, battery="pack").sha256 == packs
 
 
 def test_unknown_battery_is_refused_with_the_nearest_name(project):

@@ -96,7 +96,8 @@ def test_each_notebook_gets_the_parameters_that_it_has():
                 ("sites", 0, "sites must be at least 1, got 0"),
                 ("sites", "1e6", "'sites' must be int"),
                 ("trial_sites", 0, "in the field trial, sites must be at least 1, got 0"),
-                ("battery", "packs", "battery must be one of cell, module, pack, mix, got 'packs'"),
+                ("battery", "packs", "pack, mix, got 'packs': did you mean 'pack'?"),
+                ("trial_battery", "packs", "in the field trial, battery must be one of"),
                 ("seed", -1, "seed must lie between 0 and 4294967295, got -1"),
                 ("seed", 2**32, "seed must lie between"),
                 ("test_size", 1.0, "test_size must be between 0 and 1, got 1.0"),
@@ -269,7 +270,7 @@ def test_a_ratio_that_the_simulated_folds_exceed_is_refused_before_a_kernel_star
     given = {"sites": 3, "sampling_strategy": 0.2, "normal_stride": 10, "hazard_stride": 1}
     with pytest.raises(RunError, match=r"sampling_strategy must be above 0\.\d+.* raise it above"):
         runner.check_telemetry(plan([], parameters=given))
-    assert asked == [{"sites": 3, "seed": 42}]
+    assert asked == [{"sites": 3, "seed": 42, "battery": "mix"}]
     cured = given | {"sampling_strategy": 0.9}
     assert runner.check_telemetry(plan([], parameters=cured)) == []
 

@@ -59,7 +59,7 @@ def champion(telemetry):
     ranges = ranges_from_json(ranges_to_json(build_features(telemetry)))
     sets = {"all sensors": SensorSet(0.3, {"event_recall_low": 0.9})}
     rule = Alarm(AlarmRule(k=2, n=3), 0.3)
-    return Champion(Warm(), rule, 10.0, frozenset(["short"]), sets, ranges, 5.0, "training")
+    return Champion(Warm(), rule, (10.0, 10.0), frozenset(["short"]), sets, ranges, 5.0, "training")
 
 
 def test_partitions_together_are_the_whole(telemetry, champion, make_fleet):
@@ -161,8 +161,9 @@ def test_racks_without_temperature_are_counted_but_not_scored(telemetry, champio
         ({}, {"data_sha256": "training"}, "telemetry that of the training"),
         ({"sets": {}}, {}, "racks with sensors that it was not judged with 16"),
         ({}, {"outside": 0.051}, "most rows outside a training range 5.1%"),
-        ({"interval_s": 21.0}, {}, "largest ratio of sampling intervals 2.1"),
-        ({"interval_s": 4.0}, {}, "largest ratio of sampling intervals 2.5"),
+        ({"intervals_s": (1.0, 60.0)}, {}, ""),
+        ({"intervals_s": (1.0, 4.0)}, {}, "largest ratio of sampling intervals 2.5"),
+        ({"intervals_s": (21.0, 60.0)}, {}, "largest ratio of sampling intervals 2.1"),
         ({"budget": 0.5}, {}, "nuisance alarms per site-day"),
         ({"alarm": Alarm(AlarmRule(), 2.0), "sets": "deaf"}, {}, "event recall 0.00 [0.00, 0.71]"),
     ],
