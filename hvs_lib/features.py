@@ -23,6 +23,7 @@ from hvs_lib.telemetry.quality import sampling_interval_s
 
 WINDOWS_MIN = (1, 5, 10)
 CARRY_S = 60.0  # a missing reading repeats the last one for so long, then it is NaN
+ROWS_IN_PARTS = 100_000  # whose features are in memory together
 MIN_SPAN = 0.4  # share of a window that a slope's readings must span; 30 s data span half of 1 min
 
 # What is computed: the signals, then the statistics kept of each. Edit here.
@@ -135,7 +136,9 @@ def features_of(fleet: Fleet, rows: np.ndarray, *, n_jobs: int = -1) -> pd.DataF
     return pd.concat([features for features in found if len(features)])
 
 
-def features_in_parts(telemetry: pd.DataFrame, *, rows: int = 100_000) -> Iterator[pd.DataFrame]:
+def features_in_parts(
+    telemetry: pd.DataFrame, *, rows: int = ROWS_IN_PARTS
+) -> Iterator[pd.DataFrame]:
     """Yield what `build_features` returns, as many whole modules at a time as have `rows` rows."""
     bounds, fill = _prepared(telemetry)
     first = 0
@@ -225,6 +228,13 @@ def sensor_sets_of(telemetry: pd.DataFrame) -> list[str]:
         without = absent & {col.TEMP_AVG, col.TEMP_MAX}
         found.append(NO_SET if without else min(fitting, key=lambda name: len(SENSOR_SETS[name])))
     return found
+
+
+def by_sensor_set(telemetry: pd.DataFrame, sets: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield each of the sensor sets of the racks, from `sensor_sets_of`, with the racks' rows."""
+    of_row = np.array(sets)[rack_codes(telemetry)]
+    for sensor_set in np.unique(sets):
+        yield str(sensor_set), telemetry[of_row == sensor_set].reset_index(drop=True)
 
 
 def check_interval(interval_s: float) -> list[str]:

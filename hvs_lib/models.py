@@ -1,5 +1,6 @@
 """Model pipelines that are complete in themselves, and the alarm that sites use today."""
 
+from collections.abc import Iterator
 from time import perf_counter
 
 import numpy as np
@@ -7,12 +8,14 @@ import pandas as pd
 from imblearn.base import BaseSampler
 from imblearn.pipeline import Pipeline
 from scipy.stats import loguniform, randint, uniform
+from sklearn import config_context
 from sklearn.base import BaseEstimator, clone
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import StandardScaler
 from xgboost import XGBClassifier
 
 from hvs_lib import columns as col
+from hvs_lib.features import ROWS_IN_PARTS, features_in_parts, with_sensor_set
 
 # Sites alarm on each of these alone [degC, degC per min, ppm]; a reading at its limit scores 1.
 # The limits are engineering estimates of common practice, set above the everyday readings.
@@ -172,6 +175,25 @@ def fit(
 def before_scoring(model: Pipeline) -> Pipeline:
     """Return what a fitted pipeline does to features before its classifier scores them."""
     return Pipeline([step for step in model.steps[:-1] if step[0] != "sample"])
+
+
+def score_in_parts(
+    model: BaseEstimator, telemetry: pd.DataFrame, sensor_set: str
+) -> Iterator[tuple[pd.DataFrame, pd.DataFrame, np.ndarray]]:
+    """Score each row of telemetry by the sensors of a set, some whole modules at a time.
+
+    Yields
+    ------
+    whole, X, y_score : DataFrame, DataFrame, array
+        Features of the next rows, the same as the model sees them, and its scores.
+    """
+    for whole in features_in_parts(telemetry):
+        X = with_sensor_set(whole, sensor_set)
+        # In slices: each step of a pipeline copies what it is given, and a module may be long.
+        slices = [X.iloc[k : k + ROWS_IN_PARTS] for k in range(0, len(X), ROWS_IN_PARTS)]
+        with config_context(assume_finite=True):  # but for NaN
+            y_score = np.concatenate([model.predict_proba(part)[:, 1] for part in slices])
+        yield whole, X, y_score
 
 
 def fixed_threshold_score(X: pd.DataFrame) -> np.ndarray:

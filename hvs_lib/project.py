@@ -1,12 +1,13 @@
 """Where the workbook keeps what it makes, and which code made it."""
 
+import difflib
 import hashlib
 import logging
 import os
 import platform
 import subprocess
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +48,13 @@ class HvsError(Exception):
 
 class StoreError(HvsError):
     """The tracking store did not answer, or refused; the text is for the user."""
+
+
+def did_you_mean(wanted: object, names: Iterable[str], otherwise: str = "") -> str:
+    """Return a question for the nearest of the names, or what to say where none is near."""
+    lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(str(wanted).lower(), lower, n=1)
+    return f"did you mean {lower[near[0]]!r}?" if near else otherwise
 
 
 def project_root() -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import base64
 import contextlib
-import difflib
 import io
 import itertools
 import logging
@@ -29,7 +28,15 @@ from PIL import Image
 
 from hvs_lib import cache
 from hvs_lib.progress import LOG_FILE, followed, log_file, log_line
-from hvs_lib.project import EXECUTION, HvsError, StoreError, environment, project_root, whole_file
+from hvs_lib.project import (
+    EXECUTION,
+    HvsError,
+    StoreError,
+    did_you_mean,
+    environment,
+    project_root,
+    whole_file,
+)
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 PROFILES = ("smoke", "default", "full")
@@ -391,9 +398,8 @@ def _typed(parameter: str, value: object, default: object) -> object:
 def _check_known(refusal: str, name: str, known: Collection[str]) -> None:
     """Refuse a name that is not known, with the nearest that is."""
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        there = f"There are: {', '.join(sorted(known))}."
-        raise RunError(f"{refusal} {name!r}. " + (f"Did you mean {near[0]!r}?" if near else there))
+        cure = did_you_mean(name, known, f"there are: {', '.join(sorted(known))}.")
+        raise RunError(f"{refusal} {name!r}. {cure[0].upper()}{cure[1:]}")
 
 
 def _new_folder() -> Path:

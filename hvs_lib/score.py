@@ -13,29 +13,21 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pandas as pd
-from sklearn import config_context
 from sklearn.ensemble import RandomForestClassifier
 from xgboost import DMatrix, XGBClassifier
 
 from hvs_lib import columns as col
-from hvs_lib.evaluation.alarms import Alarm, AlarmRule, raise_alarms
+from hvs_lib.evaluation.alarms import Alarm, AlarmRule, AlarmTrack, outcomes_of, raise_alarms
 from hvs_lib.evaluation.calibration import METHODS, CalibratedClassifier, limit_log_odds
-from hvs_lib.evaluation.outcomes import OUTCOMES
+from hvs_lib.evaluation.outcomes import OUTCOMES, Outcomes
 from hvs_lib.evaluation.ranges import ranges_from_json
 from hvs_lib.evaluation.scores import IS_FAULT, scores_frame
 from hvs_lib.evaluation.sensor_sets import SensorSet
-from hvs_lib.features import (
-    NO_SET,
-    SENSOR_SETS,
-    check_interval,
-    features_in_parts,
-    sensor_sets_of,
-    with_sensor_set,
-)
-from hvs_lib.models import FIXED_LIMITS, before_scoring, fixed_threshold_score
+from hvs_lib.features import NO_SET, SENSOR_SETS, by_sensor_set, check_interval, sensor_sets_of
+from hvs_lib.models import FIXED_LIMITS, before_scoring, fixed_threshold_score, score_in_parts
 from hvs_lib.project import whole_file
 from hvs_lib.report.tables import cell
-from hvs_lib.telemetry.codes import event_codes, rack_codes
+from hvs_lib.telemetry.codes import event_codes
 from hvs_lib.telemetry.files import DataError
 from hvs_lib.telemetry.quality import describe, sampling_interval_s
 from hvs_lib.telemetry.read import read_racks
@@ -45,11 +37,9 @@ from hvs_lib.tracking.runs import read_alarm
 
 CHAMPION_URI = f"models:/{REGISTERED_MODEL}@{CHAMPION}"
 N_TOP = 3
-_SLICE = 100_000  # rows
 COLUMNS = [col.SITE, col.RACK, col.MODULE, "alarm_start", "rule", "score"]
 COLUMNS += [name for k in range(1, N_TOP + 1) for name in (f"feature_{k}", f"contribution_{k}")]
-MODEL, FIXED = "model", "fixed thresholds"  # what raises an alarm
-FIXED_ALARM = Alarm(AlarmRule(), 1.0)
+RULES = MODEL, FIXED = "model", "fixed thresholds"  # what raises an alarm
 OUTCOME_COLUMNS = ["outcome", col.EVENT_ID, "lead_time_min"]  # only of telemetry with a label
 
 
@@ -66,10 +56,18 @@ class Champion:
     budget: float = np.nan  # of nuisance alarms [1/d]
     data_sha256: str = ""  # of the training telemetry
 
-    def alarm_for(self, sensor_set: str) -> Alarm:
-        """Return its alarm at sites with one of `SENSOR_SETS`."""
+    def alarms(self, sensor_set: str) -> tuple[Alarm, Alarm]:
+        """Return the alarms of `RULES` at sites with one of `SENSOR_SETS`."""
         known = self.sets.get(sensor_set)
-        return replace(self.alarm, threshold=known.threshold) if known else self.alarm
+        own = replace(self.alarm, threshold=known.threshold) if known else self.alarm
+        return own, Alarm(AlarmRule(), 1.0)
+
+    def outcomes(self, telemetry: pd.DataFrame, y_score: np.ndarray) -> Outcomes:
+        """Return the outcomes of scored racks, by the causes that were faults in its training."""
+        frame = scores_frame(telemetry, np.arange(len(telemetry)), y_score)
+        if IS_FAULT in frame:  # whatever other racks hold
+            frame[IS_FAULT] = frame[col.EVENT_TYPE].isin(self.fault_types) & (col.LABEL in frame)
+        return outcomes_of(frame, label=False)
 
 
 @dataclass
@@ -150,22 +148,20 @@ def score_file(
             findings += telemetry.attrs["findings"]
             n_rows += len(telemetry)
             intervals_s.append(sampling_interval_s(telemetry))
-            sets = np.array(sensor_sets_of(telemetry))
-            of_row, found = sets[rack_codes(telemetry)], []
+            sets, found = sensor_sets_of(telemetry), []
             tally.sets.update(sets)
-            for sensor_set in set(sets) - {NO_SET}:
-                racks = telemetry[of_row == sensor_set].reset_index(drop=True)
+            for sensor_set, racks in by_sensor_set(telemetry, sets):
+                if sensor_set == NO_SET:
+                    continue
                 found.append(score_racks(racks, champion, sensor_set))
                 tally.rows += len(racks)
                 n_events += int(event_codes(racks).max()) + 1 if col.LABEL in racks else 0
             if found:
                 alarms = pd.concat(found).sort_values(COLUMNS[:4], kind="stable")
                 # Six digits: where a forest has threads, they add up in any order.
-                digits, is_first = "%.6g", not tally.racks
-                alarms.to_csv(
-                    unfinished, mode="a", header=is_first, index=False, float_format=digits
-                )
-                tally.racks += int(np.sum(sets != NO_SET))
+                options = {"header": not tally.racks, "index": False, "float_format": "%.6g"}
+                alarms.to_csv(unfinished, mode="a", **options)
+                tally.racks += len(sets) - sets.count(NO_SET)
                 tally.alarms.update(alarms["rule"])
                 judged += [alarms] if col.LABEL in telemetry else []
             on_progress(share)
@@ -175,7 +171,7 @@ def score_file(
             )
             cure = "where there is one probe, give it for both."
             raise DataError(f"{path} cannot be scored", [problem + cure])
-        for rule in (MODEL, FIXED) if judged else ():
+        for rule in RULES if judged else ():
             alarms = pd.concat(judged)
             tally.outcomes += _outcomes_told(rule, alarms[alarms["rule"] == rule], n_events)
         if untold := [n for n in tally.sets if SENSOR_SETS.get(n) and n not in champion.sets]:
@@ -257,49 +253,30 @@ def score_racks(telemetry: pd.DataFrame, champion: Champion, sensor_set: str) ->
     also `OUTCOME_COLUMNS`, as from `raise_alarms`; faults are the causes that were faults in the
     model's training. Ids that a spreadsheet would take for a formula get an apostrophe before them.
     """
-    alarms = {MODEL: champion.alarm_for(sensor_set), FIXED: FIXED_ALARM}
-    tables, scores = {rule: [] for rule in alarms}, {rule: [] for rule in alarms}
-    for X in features_in_parts(telemetry, rows=_SLICE):
-        whole, X = X, with_sensor_set(X, sensor_set)
-        rows = telemetry.loc[X.index].drop(columns=col.LABEL, errors="ignore")
-        with config_context(assume_finite=True):  # checked as telemetry
-            # In slices: each step of the pipeline copies what it is given.
-            slices = [X.iloc[first : first + _SLICE] for first in range(0, len(X), _SLICE)]
-            of_model = [champion.model.predict_proba(part)[:, 1] for part in slices]
-        both = (np.concatenate(of_model), fixed_threshold_score(whole))
-        for (rule, alarm), score in zip(alarms.items(), both, strict=True):
-            scores[rule].append(score)
-            raised = raise_alarms(scores_frame(rows, np.arange(len(X)), score), alarm)
-            at_start = (X if rule == MODEL else whole).iloc[_rows_of(rows, raised)]
-            table = raised[col.KEYS[:3]].astype("str").apply(_as_text)
-            table["alarm_start"] = raised[col.TIMESTAMP].dt.strftime("%Y-%m-%dT%H:%M:%S")
-            table["rule"], table["score"] = rule, raised["y_score"]
-            found = at_start[[*FIXED_LIMITS]] / [*FIXED_LIMITS.values()]
-            if rule == MODEL and len(raised):
-                found = contributions(champion.model, at_start)
-            tables[rule].append(table.join(_top_features(found)))
-    found = {rule: pd.concat(parts, ignore_index=True) for rule, parts in tables.items()}
-    if col.LABEL in telemetry:  # what an alarm is worth depends on the whole rack
-        for rule, alarm in alarms.items():
-            score = np.concatenate(scores[rule])
-            judged = scores_frame(telemetry, np.arange(len(telemetry)), score)
-            if IS_FAULT in judged:  # whatever other racks hold
-                judged[IS_FAULT] = judged[col.EVENT_TYPE].isin(champion.fault_types)
-            outcomes = raise_alarms(judged, alarm)[OUTCOME_COLUMNS]
-            outcomes[col.EVENT_ID] = _as_text(outcomes[col.EVENT_ID].astype("str"))
-            found[rule] = found[rule].join(outcomes)
-    return pd.concat(found.values(), ignore_index=True)
-
-
-def _rows_of(rows: pd.DataFrame, alarms: pd.DataFrame) -> np.ndarray:
-    """Find the rows at which alarms start, as positions."""
-    near = np.flatnonzero(rows[col.TIMESTAMP].isin(alarms[col.TIMESTAMP]))
-    as_text = dict.fromkeys(col.KEYS[:3], "str")  # categories differ
-    there, wanted = (
-        pd.MultiIndex.from_frame(frame[col.KEYS].astype(as_text))
-        for frame in (rows.iloc[near], alarms)
-    )
-    return near[there.get_indexer(wanted)]
+    ids, alarms = telemetry[col.KEYS], champion.alarms(sensor_set)
+    scores, reasons, first = [], ([], []), 0
+    for whole, X, y_score in score_in_parts(champion.model, telemetry, sensor_set):
+        scores.append((y_score, fixed_threshold_score(whole)))
+        rows = np.arange(first, first := first + len(X))
+        for k, alarm in enumerate(alarms):  # the features of the others are not kept
+            outcomes = outcomes_of(scores_frame(ids, rows, scores[-1][k]), label=False)
+            start = AlarmTrack(outcomes, alarm.rule).alarms(alarm.threshold)
+            found = whole[[*FIXED_LIMITS]].iloc[start] / [*FIXED_LIMITS.values()]
+            if k == 0 and len(start):
+                found = contributions(champion.model, X.iloc[start])
+            reasons[k].append(_top_features(found))
+    tables = []
+    for rule, alarm, y_score, top in zip(RULES, alarms, np.hstack(scores), reasons, strict=True):
+        raised = raise_alarms(champion.outcomes(telemetry, y_score), alarm)
+        table = raised[col.KEYS[:3]].astype("str").apply(_as_text)
+        table["alarm_start"] = raised[col.TIMESTAMP].dt.strftime("%Y-%m-%dT%H:%M:%S")
+        table["rule"], table["score"] = rule, raised["y_score"]
+        table = table.join(pd.concat(top, ignore_index=True))
+        if col.LABEL in telemetry:
+            table = table.join(raised[OUTCOME_COLUMNS])
+            table[col.EVENT_ID] = _as_text(table[col.EVENT_ID].astype("str"))
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
 
 
 def _as_text(ids: pd.Series) -> pd.Series:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from threading import Lock
 
 import numpy as np
@@ -20,6 +19,7 @@ from hvs_lib import cache
 from hvs_lib.evaluation.outcomes import NOTHING
 from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.models import sets_ratio
+from hvs_lib.project import did_you_mean
 
 SCORINGS = ("f1_class1", "pr_auc", "event_recall_5min")
 
@@ -86,9 +86,8 @@ def check_search(scoring: str, n_iter: int) -> None:
         For an unknown scoring, with the nearest name, or less than one candidate.
     """
     if scoring not in SCORINGS:
-        near = get_close_matches(scoring, SCORINGS, n=1, cutoff=0.3)
-        hint = f": did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"scoring must be one of {', '.join(SCORINGS)}, got {scoring!r}{hint}")
+        cure = did_you_mean(scoring, SCORINGS, "choose one.")
+        raise ValueError(f"scoring must be one of {', '.join(SCORINGS)}, got {scoring!r}: {cure}")
     if n_iter < 1:
         raise ValueError(f"n_iter must be at least 1, got {n_iter}.")
 

@@ -10,26 +10,24 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from sklearn import config_context
 
 from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import AlarmTrack, Sweep, raise_alarms
 from hvs_lib.evaluation.metrics import event_metrics
-from hvs_lib.evaluation.outcomes import OUTCOMES, Outcomes
+from hvs_lib.evaluation.outcomes import OUTCOMES
 from hvs_lib.evaluation.ranges import count_outside
-from hvs_lib.evaluation.scores import IS_FAULT, check_scores, scores_frame
 from hvs_lib.evaluation.uncertainty import poisson_interval
-from hvs_lib.features import NO_SET, features_in_parts, sensor_sets_of, with_sensor_set
-from hvs_lib.models import fixed_threshold_score
+from hvs_lib.features import NO_SET, by_sensor_set, sensor_sets_of
+from hvs_lib.models import fixed_threshold_score, score_in_parts
 from hvs_lib.report.tables import cell
-from hvs_lib.score import FIXED, FIXED_ALARM, OUTCOME_COLUMNS, Champion
-from hvs_lib.telemetry.codes import module_codes, rack_codes
+from hvs_lib.score import FIXED, Champion
 from hvs_lib.telemetry.files import DataError
 from hvs_lib.telemetry.fleet import Fleet
 from hvs_lib.telemetry.quality import sampling_interval_s
 from hvs_lib.tracking.model_files import ModelError
 
 CHAMPION = "champion"
+RULES = (CHAMPION, FIXED)
 MOST_OUTSIDE = 0.05  # share of the rows that may lie outside the range of a feature
 MOST_RATIO = 2.0  # between two sampling intervals
 
@@ -60,13 +58,18 @@ class Tried:
 
     @classmethod
     def together(cls, parts: Sequence[Tried]) -> Tried:
-        """Put parts of whole racks together."""
-        alarms = pd.concat([part.alarms for part in parts], ignore_index=True)
+        """Put parts of whole racks together; a DataError refuses them if none could be scored."""
+        scored = [part for part in parts if part.swept]
+        if not scored:
+            needed = f"{col.TEMP_AVG} and {col.TEMP_MAX}"
+            problem = f"It must have readings of {needed}, got one or none."
+            raise DataError("The telemetry cannot be scored", [problem])
+        alarms = pd.concat([part.alarms for part in scored])
         return cls(
             alarms.sort_values([col.TIMESTAMP, *col.KEYS[:3]], kind="stable", ignore_index=True),
-            {rule: Sweep.over_all([part.swept[rule] for part in parts]) for rule in parts[0].swept},
-            sum(part.module_days for part in parts),
-            sum(part.outside for part in parts),
+            {rule: Sweep.over_all([part.swept[rule] for part in scored]) for rule in RULES},
+            sum(part.module_days for part in scored),
+            sum(part.outside for part in scored),
             pd.concat([part.racks for part in parts], ignore_index=True),
         )
 
@@ -117,16 +120,11 @@ def try_fleet(fleet: Fleet, champion: Champion, *, n_jobs: int = -1) -> Tried:
     """
     if champion.ranges.empty:
         raise ModelError("the champion carries no ranges of its training: run the notebooks again.")
-    tried = Tried.together(
-        [*fleet.map(lambda number: try_on(fleet.telemetry(number), champion), n_jobs=n_jobs)]
-    )
-    if not tried.module_days:
-        problem = f"It must have readings of {col.TEMP_AVG} and {col.TEMP_MAX}, got one or none."
-        raise DataError("The telemetry cannot be scored", [problem])
-    return tried
+    found = fleet.map(lambda number: try_on(fleet.telemetry(number), champion), n_jobs=n_jobs)
+    return Tried.together([part for parts in found for part in parts])
 
 
-def try_on(telemetry: pd.DataFrame, champion: Champion) -> Tried:
+def try_on(telemetry: pd.DataFrame, champion: Champion) -> list[Tried]:
     """Score whole racks with the champion and the fixed thresholds, each rack by its sensors.
 
     Parameters
@@ -134,62 +132,46 @@ def try_on(telemetry: pd.DataFrame, champion: Champion) -> Tried:
     telemetry : DataFrame, shape (n_rows, n_columns)
         A partition; the label may be absent.
     champion : Champion
+
+    Returns
+    -------
+    list of Tried
+        One for each sensor set; of racks that cannot be scored it has nothing but these.
     """
-    sets, rack = np.array(sensor_sets_of(telemetry)), rack_codes(telemetry)
     parts = []
-    for sensor_set in np.unique(sets):
-        own = telemetry[sets[rack] == sensor_set].reset_index(drop=True)
-        parts.append(_try_on_set(own, champion, str(sensor_set)))
-    return Tried.together(parts)
+    for sensor_set, own in by_sensor_set(telemetry, sensor_sets_of(telemetry)):
+        racks = _racks(own, sensor_set)
+        if sensor_set == NO_SET:
+            parts.append(Tried(pd.DataFrame(), {}, 0.0, pd.DataFrame(), racks))
+            continue
+        (scores, outside), alarms, swept, days = _scored(own, champion, sensor_set), [], {}, 0.0
+        for rule, alarm, y_score in zip(RULES, champion.alarms(sensor_set), scores, strict=True):
+            track = AlarmTrack(champion.outcomes(own, y_score), alarm.rule)
+            swept[rule], days = track.sweep(np.array([alarm.threshold])), track.rows.module_days
+            alarms.append(raise_alarms(track.outcomes, alarm).assign(rule=rule))
+        alarms = pd.concat([each.astype(dict.fromkeys(col.KEYS[:3], str)) for each in alarms])
+        parts.append(Tried(alarms, swept, days, outside, racks))
+    return parts
 
 
-def _try_on_set(telemetry: pd.DataFrame, champion: Champion, sensor_set: str) -> Tried:
-    """Score racks that have the same sensors; none is scored without temperatures."""
-    modules = telemetry.assign(modules=module_codes(telemetry))
-    racks = modules.groupby([col.SITE, col.RACK], observed=True)["modules"].nunique().reset_index()
-    racks = racks.astype({col.SITE: str, col.RACK: str})
-    rack = rack_codes(telemetry)  # in the order of `racks`
-    interval_s = [sampling_interval_s(telemetry[rack == number]) for number in range(len(racks))]
-    racks = racks.assign(sensor_set=sensor_set, interval_s=interval_s)
-    if sensor_set == NO_SET:
-        nothing = pd.DataFrame(0, champion.ranges.index, ["below", "above", "rows"])
-        return Tried(_no_alarms(telemetry), _nothing_swept(), 0.0, nothing, racks)
-    scores, outside = _scored(telemetry, champion, sensor_set)
-    alarms, swept, days = [], {}, 0.0
-    for rule, alarm in {CHAMPION: champion.alarm_for(sensor_set), FIXED: FIXED_ALARM}.items():
-        frame = scores_frame(telemetry, np.arange(len(telemetry)), scores[rule])
-        if IS_FAULT in frame:  # whatever other racks hold
-            is_known = frame[col.EVENT_TYPE].isin(champion.fault_types)
-            frame[IS_FAULT] = is_known & (col.LABEL in frame)
-        track = AlarmTrack(Outcomes(check_scores(frame, label=False)), alarm.rule)
-        swept[rule], days = track.sweep(np.array([alarm.threshold])), track.rows.module_days
-        raised = raise_alarms(frame, alarm).assign(rule=rule)
-        alarms.append(raised.astype(dict.fromkeys(col.KEYS[:3], str)))
-    return Tried(pd.concat(alarms, ignore_index=True), swept, days, outside, racks)
-
-
-def _no_alarms(telemetry: pd.DataFrame) -> pd.DataFrame:
-    judged = OUTCOME_COLUMNS if col.LABEL in telemetry else []
-    return pd.DataFrame(columns=[*col.KEYS, "y_score", "level", *judged, "rule"])
-
-
-def _nothing_swept() -> dict[str, Sweep]:
-    none = Sweep(np.zeros(1, int), np.zeros(1, int), np.empty((1, 0)))
-    return {CHAMPION: none, FIXED: none}
+def _racks(telemetry: pd.DataFrame, sensor_set: str) -> pd.DataFrame:
+    found = [
+        (str(site), str(name), rack[col.MODULE].nunique(), sensor_set, sampling_interval_s(rack))
+        for (site, name), rack in telemetry.groupby([col.SITE, col.RACK], observed=True)
+    ]
+    columns = [col.SITE, col.RACK, "modules", "sensor_set", "interval_s"]
+    return pd.DataFrame(found, columns=columns)
 
 
 def _scored(
     telemetry: pd.DataFrame, champion: Champion, sensor_set: str
-) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
-    """Score each row by both rules, and count those outside the training ranges."""
-    scores, counts = {CHAMPION: [], FIXED: []}, []
-    for X in features_in_parts(telemetry):
-        scores[FIXED].append(fixed_threshold_score(X))  # whatever the set leaves out
-        X = with_sensor_set(X, sensor_set)
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """Score each row by both of `RULES`, and count those outside the training ranges."""
+    scores, counts = [], []
+    for whole, X, y_score in score_in_parts(champion.model, telemetry, sensor_set):
+        scores.append((y_score, fixed_threshold_score(whole)))  # whatever the set leaves out
         counts.append(count_outside(X, champion.ranges))
-        with config_context(assume_finite=True):  # but for NaN
-            scores[CHAMPION].append(champion.model.predict_proba(X)[:, 1])
-    return {rule: np.concatenate(found) for rule, found in scores.items()}, sum(counts)
+    return np.hstack(scores), sum(counts)
 
 
 def first_alarms(alarms: pd.DataFrame, rule: str, *, most: int = 4) -> pd.DataFrame:
@@ -225,8 +207,8 @@ def around(
     telemetry = fleet.telemetry(fleet.partition_of(rows[0])).loc[rows].reset_index(drop=True)
     (sensor_set,) = sensor_sets_of(telemetry)
     scores, _ = _scored(telemetry, champion, sensor_set)
-    for rule, used in {CHAMPION: champion.alarm_for(sensor_set), FIXED: FIXED_ALARM}.items():
-        telemetry[rule] = scores[rule] / used.threshold
+    for rule, alarm_of, y_score in zip(RULES, champion.alarms(sensor_set), scores, strict=True):
+        telemetry[rule] = y_score / alarm_of.threshold
     minute = (telemetry[col.TIMESTAMP] - alarm[col.TIMESTAMP]) / pd.Timedelta(minutes=1)
     shown = (telemetry[col.MODULE] == alarm[col.MODULE]) & (minute.abs() <= minutes)
     return telemetry.assign(minute=minute)[shown]

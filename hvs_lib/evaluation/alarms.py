@@ -96,18 +96,18 @@ class Alarm:
             )
 
 
-def outcomes_of(scores: pd.DataFrame | Outcomes) -> Outcomes:
-    """Return the outcomes of a labelled scores frame; those that are known already as they are."""
-    return scores if isinstance(scores, Outcomes) else Outcomes(check_scores(scores))
+def outcomes_of(scores: pd.DataFrame | Outcomes, *, label: bool = True) -> Outcomes:
+    """Return the outcomes of a scores frame, with a label or not; known ones as they are."""
+    return scores if isinstance(scores, Outcomes) else Outcomes(check_scores(scores, label=label))
 
 
-def raise_alarms(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
+def raise_alarms(scores: pd.DataFrame | Outcomes, alarm: Alarm) -> pd.DataFrame:
     """List the alarms that the scores raise.
 
     Parameters
     ----------
-    scores : DataFrame, shape (n_rows, n_columns)
-        A scores frame; Hazard_Label is not needed.
+    scores : DataFrame, shape (n_rows, n_columns), or Outcomes
+        A scores frame, or its outcomes; Hazard_Label is not needed.
     alarm : Alarm
 
     Returns
@@ -117,11 +117,11 @@ def raise_alarms(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
         also outcome (one of `OUTCOMES`) and, for an alarm on an event, its Event_ID and
         lead_time_min, from the alarm to the PNR [min].
     """
-    track = AlarmTrack(Outcomes(check_scores(scores, label=False)), alarm.rule)
+    track = AlarmTrack(outcomes_of(scores, label=False), alarm.rule)
     raised = track.alarms(alarm.threshold)
     alarms = track.rows.frame[[*col.KEYS, Y_SCORE]].iloc[raised].reset_index(drop=True)
     alarms["level"] = track.level[raised]
-    if col.LABEL in scores.columns:
+    if col.LABEL in track.rows.frame:
         outcomes, event = track.outcomes, track.outcomes.alarm_on[raised]
         alarms["outcome"] = outcomes.names(raised)
         names = [outcomes.event_names[number] if number >= 0 else None for number in event]

@@ -7,7 +7,6 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-from sklearn import config_context
 from sklearn.base import BaseEstimator
 
 from hvs_lib import columns as col
@@ -17,7 +16,8 @@ from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.evaluation.sensor_sets import SensorSet
 from hvs_lib.evaluation.splits import TEST
-from hvs_lib.features import SENSOR_KINDS, features_in_parts, with_sensor_set
+from hvs_lib.features import SENSOR_KINDS
+from hvs_lib.models import score_in_parts
 from hvs_lib.telemetry.codes import module_codes
 
 _GAP = 3  # intervals between two rows, above which nothing is interpolated
@@ -113,16 +113,13 @@ def assess_changes(
     def count(name: str, partition: int) -> tuple:
         telemetry = fleet.telemetry(partition)
         telemetry = telemetry[test[telemetry.index]].reset_index(drop=True)
-        sensor_set, threshold, scores = "all sensors", alarm.threshold, []
+        sensor_set, threshold = "all sensors", alarm.threshold
         if name in sets:
             sensor_set, threshold = name, sets[name].threshold
         else:
             telemetry = CHANGES[name](telemetry, np.random.default_rng([protocol.seed, partition]))
-        for X in features_in_parts(telemetry):
-            with config_context(assume_finite=True):  # but for NaN
-                scores.append(model.predict_proba(with_sensor_set(X, sensor_set))[:, 1])
+        y_score = np.concatenate([y for *_, y in score_in_parts(model, telemetry, sensor_set)])
         rows = np.arange(len(telemetry))
-        y_score = np.concatenate(scores)
         frame = scores_frame(telemetry, rows, y_score, fault_types=protocol.faults)
         track = AlarmTrack(outcomes_of(frame), alarm.rule, protocol.modules_per_site)
         return track.sweep(np.array([threshold])), track.site_days

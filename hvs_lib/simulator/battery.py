@@ -6,9 +6,10 @@ of own columns makes them.
 """
 
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 
 import numpy as np
+
+from hvs_lib.project import did_you_mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +54,8 @@ MIX = {"cell": 0.2, "module": 0.5, "pack": 0.3}  # shares of the sites of batter
 def check_battery(name: str) -> None:
     """Refuse an unknown battery with a ValueError that names the nearest."""
     if name not in (known := [*BATTERIES, "mix"]):
-        near = get_close_matches(name, known, n=1, cutoff=0.3)
-        hint = f": did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"battery must be one of {', '.join(known)}, got {name!r}{hint}")
+        cure = did_you_mean(name, known, "choose one.")
+        raise ValueError(f"battery must be one of {', '.join(known)}, got {name!r}: {cure}")
 
 
 def battery_of(name: str, site: int, seed: int) -> str:

@@ -28,7 +28,6 @@ def simulate_fleet(
     *,
     battery: str = "module",
     n_jobs: int = 1,
-    drop_lost_racks: bool = True,
     progress: bool = False,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Simulate the telemetry of a fleet of battery storage sites.
@@ -46,16 +45,14 @@ def simulate_fleet(
         "block" or "pack"; or "mix", which draws each site's from ``MIX``.
     n_jobs : int
         Threads; -1 = all cores.
-    drop_lost_racks : bool
-        Leave out all rows of a rack from 30 s before its first point of no return (PNR) on: the
-        warning would come too late.
     progress : bool
         Show a progress bar.
 
     Returns
     -------
     telemetry : DataFrame
-        Columns ``col.TELEMETRY`` but PNR, sorted by site, rack, module and time.
+        Columns ``col.TELEMETRY`` but PNR, sorted by site, rack, module and time. A rack ends 30 s
+        before its first point of no return (PNR): a later warning would be too late.
     events : DataFrame
         One row per hazard and look-alike: Event_ID, Event_Type, Site_ID, Rack_ID, Module_ID
         (missing where it covers more than one), Onset, PNR (NaT = never), Hazard (PNR reached),
@@ -76,8 +73,7 @@ def simulate_fleet(
     if n_jobs == 0:
         raise ValueError("n_jobs must be at least 1, or -1 for all cores, got 0.")
     done = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(
-        delayed(simulate_site)(site, hours, seed, battery, drop_lost_racks=drop_lost_racks)
-        for site in range(sites)
+        delayed(simulate_site)(site, hours, seed, battery) for site in range(sites)
     )
     done = list(steps(done, "sites", total=sites) if progress else done)
     tables = [telemetry for telemetry, _ in done]
@@ -93,7 +89,7 @@ def simulate_fleet(
 
 
 def simulate_site(
-    site: int, hours: float, seed: int, battery: str = "module", *, drop_lost_racks: bool = True
+    site: int, hours: float, seed: int, battery: str = "module"
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Simulate one site; its number, from 0, the seed and the battery fix every draw.
 
@@ -119,8 +115,7 @@ def simulate_site(
         known += fates(rack, here, truth)
         rng = np.random.default_rng(sensors[rack])
         seen = measure(truth, plan.around["current_A"], here, n_rows, rng, design)
-        last = samples_until(truth.pnr_s.min(), n_rows, interval_s) if drop_lost_racks else n_rows
-        readings.append(seen[..., :last])
+        readings.append(until_lost(seen, truth.pnr_s, interval_s))
     known.sort(key=lambda fate: (fate.event.onset, fate.event.rack, fate.event.module))
 
     parts = []
@@ -148,6 +143,11 @@ def simulate_site(
         col.EVENT_TYPE: _category(kind[rows["event"]], kinds.categories),
     }
     return pd.DataFrame(columns, copy=False), events
+
+
+def until_lost(seen: np.ndarray, pnr_s: np.ndarray, interval_s: float) -> np.ndarray:
+    """Leave out a rack's readings from 30 s before its first PNR on: too late for a warning."""
+    return seen[..., : samples_until(pnr_s.min(), seen.shape[-1], interval_s)]
 
 
 def mark_rows(

@@ -1,14 +1,13 @@
 """Telemetry files: their columns piece by piece, where a row stands, and how one is written."""
 
 import csv
-import difflib
 import gzip
 import hashlib
 import io
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
@@ -20,7 +19,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from hvs_lib import columns as col
-from hvs_lib.project import HvsError, whole_file
+from hvs_lib.project import HvsError, did_you_mean, whole_file
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 _READABLE = (*SUFFIXES, ".zip")
@@ -73,13 +72,6 @@ def readable(path: Path) -> Iterator[None]:
             f" {reason}; it may be truncated, damaged, protected or not of the format that its name"
             " says: copy or export it again.",
         ) from error
-
-
-def did_you_mean(wanted: object, names: Iterable[str], otherwise: str = "") -> str:
-    """Return a question for the nearest of the names, or what to say where none is near."""
-    lower = {name.lower(): name for name in names}
-    near = difflib.get_close_matches(str(wanted).lower(), lower, n=1)
-    return f"did you mean {lower[near[0]]!r}?" if near else otherwise
 
 
 def count_rows(rows: int) -> str:

@@ -11,6 +11,7 @@ import pyarrow as arrow
 import pyarrow.compute
 
 from hvs_lib import columns as col
+from hvs_lib.project import did_you_mean
 from hvs_lib.telemetry.codes import module_codes
 from hvs_lib.telemetry.conversion import (
     TEXTS,
@@ -25,7 +26,6 @@ from hvs_lib.telemetry.files import (
     DataError,
     TelemetryFile,
     count_rows,
-    did_you_mean,
     sha256_of_file,
 )
 from hvs_lib.telemetry.mapping import Source, load_map, named

@@ -13,8 +13,9 @@ import pandas as pd
 import yaml
 
 from hvs_lib import columns as col
+from hvs_lib.project import did_you_mean
 from hvs_lib.telemetry.conversion import TEXTS
-from hvs_lib.telemetry.files import DataError, did_you_mean
+from hvs_lib.telemetry.files import DataError
 
 _HOWS = ("column", "each", "mean", "max", "sum", "constant")
 _HOWS_OF = dict.fromkeys((col.TIMESTAMP, col.PNR), _HOWS[:1]) | dict.fromkeys(

@@ -9,9 +9,10 @@ import pandera.pandas as pa
 from pandera.errors import SchemaError, SchemaErrorReason, SchemaErrors
 
 from hvs_lib import columns as col
+from hvs_lib.project import did_you_mean
 from hvs_lib.telemetry.codes import module_codes
 from hvs_lib.telemetry.conversion import as_numbers, as_times, is_number, is_time, one_zone_style
-from hvs_lib.telemetry.files import count_rows, did_you_mean
+from hvs_lib.telemetry.files import count_rows
 from hvs_lib.telemetry.quality import BURNING_C
 
 # Readings outside these limits come from no sensor, whatever burns: a wrong unit, a fill value such

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from hvs_lib import columns as col
+from hvs_lib.project import did_you_mean
 from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes
-from hvs_lib.telemetry.files import did_you_mean
 from hvs_lib.telemetry.quality import describe, sampling_interval_s
 
 NO_FAULTS = (

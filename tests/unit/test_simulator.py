@@ -254,7 +254,8 @@ def test_resting_rack_settles_at_the_room_temperature():
 def forced_site(monkeypatch, events, site=0, hours=6.0):
     """Return telemetry and events table of a site that goes through the events, all rows kept."""
     monkeypatch.setattr(simulated, "draw_events", lambda *_: events)
-    return simulate_site(site, hours, 5, drop_lost_racks=False)
+    monkeypatch.setattr(simulated, "until_lost", lambda seen, *_: seen)
+    return simulate_site(site, hours, 5)
 
 
 def forced_events(monkeypatch, cause, n_racks=16, **params):
@@ -402,9 +403,10 @@ def test_lost_racks_end_thirty_seconds_before_their_first_pnr(fleet):
     assert (limit >= last[kept]).all()
 
 
-def test_kept_racks_hold_the_same_rows():
+def test_kept_racks_hold_the_same_rows(monkeypatch):
     short, _ = simulate_fleet(1, 6.0, 3)
-    whole, events = simulate_fleet(1, 6.0, 3, drop_lost_racks=False)
+    monkeypatch.setattr(simulated, "until_lost", lambda seen, *_: seen)
+    whole, events = simulate_fleet(1, 6.0, 3)
     assert len(short) < len(whole) == 64 * 2160
     assert events["Hazard"].any()
     common = whole.merge(short[col.KEYS], on=col.KEYS)

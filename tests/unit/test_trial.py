@@ -25,6 +25,7 @@ from hvs_lib.tracking.model_files import ModelError
 from hvs_lib.trial import (
     CHAMPION,
     FIXED,
+    Tried,
     around,
     first_alarms,
     judge_trust,
@@ -46,6 +47,10 @@ class Warm(ClassifierMixin, BaseEstimator):
         return np.column_stack([1 - hazard, hazard])
 
 
+def tried_on(telemetry, champion):
+    return Tried.together(try_on(telemetry, champion))
+
+
 TABLE = {"sites": 2, "racks": 8, "event_racks": (0, 3, 9), "look_alike_racks": (5, 12)}
 
 
@@ -65,7 +70,7 @@ def champion(telemetry):
 def test_partitions_together_are_the_whole(telemetry, champion, make_fleet):
     fleet = make_fleet(telemetry, rows_together=1000)
     assert len(fleet.paths) > 3
-    parts, whole = try_fleet(fleet, champion, n_jobs=2), try_on(telemetry, champion)
+    parts, whole = try_fleet(fleet, champion, n_jobs=2), tried_on(telemetry, champion)
     pd.testing.assert_frame_equal(parts.alarms, whole.alarms)
     pd.testing.assert_frame_equal(parts.outside, whole.outside)
     assert parts.metrics(CHAMPION) == whole.metrics(CHAMPION)
@@ -87,7 +92,7 @@ def test_telemetry_without_a_label_has_alarms_but_no_outcomes(
     monkeypatch.setattr(read, "ROWS_TOGETHER", 1000)
     fleet = load_fleet(project / "own.csv", require_label=False)
     assert not {*names} & {*fleet.rows}
-    tried, labelled = try_fleet(fleet, champion, n_jobs=1), try_on(telemetry, champion)
+    tried, labelled = try_fleet(fleet, champion, n_jobs=1), tried_on(telemetry, champion)
     assert len(tried.alarms) == len(labelled.alarms) > 3
     assert list(tried.alarm_rates()) == ["all"]
     assert list(labelled.alarm_rates()) == [*OUTCOMES, "all"]
@@ -103,13 +108,13 @@ def test_telemetry_without_a_label_has_alarms_but_no_outcomes(
 
 def test_each_rack_has_its_own_sampling_interval(telemetry, champion):
     slow = (telemetry[col.RACK] == "RackA1") & (telemetry.groupby(col.MODULE).cumcount() % 6 > 0)
-    tried = try_on(telemetry[~slow].reset_index(drop=True), champion)
+    tried = tried_on(telemetry[~slow].reset_index(drop=True), champion)
     intervals = tried.racks.set_index([col.SITE, col.RACK])["interval_s"]
     assert intervals["Site01", "RackA1"] == 60 and intervals["Site01", "RackA2"] == 10
 
 
 def test_without_a_label_no_cause_makes_an_alarm_a_fault(telemetry, champion):
-    unlabelled = try_on(telemetry.drop(columns=col.LABEL), champion)
+    unlabelled = tried_on(telemetry.drop(columns=col.LABEL), champion)
     of_champion = (unlabelled.alarms["rule"] == CHAMPION).sum()
     rate = unlabelled.metrics(CHAMPION)["alarms_per_site_day"]
     assert rate == pytest.approx(of_champion / unlabelled.site_days)
@@ -142,7 +147,7 @@ def test_the_hours_around_an_alarm_are_those_of_its_module(telemetry, champion, 
 def test_racks_without_temperature_are_counted_but_not_scored(telemetry, champion, make_fleet):
     rack = (telemetry[col.SITE] == "Site01") & (telemetry[col.RACK] == "RackA1")
     less = telemetry.assign(**{col.TEMP_AVG: telemetry[col.TEMP_AVG].mask(rack)})
-    tried, whole = try_on(less, champion), try_on(telemetry, champion)
+    tried, whole = tried_on(less, champion), tried_on(telemetry, champion)
     assert tried.racks["sensor_set"].value_counts().to_dict() == {"all sensors": 15, NO_SET: 1}
     assert tried.site_days == pytest.approx(whole.site_days)
     assert tried.metrics(CHAMPION)["n_events"] == 2
@@ -173,7 +178,7 @@ def test_each_rule_of_the_verdict_breaks_by_itself(telemetry, champion, changed,
     if changed.get("sets") == "deaf":
         changed = changed | {"sets": {"all sensors": SensorSet(2.0, {"event_recall_low": 0.9})}}
     champion = replace(champion, **changed)
-    rules = judge_trust(try_on(telemetry, champion), champion, **({"outside": 0.01} | options))
+    rules = judge_trust(tried_on(telemetry, champion), champion, **({"outside": 0.01} | options))
     said = verdict(rules)
     assert int((~rules["met"]).sum()) == (1 if broken else 0)
     if broken:
@@ -183,7 +188,7 @@ def test_each_rule_of_the_verdict_breaks_by_itself(telemetry, champion, changed,
 
 
 def test_the_figure_of_the_ranges_names_every_signal(telemetry, champion):
-    found = outside_by_sensor(try_on(telemetry, champion).outside)
+    found = outside_by_sensor(tried_on(telemetry, champion).outside)
     figure = plots.outside_ranges(found, most=0.05)
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels == found.index[::-1].tolist()
