@@ -23,12 +23,17 @@ def clear() -> None:
     shutil.rmtree(_folder(), ignore_errors=True)
 
 
+def versions() -> dict[str, str]:
+    """Return the digest of this code, and the versions of Python and its packages."""
+    return {"code": _CODE} | package_versions()
+
+
 def key(*parts: object) -> str:
     """Return a digest of this code, the versions of its packages and the given parts.
 
     A cached function takes it in place of large arrays, which joblib would hash on every call.
     """
-    return joblib.hash([_CODE, package_versions(), *parts])
+    return joblib.hash([versions(), *parts])
 
 
 def _folder() -> Path:

@@ -5,6 +5,8 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 
 import click
@@ -21,6 +23,24 @@ _COLUMNS = click.option(
     "--columns", default="", metavar="MAP", type=click.Path(),
     help="YAML map of the file's columns to ours; `hvs map FILE` proposes one.",
 )  # fmt: skip
+
+
+def _on_cluster(command: Callable) -> Callable:
+    """Let a command take `--dask`, the cluster that its heavy steps run on."""
+
+    @click.option(
+        "--dask", metavar="ADDRESS", envvar="DASK_SCHEDULER_ADDRESS",
+        help="Dask scheduler whose workers do the work; local: start a worker for each core.",
+    )  # fmt: skip
+    @wraps(command)
+    def on_cluster(*args, dask: str | None, **options) -> None:
+        from hvs_lib.parallel import cluster
+
+        with cluster(dask):
+            command(*args, **options)
+
+    return on_cluster
+
 
 # The imports of each command stand in it, so that `hvs --help` and a refusal answer at once.
 
@@ -54,6 +74,7 @@ def main() -> None:
 @click.option(
     "--in-place", is_flag=True, help="Write outputs into notebooks/, to commit; implies --fresh."
 )
+@_on_cluster
 def run(notebook: tuple, params: tuple, profile: str, fresh: bool, in_place: bool) -> None:
     """Run all notebooks in order, or only those named. Fitted models are kept and reused."""
     from hvs_lib import runner
@@ -85,6 +106,7 @@ def run(notebook: tuple, params: tuple, profile: str, fresh: bool, in_place: boo
     "--battery", default="mix", show_default=True, help="cell, module, block, pack or a mix."
 )
 @click.option("--jobs", default=-1, show_default=True, help="Sites at once; -1: one per core.")
+@_on_cluster
 def simulate(output: Path, sites: int, hours: float, seed: int, battery: str, jobs: int) -> None:
     """Simulate a fleet and write its telemetry to OUTPUT, a new CSV or Parquet file."""
     from hvs_lib.simulator.fleet import simulate_fleet

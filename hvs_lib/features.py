@@ -124,15 +124,15 @@ def features_of(fleet: Fleet, rows: np.ndarray, *, n_jobs: int = -1) -> pd.DataF
     DataFrame of shape (n_rows, n_features)
         As from `build_features`, with the numbers of the rows as index.
     """
-    bounds = np.searchsorted(rows, fleet.starts)
+    wanted = np.zeros(len(fleet.rows), bool)
+    wanted[rows] = True
 
-    def part(partition: int) -> pd.DataFrame:
-        own = rows[bounds[partition] : bounds[partition + 1]] - fleet.starts[partition]
-        if not len(own):
+    def part(partition: int, own: np.ndarray) -> pd.DataFrame:
+        if not own.any():
             return pd.DataFrame()
         return build_features(fleet.telemetry(partition)).iloc[own]
 
-    found = fleet.map(part, n_jobs=n_jobs)
+    found = fleet.map(part, by_row=wanted, n_jobs=n_jobs)
     return pd.concat([features for features in found if len(features)])
 
 

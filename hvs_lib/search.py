@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
 
 import numpy as np
 from imblearn.pipeline import Pipeline
-from joblib import Parallel, delayed
 from sklearn.base import clone
 from sklearn.metrics import average_precision_score, f1_score
 from sklearn.model_selection import ParameterSampler
@@ -17,11 +16,13 @@ from xgboost import QuantileDMatrix, train
 
 from hvs_lib import cache
 from hvs_lib.evaluation.outcomes import NOTHING
-from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.protocol import Protocol, TrainingRows
 from hvs_lib.models import sets_ratio
+from hvs_lib.parallel import side_by_side
 from hvs_lib.project import did_you_mean
 
 SCORINGS = ("f1_class1", "pr_auc", "event_recall_5min")
+_PREPARING = Lock()  # one fold at a time, which is the first that all candidates need
 
 
 @dataclass
@@ -30,8 +31,28 @@ class PreparedFold:
 
     fitting: QuantileDMatrix
     held_out: QuantileDMatrix
-    key: str  # of all that the fold was made from
     lock: Lock
+
+
+@dataclass
+class Folds:
+    """The folds of a search, each prepared once in a process, when it is first used there.
+
+    A worker of a cluster gets the rows, since XGBoost's matrices cannot leave their process.
+    """
+
+    pipeline: Pipeline
+    rows: TrainingRows
+    prepared: dict[int, PreparedFold] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"prepared": {}}
+
+    def __getitem__(self, number: int) -> PreparedFold:
+        with _PREPARING:
+            if number not in self.prepared:
+                self.prepared[number] = _prepare(self.pipeline, self.rows, number)
+            return self.prepared[number]
 
 
 def random_search(
@@ -61,20 +82,21 @@ def random_search(
         Of each candidate, as soon as it and those drawn before it are scored: of each of `SCORINGS`
         the mean, the standard deviation and the score of each fold, see `score_candidate`.
     """
-    folds = [_prepare(pipeline, protocol, number) for number in range(protocol.split.n_folds)]
-    predict = check_memory(protocol.memory).cache(_predict, ignore=["fold"])
+    folds, fold = Folds(pipeline, protocol.training), protocol.training.fold
+    keys = [cache.key(protocol.key, pipeline, number) for number in range(protocol.split.n_folds)]
+    predict = check_memory(protocol.memory).cache(_predict, ignore=["folds", "number"])
 
-    def candidate(params: dict) -> tuple[dict, dict[str, float]]:
+    def score(params: dict) -> tuple[dict, np.ndarray]:
         classifier = clone(pipeline).set_params(**params)[-1]
         settings = classifier.get_xgb_params(), classifier.n_estimators
-        hazard = np.empty(len(protocol.training.y))
-        for number, fold in enumerate(folds):
-            hazard[protocol.training.fold == number] = predict(*settings, fold.key, fold)
-        return params, score_candidate(protocol, hazard)
+        hazard = np.empty(len(fold))
+        for number, key in enumerate(keys):
+            hazard[fold == number] = predict(*settings, key, folds, number)
+        return params, hazard
 
     drawn = ParameterSampler(space, n_iter, random_state=seed)
-    side_by_side = Parallel(n_jobs=protocol.n_jobs, prefer="threads", return_as="generator")
-    yield from side_by_side(delayed(candidate)(params) for params in drawn)
+    for params, hazard in side_by_side(score, drawn, n_jobs=protocol.n_jobs):
+        yield params, score_candidate(protocol, hazard)
 
 
 def check_search(scoring: str, n_iter: int) -> None:
@@ -92,8 +114,7 @@ def check_search(scoring: str, n_iter: int) -> None:
         raise ValueError(f"n_iter must be at least 1, got {n_iter}.")
 
 
-def _prepare(pipeline: Pipeline, protocol: Protocol, number: int) -> PreparedFold:
-    rows = protocol.training
+def _prepare(pipeline: Pipeline, rows: TrainingRows, number: int) -> PreparedFold:
     held = rows.fold == number
     X, y, weight = rows.X[~held], rows.y[~held], rows.weight[~held]
     prepare = clone(pipeline[:-1]).fit(X)
@@ -101,12 +122,14 @@ def _prepare(pipeline: Pipeline, protocol: Protocol, number: int) -> PreparedFol
     weights = {} if sets_ratio(pipeline) else {"weight": weight}
     fitting = QuantileDMatrix(prepare.transform(X), label=y, **weights, **bins)
     held_out = QuantileDMatrix(prepare.transform(rows.X_whole[held]), ref=fitting, **bins)
-    key = cache.key(protocol.key, pipeline, number)
-    return PreparedFold(fitting, held_out, key, Lock())
+    return PreparedFold(fitting, held_out, Lock())
 
 
-def _predict(params: dict, n_estimators: int, fold_key: str, fold: PreparedFold) -> np.ndarray:
+def _predict(
+    params: dict, n_estimators: int, fold_key: str, folds: Folds, number: int
+) -> np.ndarray:
     """Score the held-out rows of a fold with one candidate; `fold_key` stands for the fold."""
+    fold = folds[number]
     with fold.lock:
         trees = train(params, fold.fitting, num_boost_round=n_estimators)
         return trees.predict(fold.held_out)

@@ -41,6 +41,7 @@ from hvs_lib.evaluation.ranges import ranges_to_json
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.evaluation.splits import Split, rows_to_fit
 from hvs_lib.features import build_features, features_of, with_sensors_dropped
+from hvs_lib.parallel import side_by_side
 from hvs_lib.telemetry.codes import hazard_types, rack_codes, site_codes
 from hvs_lib.telemetry.fleet import Fleet
 from hvs_lib.telemetry.quality import module_intervals_s, sampling_interval_s
@@ -208,7 +209,7 @@ class Protocol:
     rules : tuple of AlarmRule
         To choose from.
     n_jobs : int
-        Fits, or partitions, at once, in threads; -1: as many as cores. The results are the same.
+        Fits, or partitions, at once, see `side_by_side`. The results are the same.
     memory : joblib.Memory, optional
         Keeps what was fitted, from `hvs_lib.cache.memory`; by default nothing is kept.
     """
@@ -251,15 +252,15 @@ class Protocol:
         fitted, y = rows.to_fit(build_up)
         drawn = fitted & self.drawn(share)
         chosen = joblib.hash([drawn, y])  # the build-up follows from ids, which no feature holds
+        X, weight, fold = rows.X, rows.weight, rows.fold
 
-        def fit(left_out: int | None) -> tuple[Pipeline, float]:
-            kept = drawn if left_out is None else drawn & (rows.fold != left_out)
-            key = cache.key(self.key, chosen, left_out)
-            return cached(pipeline, rows.X[kept], y[kept], rows.weight[kept], key=key)
+        def fit(left_out: int | None, key: str) -> tuple[Pipeline, float]:
+            kept = drawn if left_out is None else drawn & (fold != left_out)
+            return cached(pipeline, X[kept], y[kept], weight[kept], key=key)
 
-        fits = Parallel(n_jobs=self.n_jobs, prefer="threads")(
-            delayed(fit)(left_out) for left_out in (*range(self.split.n_folds), None)
-        )
+        parts = (*range(self.split.n_folds), None)
+        keys = [cache.key(self.key, chosen, left_out) for left_out in parts]
+        fits = list(side_by_side(fit, parts, keys, n_jobs=self.n_jobs))
         seconds = sum(seconds for _, seconds in fits)
         return Fits([model for model, _ in fits], seconds=seconds, build_up=build_up)
 
@@ -294,7 +295,8 @@ class Protocol:
             In the order of `fits`.
         """
         scores = self._score(list(fits.values()))
-        judged = Parallel(n_jobs=self.n_jobs, prefer="threads", return_as="generator")(
+        here = {"require": "sharedmem"}  # no cluster: judging takes less time than sending all rows
+        judged = Parallel(n_jobs=self.n_jobs, return_as="generator", **here)(
             delayed(self._assess)(each, raw)
             for each, raw in zip(fits.values(), scores, strict=True)
         )
@@ -360,19 +362,22 @@ class Protocol:
 
         One partition after the other, shape (n_fits, n_samples).
         """
-        scores = np.empty((len(fits), len(self.fleet.rows)))
+        fleet = self.fleet
 
-        def score(partition: int) -> None:
-            X = build_features(self.fleet.telemetry(partition))
-            fold = self.split.fold[X.index]
+        def score(partition: int, fold: np.ndarray) -> np.ndarray:
+            X = build_features(fleet.telemetry(partition))
+            scores = np.empty((len(fits), len(X)))
             for number in np.unique(fold):  # the test rows have the number -1, of the last
                 own = fold == number
                 part = X if own.all() else X[own]
                 with config_context(assume_finite=True):  # but for NaN, which the models take
-                    scores[:, part.index] = _scores_of(fits, number, part)
+                    scores[:, own] = _scores_of(fits, number, part)
+            return scores
 
-        for _ in self.fleet.map(score, n_jobs=self.n_jobs):
-            pass
+        scores = np.empty((len(fits), len(fleet.rows)))
+        parts = fleet.map(score, by_row=self.split.fold, n_jobs=self.n_jobs)
+        for first, part in zip(fleet.starts[:-1], parts, strict=True):
+            scores[:, first : first + part.shape[1]] = part
         return scores
 
     @cached_property

@@ -110,18 +110,19 @@ def assess_changes(
     fleet, test = protocol.fleet, protocol.split.fold == TEST
     partitions = np.unique(np.searchsorted(fleet.starts, protocol.split.test, side="right") - 1)
 
-    def count(name: str, partition: int) -> tuple:
-        telemetry = fleet.telemetry(partition)
-        telemetry = telemetry[test[telemetry.index]].reset_index(drop=True)
+    faults, per_site, seed = protocol.faults, protocol.modules_per_site, protocol.seed
+
+    def count(name: str, partition: int, test: np.ndarray) -> tuple:
+        telemetry = fleet.telemetry(partition)[test].reset_index(drop=True)
         sensor_set, threshold = "all sensors", alarm.threshold
         if name in sets:
             sensor_set, threshold = name, sets[name].threshold
         else:
-            telemetry = CHANGES[name](telemetry, np.random.default_rng([protocol.seed, partition]))
+            telemetry = CHANGES[name](telemetry, np.random.default_rng([seed, partition]))
         y_score = np.concatenate([y for *_, y in score_in_parts(model, telemetry, sensor_set)])
         rows = np.arange(len(telemetry))
-        frame = scores_frame(telemetry, rows, y_score, fault_types=protocol.faults)
-        track = AlarmTrack(outcomes_of(frame), alarm.rule, protocol.modules_per_site)
+        frame = scores_frame(telemetry, rows, y_score, fault_types=faults)
+        track = AlarmTrack(outcomes_of(frame), alarm.rule, per_site)
         return track.sweep(np.array([threshold])), track.site_days
 
     left_out = _EVERY_FOURTH if protocol.interval_s > _COARSE_S else ()
@@ -129,6 +130,6 @@ def assess_changes(
         if name in left_out:
             continue
         chosen = partitions[:: 4 if name in _EVERY_FOURTH else 1]
-        found = fleet.map(partial(count, name), chosen, n_jobs=protocol.n_jobs)
+        found = fleet.map(partial(count, name), chosen, by_row=test, n_jobs=protocol.n_jobs)
         swept, site_days = zip(*found, strict=True)
         yield name, event_metrics(Sweep.over_all(swept), sum(site_days))

@@ -55,31 +55,32 @@ def assess_sensor_sets(
     alarm : Alarm
         With all sensors; the other sets have the same rule.
     """
-    fleet, fold = protocol.fleet, protocol.split.fold
+    fleet, faults, per_site = protocol.fleet, protocol.faults, protocol.modules_per_site
     thresholds = {
         name: _THRESHOLDS if SENSOR_SETS[name] else [alarm.threshold] for name in SENSOR_SETS
     }
 
-    def sweep(partition: int) -> tuple[float, dict[str, Sweep]] | None:
-        telemetry = fleet.telemetry(partition)
-        rows = np.flatnonzero(fold[telemetry.index] >= 0)
+    def sweep(partition: int, fold: np.ndarray) -> tuple[float, dict[str, Sweep]] | None:
+        rows = np.flatnonzero(fold >= 0)
         if not len(rows):
             return None
-        frame = scores_frame(telemetry, rows, np.arange(len(rows)), fault_types=protocol.faults)
+        telemetry = fleet.telemetry(partition)
+        frame = scores_frame(telemetry, rows, np.arange(len(rows)), fault_types=faults)
         outcomes = outcomes_of(frame)
         rows = rows[outcomes.rows.score.astype(np.int64)]  # in the order of the frame
-        X, own, found = build_features(telemetry).iloc[rows], fold[telemetry.index[rows]], {}
+        X, own, found = build_features(telemetry).iloc[rows], fold[rows], {}
         for name in SENSOR_SETS:
             less, scores = with_sensor_set(X, name), np.empty(len(rows))
             with config_context(assume_finite=True):  # but for NaN
                 for number in np.unique(own):
                     part = own == number
                     scores[part] = models[number].predict_proba(less[part])[:, 1]
-            track = AlarmTrack(outcomes.with_scores(scores), alarm.rule, protocol.modules_per_site)
+            track = AlarmTrack(outcomes.with_scores(scores), alarm.rule, per_site)
             found[name] = track.sweep(np.array(thresholds[name]))
         return track.site_days, found
 
-    parts = [part for part in fleet.map(sweep, n_jobs=protocol.n_jobs) if part]
+    swept = fleet.map(sweep, by_row=protocol.split.fold, n_jobs=protocol.n_jobs)
+    parts = [part for part in swept if part]
     site_days = sum(days for days, _ in parts)
     goal = protocol.max_nuisance_alarms_per_site_day, protocol.missed_event_costs
     sets = {}

@@ -1,13 +1,14 @@
 """From a seed to a telemetry table: sites, labels, frames."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 from pandas.api.types import union_categoricals
 
 from hvs_lib import columns as col
+from hvs_lib.parallel import side_by_side
 from hvs_lib.progress import steps
 from hvs_lib.simulator import physics as ph
 from hvs_lib.simulator.battery import BATTERIES, battery_of, check_battery
@@ -72,9 +73,8 @@ def simulate_fleet(
         raise ValueError(f"seed must be 0 or greater, got {seed}.")
     if n_jobs == 0:
         raise ValueError("n_jobs must be at least 1, or -1 for all cores, got 0.")
-    done = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(
-        delayed(simulate_site)(site, hours, seed, battery) for site in range(sites)
-    )
+    one = partial(simulate_site, hours=hours, seed=seed, battery=battery)
+    done = side_by_side(one, range(sites), n_jobs=n_jobs)
     done = list(steps(done, "sites", total=sites) if progress else done)
     tables = [telemetry for telemetry, _ in done]
     columns = {}

@@ -21,11 +21,11 @@ import pandas as pd
 import pyarrow as arrow
 import pyarrow.parquet
 from filelock import FileLock
-from joblib import Parallel, delayed
 from pandas.api.types import union_categoricals
 
 from hvs_lib import __version__, cache
 from hvs_lib import columns as col
+from hvs_lib.parallel import side_by_side
 from hvs_lib.progress import STEP, log_line, steps
 from hvs_lib.project import project_root, remove_unfinished, sources_sha256
 from hvs_lib.simulator.battery import check_battery
@@ -65,6 +65,10 @@ class Fleet:
     sha256: str
     _make_again: Callable[[Path], None]
 
+    def __getstate__(self) -> dict:
+        """Leave the rows out: on a worker of a cluster a fleet reads partitions."""
+        return self.__dict__ | {"rows": None}
+
     def telemetry(self, partition: int) -> pd.DataFrame:
         """Read a partition, shape (n_rows, n_columns); its index are the numbers of the rows."""
         table = _read(self.paths[partition], self._make_again)
@@ -77,17 +81,22 @@ class Fleet:
 
     def map(
         self,
-        function: Callable[[int], object],
+        function: Callable[..., object],
         partitions: Sequence[int] | None = None,
         *,
+        by_row: np.ndarray | None = None,
         n_jobs: int = -1,
     ) -> Iterable:
-        """Yield what a function returns for each partition, in order, under a progress bar."""
-        partitions = range(len(self.paths)) if partitions is None else partitions
-        done = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(
-            delayed(function)(partition) for partition in partitions
-        )
-        return steps(done, "partitions", total=len(partitions))
+        """Yield what a function returns for each partition, in order, under a progress bar.
+
+        The function must hold no rows of the fleet, since `side_by_side` may send it to workers.
+        From `by_row`, shape (n_samples,), it gets those of its partition as a second argument.
+        """
+        arguments = [range(len(self.paths)) if partitions is None else partitions]
+        if by_row is not None:
+            arguments.append(by_row[slice(*self.starts[k : k + 2])] for k in arguments[0])
+        done = side_by_side(function, *arguments, n_jobs=n_jobs)
+        return steps(done, "partitions", total=len(arguments[0]))
 
 
 def load_fleet(
@@ -174,10 +183,7 @@ def _simulated(sites: int, seed: int, battery: str) -> Fleet:
         if missing:
             for path in missing:
                 remove_unfinished(path)
-            done = Parallel(n_jobs=-1, prefer="threads", return_as="generator")(
-                delayed(make)(path) for path in missing
-            )
-            list(steps(done, "sites", total=len(missing)))
+            list(steps(side_by_side(make, missing), "sites", total=len(missing)))
         return _open(sorted(paths), make)
 
 

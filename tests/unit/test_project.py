@@ -17,13 +17,15 @@ from hvs_lib.project import set_environment
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
-REQUIRED = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+REQUIRED = PROJECT["dependencies"] + [
+    each for extra in ("dev", "dask") for each in PROJECT["optional-dependencies"][extra]
+]
 
 # The order of the flow: files and folders of hvs_lib, each imports only from those before it.
 FLOW = [
-    "project", "cache", "sqlite_address", "sqlite_store", "progress", "columns", "simulator",
-    "telemetry", "features", "models", "samplers", "evaluation", "search", "report", "tracking",
-    "score", "trial", "runner", "reproduce", "cli",
+    "project", "cache", "sqlite_address", "sqlite_store", "parallel", "progress", "columns",
+    "simulator", "telemetry", "features", "models", "samplers", "evaluation", "search", "report",
+    "tracking", "score", "trial", "runner", "reproduce", "cli",
 ]  # fmt: skip
 
 

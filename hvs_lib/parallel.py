@@ -1,0 +1,145 @@
+"""Heavy steps side by side: in threads, or on the workers of a Dask cluster where one is named."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache as once
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from joblib import Parallel, cpu_count, delayed
+from joblib.parallel import get_active_backend
+
+from hvs_lib import cache
+from hvs_lib.project import HvsError, environment, set_environment
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+SCHEDULER = "DASK_SCHEDULER_ADDRESS"  # environment variable, which Dask reads, too
+_PATIENCE_S = 10
+_AHEAD = 4  # calls for each thread of the cluster that are handed out at a time
+
+
+def side_by_side(function: Callable, *arguments: Iterable, n_jobs: int = -1) -> Iterator:
+    """Yield what a function returns for each of its arguments, in their order, as `map` does.
+
+    The calls run in `n_jobs` threads, -1: as many as cores. Where `DASK_SCHEDULER_ADDRESS` or
+    ``joblib.parallel_config("dask")`` names a cluster, they run on its workers: the function, with
+    all that it holds, goes to each worker once, its arguments with each call.
+    """
+    calls = zip(*arguments, strict=True)
+    client = _client()
+    if client is None:
+        threads = Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")
+        return threads(delayed(function)(*each) for each in calls)
+    return _on_workers(client, function, calls)
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """Name a Dask cluster to this process and its children; "local": one worker for each core.
+
+    Raises
+    ------
+    HvsError
+        Where Dask is not installed, no scheduler answers, or a worker has other versions.
+    """
+    with ExitStack() as stack:
+        if address == "local":
+            one_each = {"n_workers": cpu_count(), "threads_per_worker": 1}
+            local = _dask().LocalCluster(**one_each, dashboard_address="127.0.0.1:0")
+            address = stack.enter_context(local).scheduler_address
+        if address:
+            stack.enter_context(environment({SCHEDULER: address}))
+            stack.callback(_joined.cache_clear)
+            stack.enter_context(_joined(address))
+        yield
+
+
+def _on_workers(client: Client, function: Callable, calls: Iterable[tuple]) -> Iterator:
+    """Hand out calls in their order.
+
+    joblib's own backend would wait forever where the workers of a task are killed, and would lose
+    the function with the worker that holds it; as the result of a task it is made again.
+    """
+    function = client.submit(_same, function, pure=False)
+    at_once, running = _AHEAD * sum(client.nthreads().values()), deque()
+    for each in calls:
+        running.append(client.submit(_call, function, each, pure=False))
+        if len(running) >= at_once:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
+
+
+def _same(function: Callable) -> Callable:
+    return function
+
+
+def _call(function: Callable, arguments: tuple) -> object:
+    return function(*arguments)
+
+
+def _client() -> Client | None:
+    """Return the client of the cluster that is named, if any, once its workers are checked."""
+    backend, _ = get_active_backend()
+    client = getattr(backend, "client", None)  # of joblib.parallel_config("dask")
+    if client is None and (address := os.environ.get(SCHEDULER)):
+        return _joined(address)
+    return client and _checked(client)
+
+
+@once
+def _joined(address: str) -> Client:
+    dask = _dask()
+    try:
+        client = dask.Client(address, timeout=_PATIENCE_S, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise HvsError(
+            f"no Dask scheduler answers at {address} within {_PATIENCE_S} s: start one with "
+            f"`dask scheduler`, or run without --dask and {SCHEDULER}."
+        ) from error
+    return _checked(client)
+
+
+@once
+def _checked(client: Client) -> Client:
+    """Refuse a cluster without a worker, or with one of other code or packages."""
+    address = client.scheduler.address
+    try:
+        client.wait_for_workers(1, timeout=_PATIENCE_S)
+    except TimeoutError as error:
+        raise HvsError(
+            f"the Dask scheduler at {address} has no worker: start one with `dask worker {address}`"
+        ) from error
+    ours, problems = _versions(), []
+    for worker, theirs in client.run(_versions, on_error="return").items():
+        if isinstance(theirs, Exception):  # as where the workbook is not installed, or older
+            problems.append(f"{worker} lacks this code: {theirs}")
+            continue
+        problems += [
+            f"{worker} has {name} {theirs.get(name)}, here it is {ours[name]}"
+            for name in ours
+            if theirs.get(name) != ours[name]
+        ]
+    if problems:
+        raise HvsError("\n".join(["the Dask workers must be like this process:", *problems]))
+    return client
+
+
+def _versions() -> dict[str, str]:
+    """Return what must be the same in each worker; linear algebra becomes repeatable there, too."""
+    set_environment()
+    return cache.versions() | {"distributed": version("distributed")}
+
+
+def _dask():
+    try:
+        import distributed
+    except ImportError as error:
+        raise HvsError("Dask is not installed: `pip install -e '.[dask]'` does it.") from error
+    return distributed

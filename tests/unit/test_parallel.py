@@ -1,0 +1,160 @@
+"""On a cluster each step gives what threads give; what is wrong with a cluster is said at once."""
+
+import os
+import pickle
+import signal
+import time
+from dataclasses import replace
+from importlib.metadata import version
+
+import cloudpickle
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from distributed import LocalCluster
+from projects import free_port
+from scipy.stats import randint
+from sklearn.linear_model import LogisticRegression
+from xgboost import XGBClassifier
+
+from hvs_lib import cache, models, parallel, project
+from hvs_lib.cli import main
+from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.robustness import assess_changes
+from hvs_lib.evaluation.sensor_sets import assess_sensor_sets
+from hvs_lib.evaluation.splits import split_fleet
+from hvs_lib.models import make_pipeline
+from hvs_lib.parallel import cluster, side_by_side
+from hvs_lib.project import HvsError
+from hvs_lib.search import random_search
+from hvs_lib.simulator.fleet import simulate_fleet
+from hvs_lib.telemetry.fleet import load_fleet
+
+SPACE = {"classify__max_depth": randint(1, 6), "classify__n_estimators": randint(5, 40)}
+XGBOOST = make_pipeline(XGBClassifier(**models.XGBOOST_BY_HAND, random_state=0, n_jobs=1))
+
+HTTP = "127.0.0.1:0"  # any free port
+
+
+@pytest.fixture(scope="module")
+def workers():
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=HTTP) as started:
+        yield started
+
+
+@pytest.fixture
+def on_cluster(workers):
+    with cluster(workers.scheduler_address):
+        yield
+
+
+@pytest.fixture(scope="module")
+def protocol(make_telemetry, make_fleet):
+    events = {"event_racks": tuple(range(8)), "event_rows": 45}
+    fleet = make_fleet(make_telemetry(racks=12, rows=90, **events))
+    split = split_fleet(fleet.rows, test_size=0.25, n_folds=3, seed=1)
+    return Protocol(fleet, split, normal_stride=3, hazard_stride=2)
+
+
+def results(protocol: Protocol) -> list:
+    """Return what all steps of the notebooks find."""
+    protocol = replace(protocol)  # without what an earlier call has computed
+    noise = np.random.default_rng(0).random(len(protocol.fleet.rows))
+    fits = {
+        "XGBoost": protocol.fit(XGBOOST),
+        "linear": protocol.fit(make_pipeline(LogisticRegression()), build_up="hazard"),
+        "random": protocol.reference(lambda X: noise[X.index]),
+    }
+    judged = dict(protocol.assess_all(fits))
+    alarm = judged["XGBoost"].alarm
+    sets = assess_sensor_sets(protocol, fits["XGBoost"].models, alarm)
+    return [
+        protocol.training.X,
+        [(each.metrics, each.test_scores) for each in judged.values()],
+        list(random_search(XGBOOST, protocol, SPACE, n_iter=4, seed=3)),
+        sets,
+        list(assess_changes(protocol, fits["XGBoost"].models[-1], alarm, sets)),
+    ]
+
+
+def test_a_cluster_finds_what_threads_find(protocol, request):
+    expected = results(protocol)
+    request.getfixturevalue("on_cluster")
+    assert joblib.hash(results(protocol)) == joblib.hash(expected)
+
+
+def test_workers_simulate_the_same_fleet(on_cluster, tmp_path, monkeypatch):
+    def made(root):
+        monkeypatch.setenv("HVS_PROJECT_ROOT", str(tmp_path / root))
+        return joblib.hash(simulate_fleet(2, 6.0, 42)), load_fleet(sites=2).sha256
+
+    on_workers = made("workers")
+    monkeypatch.delenv(parallel.SCHEDULER)
+    assert on_workers == made("threads")
+
+
+def test_joblib_may_name_the_cluster(workers):
+    with workers.get_client(), joblib.parallel_config("dask"):
+        assert os.getpid() not in side_by_side(lambda number: os.getpid(), range(4))
+
+
+def test_a_fleet_goes_to_workers_without_its_rows(protocol):
+    sent = pickle.loads(cloudpickle.dumps(protocol.fleet))
+    assert sent.rows is None
+    pd.testing.assert_frame_equal(sent.telemetry(1), protocol.fleet.telemetry(1))
+
+
+def test_a_worker_that_is_killed_costs_its_task_alone(on_cluster, tmp_path):
+    def once_killed(number):
+        (tmp_path / f"{number}_{time.time_ns()}").touch()
+        if number == 5 and len(list(tmp_path.glob("5_*"))) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number**2
+
+    assert list(side_by_side(once_killed, range(12))) == [number**2 for number in range(12)]
+    started = [path.name.split("_")[0] for path in tmp_path.iterdir()]
+    assert started.count("5") == 2
+    assert len(started) <= 12 + 4
+
+
+def test_an_error_on_a_worker_is_that_of_the_call(on_cluster):
+    with pytest.raises(ZeroDivisionError):
+        list(side_by_side(lambda number: 1 // number, [1, 0]))
+
+
+def test_a_scheduler_that_is_not_there_ends_with_one_message(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "_PATIENCE_S", 1)
+    address = f"tcp://127.0.0.1:{free_port()}"
+    arguments = ["simulate", str(tmp_path / "fleet.parquet"), "--sites", "1"]
+    for option, variables in ((["--dask", address], {}), ([], {parallel.SCHEDULER: address})):
+        result = CliRunner().invoke(main, [*arguments, *option], env=variables)
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"Error: no Dask scheduler answers at {address} within 1 s")
+        assert result.stderr.count("\n") == 1
+
+
+def test_a_scheduler_without_a_worker_is_told(monkeypatch):
+    monkeypatch.setattr(parallel, "_PATIENCE_S", 1)
+    with (
+        LocalCluster(n_workers=0, dashboard_address=HTTP) as empty,
+        pytest.raises(HvsError, match="has no worker: start one with `dask worker tcp://"),
+        cluster(empty.scheduler_address),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "ours", "told"),
+    [
+        (cache, "_CODE", "0123", f"code {cache._CODE}, here it is 0123"),
+        (project, "version", lambda _: "9.9", f"xgboost {version('xgboost')}, here it is 9.9"),
+    ],
+)
+def test_workers_of_another_version_are_refused(workers, monkeypatch, module, name, ours, told):
+    monkeypatch.setattr(module, name, ours)
+    with pytest.raises(HvsError) as refused, cluster(workers.scheduler_address):
+        pass
+    for address in workers.scheduler_info["workers"]:
+        assert f"{address} has {told}" in str(refused.value)
