@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import stat
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -28,7 +27,7 @@ from hvs_lib.models import FIXED_LIMITS, before_scoring, fixed_threshold_score, 
 from hvs_lib.project import whole_file
 from hvs_lib.report.tables import cell
 from hvs_lib.telemetry.codes import event_codes
-from hvs_lib.telemetry.files import DataError
+from hvs_lib.telemetry.files import DataError, check_output
 from hvs_lib.telemetry.quality import describe, sampling_interval_s
 from hvs_lib.telemetry.read import read_racks
 from hvs_lib.tracking.champion import CHAMPION, REGISTERED_MODEL
@@ -138,7 +137,7 @@ def score_file(
         the place of anything but older alarms.
     """
     output = Path(output).resolve()
-    _check_output(output, Path(path))
+    check_output(output, (".csv",), not_over=Path(path))
     tally, findings, intervals_s, judged, n_events, n_rows = Tally(), [], [], [], 0, 0
     with (
         whole_file(output) as unfinished,
@@ -224,24 +223,6 @@ def _interval_notes(interval_s: float, champion: Champion) -> list[str]:
             "scores are less certain"
         )
     return notes
-
-
-def _check_output(output: Path, telemetry: Path) -> None:
-    problem = ""
-    if output.is_dir():
-        problem = "The output must name a file, got a directory; add a name."
-    elif output.suffix.lower() != ".csv":
-        problem = f"The output's name must end in .csv, got {output.name!r}; rename it."
-    elif not output.parent.is_dir():
-        problem = f"The folder must exist, {output.parent} does not; create it."
-    elif output.exists() and not output.is_file():
-        problem = "The output must be a regular file, got a pipe or device; name another."
-    elif output.exists() and telemetry.exists() and output.samefile(telemetry):
-        problem = "The output must not be the telemetry itself; name another."
-    elif output.exists() and not output.stat().st_mode & stat.S_IWUSR:
-        problem = "The output must not be a read-only file; name another."
-    if problem:
-        raise DataError(f"{output} cannot be written", [problem])
 
 
 def score_racks(telemetry: pd.DataFrame, champion: Champion, sensor_set: str) -> pd.DataFrame:
