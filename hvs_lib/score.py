@@ -104,14 +104,16 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
             f"the calibration must be one of {', '.join(METHODS)}, that of the model {uri} is "
             f"{metadata['calibration']}: run the notebooks again."
         )
-    intervals_s = tuple(metadata.get("intervals_s", (0.0, np.inf)))  # else logged before they were
-    fault_types = frozenset(json.loads(metadata.get("fault_types", "[]")))
-    sets = {name: SensorSet(**known) for name, known in metadata.get("sensor_sets", {}).items()}
-    model, alarm = fixed.estimator.estimator, read_alarm(metadata)
-    ranges = ranges_from_json(metadata.get("training_ranges", "{}"))
-    budget = float(metadata.get("max_nuisance_alarms_per_site_day", np.nan))
-    sha256 = metadata.get("data_sha256", "")
-    return Champion(model, alarm, intervals_s, fault_types, sets, ranges, budget, sha256)
+    return Champion(
+        model=fixed.estimator.estimator,
+        alarm=read_alarm(metadata),
+        intervals_s=tuple(metadata.get("intervals_s", (0.0, np.inf))),  # else logged without
+        fault_types=frozenset(json.loads(metadata.get("fault_types", "[]"))),
+        sets={name: SensorSet(**each) for name, each in metadata.get("sensor_sets", {}).items()},
+        ranges=ranges_from_json(metadata.get("training_ranges", "{}")),
+        budget=float(metadata.get("max_nuisance_alarms_per_site_day", np.nan)),
+        data_sha256=metadata.get("data_sha256", ""),
+    )
 
 
 def score_file(
@@ -165,11 +167,9 @@ def score_file(
                 judged += [alarms] if col.LABEL in telemetry else []
             on_progress(share)
         if not tally.racks:
-            problem = (
-                f"It must have readings of {col.TEMP_AVG} and {col.TEMP_MAX}, got one or none; "
-            )
-            cure = "where there is one probe, give it for both."
-            raise DataError(f"{path} cannot be scored", [problem + cure])
+            needed = f"{col.TEMP_AVG} and {col.TEMP_MAX}"
+            problem = f"It must have readings of {needed}, got one or none; where there is one"
+            raise DataError(f"{path} cannot be scored", [f"{problem} probe, give it for both."])
         for rule in RULES if judged else ():
             alarms = pd.concat(judged)
             tally.outcomes += _outcomes_told(rule, alarms[alarms["rule"] == rule], n_events)
