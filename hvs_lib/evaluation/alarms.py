@@ -160,14 +160,14 @@ def other_table(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
 
 
 def alarm_curve(
-    scores: pd.DataFrame, rule: AlarmRule, *, modules_per_site: float | None = None
+    scores: pd.DataFrame | Outcomes, rule: AlarmRule, *, modules_per_site: float | None = None
 ) -> pd.DataFrame:
     """Trace event recall, lead time and alarm rates over the thresholds.
 
     Parameters
     ----------
-    scores : DataFrame, shape (n_rows, n_columns)
-        A scores frame with at least one event.
+    scores : DataFrame, shape (n_rows, n_columns), or Outcomes
+        A scores frame with at least one event, or its outcomes.
     rule : AlarmRule
     modules_per_site : float, optional
         By default the average of the scores' sites.
@@ -221,15 +221,7 @@ def early_recall(
     At each of them by the best threshold, as free-response ROC analysis averages sensitivities. One
     budget alone leaves many models within an event or two of each other.
 
-    Parameters
-    ----------
-    scores : DataFrame, shape (n_rows, n_columns), or Outcomes
-        A scores frame with at least one event, or its outcomes.
-    rule : AlarmRule
-    max_nuisance_alarms_per_site_day : float
-        The alarm budget [1/d].
-    modules_per_site : float, optional
-        By default the average of the scores' sites.
+    The arguments are those of `alarm_curve`, and the alarm budget [1/d].
 
     References
     ----------
