@@ -110,10 +110,10 @@ def run(notebook: tuple, params: tuple, profile: str, fresh: bool, in_place: boo
 def simulate(output: Path, sites: int, hours: float, seed: int, battery: str, jobs: int) -> None:
     """Simulate a fleet and write its telemetry to OUTPUT, a new CSV or Parquet file."""
     from hvs_lib.simulator.fleet import simulate_fleet
-    from hvs_lib.telemetry.files import check_new, save_telemetry
+    from hvs_lib.telemetry.files import check_output, save_telemetry
     from hvs_lib.telemetry.summary import format_summary, summarize
 
-    check_new(output)  # before minutes of work
+    check_output(output)  # before minutes of work
     try:
         telemetry, _ = simulate_fleet(
             sites, hours, seed, battery=battery, n_jobs=jobs, progress=True

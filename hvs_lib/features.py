@@ -109,20 +109,10 @@ def build_features(telemetry: pd.DataFrame) -> pd.DataFrame:
 
 
 def features_of(fleet: Fleet, rows: np.ndarray, *, n_jobs: int = -1) -> pd.DataFrame:
-    """Compute the features of some rows of a fleet, partition by partition.
+    """Compute the features of some rows of a fleet, by their ascending numbers, shape (n_rows,).
 
-    Parameters
-    ----------
-    fleet : Fleet
-    rows : array of int, shape (n_rows,)
-        Numbers of rows, ascending.
-    n_jobs : int
-        Partitions at once, in threads; -1: as many as cores.
-
-    Returns
-    -------
-    DataFrame of shape (n_rows, n_features)
-        As from `build_features`, with the numbers of the rows as index.
+    As from `build_features`, with the numbers of the rows as index. `n_jobs` partitions are in work
+    at once, in threads; -1: as many as cores.
     """
     wanted = np.zeros(len(fleet.rows), bool)
     wanted[rows] = True

@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from hvs_lib.project import code_version, package_versions
 from hvs_lib.runner import RunError, plan
-from hvs_lib.sqlite_address import sqlite_uri
+from hvs_lib.sqlite_store import sqlite_uri
 from hvs_lib.telemetry.mapped import telemetry_sha256
 from hvs_lib.tracking.store import connect, mlflow_command, search_runs
 

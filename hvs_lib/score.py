@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import stat
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -28,7 +27,7 @@ from hvs_lib.models import FIXED_LIMITS, before_scoring, fixed_threshold_score, 
 from hvs_lib.project import whole_file
 from hvs_lib.report.tables import cell
 from hvs_lib.telemetry.codes import event_codes
-from hvs_lib.telemetry.files import DataError
+from hvs_lib.telemetry.files import DataError, check_output
 from hvs_lib.telemetry.quality import describe, sampling_interval_s
 from hvs_lib.telemetry.read import read_racks
 from hvs_lib.tracking.champion import CHAMPION, REGISTERED_MODEL
@@ -105,14 +104,16 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
             f"the calibration must be one of {', '.join(METHODS)}, that of the model {uri} is "
             f"{metadata['calibration']}: run the notebooks again."
         )
-    intervals_s = tuple(metadata.get("intervals_s", (0.0, np.inf)))  # else logged before they were
-    fault_types = frozenset(json.loads(metadata.get("fault_types", "[]")))
-    sets = {name: SensorSet(**known) for name, known in metadata.get("sensor_sets", {}).items()}
-    model, alarm = fixed.estimator.estimator, read_alarm(metadata)
-    ranges = ranges_from_json(metadata.get("training_ranges", "{}"))
-    budget = float(metadata.get("max_nuisance_alarms_per_site_day", np.nan))
-    sha256 = metadata.get("data_sha256", "")
-    return Champion(model, alarm, intervals_s, fault_types, sets, ranges, budget, sha256)
+    return Champion(
+        model=fixed.estimator.estimator,
+        alarm=read_alarm(metadata),
+        intervals_s=tuple(metadata.get("intervals_s", (0.0, np.inf))),  # else logged without
+        fault_types=frozenset(json.loads(metadata.get("fault_types", "[]"))),
+        sets={name: SensorSet(**each) for name, each in metadata.get("sensor_sets", {}).items()},
+        ranges=ranges_from_json(metadata.get("training_ranges", "{}")),
+        budget=float(metadata.get("max_nuisance_alarms_per_site_day", np.nan)),
+        data_sha256=metadata.get("data_sha256", ""),
+    )
 
 
 def score_file(
@@ -138,7 +139,7 @@ def score_file(
         the place of anything but older alarms.
     """
     output = Path(output).resolve()
-    _check_output(output, Path(path))
+    check_output(output, (".csv",), not_over=Path(path))
     tally, findings, intervals_s, judged, n_events, n_rows = Tally(), [], [], [], 0, 0
     with (
         whole_file(output) as unfinished,
@@ -166,11 +167,9 @@ def score_file(
                 judged += [alarms] if col.LABEL in telemetry else []
             on_progress(share)
         if not tally.racks:
-            problem = (
-                f"It must have readings of {col.TEMP_AVG} and {col.TEMP_MAX}, got one or none; "
-            )
-            cure = "where there is one probe, give it for both."
-            raise DataError(f"{path} cannot be scored", [problem + cure])
+            needed = f"{col.TEMP_AVG} and {col.TEMP_MAX}"
+            problem = f"It must have readings of {needed}, got one or none; where there is one"
+            raise DataError(f"{path} cannot be scored", [f"{problem} probe, give it for both."])
         for rule in RULES if judged else ():
             alarms = pd.concat(judged)
             tally.outcomes += _outcomes_told(rule, alarms[alarms["rule"] == rule], n_events)
@@ -224,24 +223,6 @@ def _interval_notes(interval_s: float, champion: Champion) -> list[str]:
             "scores are less certain"
         )
     return notes
-
-
-def _check_output(output: Path, telemetry: Path) -> None:
-    problem = ""
-    if output.is_dir():
-        problem = "The output must name a file, got a directory; add a name."
-    elif output.suffix.lower() != ".csv":
-        problem = f"The output's name must end in .csv, got {output.name!r}; rename it."
-    elif not output.parent.is_dir():
-        problem = f"The folder must exist, {output.parent} does not; create it."
-    elif output.exists() and not output.is_file():
-        problem = "The output must be a regular file, got a pipe or device; name another."
-    elif output.exists() and telemetry.exists() and output.samefile(telemetry):
-        problem = "The output must not be the telemetry itself; name another."
-    elif output.exists() and not output.stat().st_mode & stat.S_IWUSR:
-        problem = "The output must not be a read-only file; name another."
-    if problem:
-        raise DataError(f"{output} cannot be written", [problem])
 
 
 def score_racks(telemetry: pd.DataFrame, champion: Champion, sensor_set: str) -> pd.DataFrame:

@@ -30,6 +30,7 @@ CHAMPION = "champion"
 RULES = (CHAMPION, FIXED)
 MOST_OUTSIDE = 0.05  # share of the rows that may lie outside the range of a feature
 MOST_RATIO = 2.0  # between two sampling intervals
+AROUND_MIN = 120.0  # that are shown before and after an alarm [min]
 
 
 @dataclass(frozen=True)
@@ -125,13 +126,7 @@ def try_fleet(fleet: Fleet, champion: Champion, *, n_jobs: int = -1) -> Tried:
 
 
 def try_on(telemetry: pd.DataFrame, champion: Champion) -> list[Tried]:
-    """Score whole racks with the champion and the fixed thresholds, each rack by its sensors.
-
-    Parameters
-    ----------
-    telemetry : DataFrame, shape (n_rows, n_columns)
-        A partition; the label may be absent.
-    champion : Champion
+    """Score whole racks, with a label or not, with the champion and the fixed thresholds.
 
     Returns
     -------
@@ -174,33 +169,23 @@ def _scored(
     return np.hstack(scores), sum(counts)
 
 
-def first_alarms(alarms: pd.DataFrame, rule: str, *, most: int = 4) -> pd.DataFrame:
-    """Choose a rule's first alarms: with a label the first of each outcome, nuisance before all."""
+def first_alarms(alarms: pd.DataFrame, rule: str) -> pd.DataFrame:
+    """Choose a rule's first four alarms: with a label one of each outcome, nuisance before all."""
     own = alarms[alarms["rule"] == rule]
     if "outcome" in own:
         place = own["outcome"].map({name: -k for k, name in enumerate(OUTCOMES)})
         own = own.loc[place.sort_values(kind="stable").index].drop_duplicates("outcome")
-    return own.head(most)
+    return own.head(len(OUTCOMES))
 
 
-def around(
-    fleet: Fleet, champion: Champion, alarm: pd.Series, *, minutes: float = 120
-) -> pd.DataFrame:
-    """Read the telemetry of an alarm's module around it, and score it again.
-
-    Parameters
-    ----------
-    fleet : Fleet
-    champion : Champion
-    alarm : Series
-        A row of ``Tried.alarms``.
-    minutes : float
-        Before and after the alarm [min].
+def around(fleet: Fleet, champion: Champion, alarm: pd.Series) -> pd.DataFrame:
+    """Read the telemetry of the module of an alarm, a row of ``Tried.alarms``, and score it again.
 
     Returns
     -------
     DataFrame, shape (n_rows, n_columns)
-        The telemetry, minute (since the alarm), and both rules: scores over their thresholds.
+        From `AROUND_MIN` before to as long after: the telemetry, minute (since the alarm), and both
+        rules: scores over their thresholds.
     """
     is_rack = (fleet.rows[col.SITE] == alarm[col.SITE]) & (fleet.rows[col.RACK] == alarm[col.RACK])
     rows = np.flatnonzero(is_rack)
@@ -210,7 +195,7 @@ def around(
     for rule, alarm_of, y_score in zip(RULES, champion.alarms(sensor_set), scores, strict=True):
         telemetry[rule] = y_score / alarm_of.threshold
     minute = (telemetry[col.TIMESTAMP] - alarm[col.TIMESTAMP]) / pd.Timedelta(minutes=1)
-    shown = (telemetry[col.MODULE] == alarm[col.MODULE]) & (minute.abs() <= minutes)
+    shown = (telemetry[col.MODULE] == alarm[col.MODULE]) & (minute.abs() <= AROUND_MIN)
     return telemetry.assign(minute=minute)[shown]
 
 
@@ -221,8 +206,6 @@ def judge_trust(
 
     Parameters
     ----------
-    tried : Tried
-    champion : Champion
     outside : float
         Largest share of rows outside the training range of a feature.
     data_sha256 : str

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Integral, Real
 
 import numpy as np
 import pandas as pd
@@ -50,20 +49,11 @@ class AlarmRule:
     refractory_min: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("k", "n"):
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-                raise ValueError(
-                    f"{name} must be a whole number of samples, at least 1, got {value!r}."
-                )
-        if self.k > self.n:
+        if not 1 <= self.k <= self.n:
+            raise ValueError(f"k must be from 1 to n samples, got k={self.k}, n={self.n}.")
+        if not 0 <= self.refractory_min < np.inf:
             raise ValueError(
-                f"k must be at most n, got k={self.k}, n={self.n}. Lower k or raise n."
-            )
-        if not isinstance(self.refractory_min, Real) or not 0 <= self.refractory_min < np.inf:
-            raise ValueError(
-                "refractory_min must be a finite number, 0 or more, got "
-                f"{self.refractory_min!r}. Give it in minutes."
+                f"refractory_min must be finite and at least 0 min, got {self.refractory_min}."
             )
 
 
@@ -72,27 +62,15 @@ RULES = tuple(AlarmRule(k, n) for k, n in ((3, 5), (1, 1), (2, 3), (5, 8), (8, 1
 
 @dataclass(frozen=True)
 class Alarm:
-    """A rule with its threshold: all that turns scores into alarms.
-
-    Parameters
-    ----------
-    rule : AlarmRule
-    threshold : float
-        In the unit of the scores.
-    """
+    """A rule with its threshold, in the unit of the scores: all that turns these into alarms."""
 
     rule: AlarmRule
     threshold: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rule, AlarmRule):
+        if not np.isfinite(self.threshold):
             raise ValueError(
-                f"rule must be an AlarmRule, got {self.rule!r}. Pass AlarmRule(k=3, n=5)."
-            )
-        if not isinstance(self.threshold, Real) or not np.isfinite(self.threshold):
-            raise ValueError(
-                f"threshold must be a finite number, got {self.threshold!r}. "
-                "Find one with best_alarm."
+                f"threshold must be finite, got {self.threshold}: find one with best_alarm."
             )
 
 
@@ -102,13 +80,7 @@ def outcomes_of(scores: pd.DataFrame | Outcomes, *, label: bool = True) -> Outco
 
 
 def raise_alarms(scores: pd.DataFrame | Outcomes, alarm: Alarm) -> pd.DataFrame:
-    """List the alarms that the scores raise.
-
-    Parameters
-    ----------
-    scores : DataFrame, shape (n_rows, n_columns), or Outcomes
-        A scores frame, or its outcomes; Hazard_Label is not needed.
-    alarm : Alarm
+    """List the alarms that a scores frame, with or without label, or its outcomes raise.
 
     Returns
     -------
@@ -131,13 +103,7 @@ def raise_alarms(scores: pd.DataFrame | Outcomes, alarm: Alarm) -> pd.DataFrame:
 
 
 def event_table(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
-    """List the events, whether each is caught, and how early.
-
-    Parameters
-    ----------
-    scores : DataFrame, shape (n_rows, n_columns)
-        A scores frame.
-    alarm : Alarm
+    """List the events of a scores frame, whether each is caught, and how early.
 
     Returns
     -------
@@ -175,13 +141,7 @@ def event_table(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
 
 
 def other_table(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
-    """List what is no event, faults and look-alikes, and the alarms that each raises.
-
-    Parameters
-    ----------
-    scores : DataFrame, shape (n_rows, n_columns)
-        A scores frame.
-    alarm : Alarm
+    """List what is no event in a scores frame, faults and look-alikes, and the alarms of each.
 
     Returns
     -------
@@ -200,14 +160,14 @@ def other_table(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
 
 
 def alarm_curve(
-    scores: pd.DataFrame, rule: AlarmRule, *, modules_per_site: float | None = None
+    scores: pd.DataFrame | Outcomes, rule: AlarmRule, *, modules_per_site: float | None = None
 ) -> pd.DataFrame:
     """Trace event recall, lead time and alarm rates over the thresholds.
 
     Parameters
     ----------
-    scores : DataFrame, shape (n_rows, n_columns)
-        A scores frame with at least one event.
+    scores : DataFrame, shape (n_rows, n_columns), or Outcomes
+        A scores frame with at least one event, or its outcomes.
     rule : AlarmRule
     modules_per_site : float, optional
         By default the average of the scores' sites.
@@ -261,15 +221,7 @@ def early_recall(
     At each of them by the best threshold, as free-response ROC analysis averages sensitivities. One
     budget alone leaves many models within an event or two of each other.
 
-    Parameters
-    ----------
-    scores : DataFrame, shape (n_rows, n_columns), or Outcomes
-        A scores frame with at least one event, or its outcomes.
-    rule : AlarmRule
-    max_nuisance_alarms_per_site_day : float
-        The alarm budget [1/d].
-    modules_per_site : float, optional
-        By default the average of the scores' sites.
+    The arguments are those of `alarm_curve`, and the alarm budget [1/d].
 
     References
     ----------

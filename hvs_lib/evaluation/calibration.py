@@ -118,17 +118,7 @@ def fit_platt(
 
 
 def calibrate(calibrator: LogisticRegression | None, y_score: np.ndarray) -> np.ndarray:
-    """Map scores to probabilities.
-
-    Parameters
-    ----------
-    calibrator : LogisticRegression or None
-        From `fit_platt`; None leaves the scores as they are.
-    y_score : array, shape (n_samples,)
-
-    Returns
-    -------
-    array, shape (n_samples,)
+    """Map scores to probabilities by what `fit_platt` returns; None leaves them as they are.
 
     Examples
     --------
@@ -154,12 +144,8 @@ def weigh_by_limits(y_score: np.ndarray, X: pd.DataFrame, power: float) -> np.nd
     X : DataFrame, shape (n_samples, n_features)
         From `build_features`.
     power : float
-        Of `fixed_threshold_score`; at 3, a reading of half its limit divides the odds by 8.
-
-    Returns
-    -------
-    array, shape (n_samples,)
-        Within 0 and 1.
+        Of `fixed_threshold_score`; at 3, a reading of half its limit divides the odds by 8. 0
+        leaves the scores as they are.
 
     Examples
     --------
@@ -194,9 +180,9 @@ class CalibratedClassifier(ClassifierMixin, BaseEstimator):
     classifier : BaseEstimator
         Fitted, with ``predict_proba``.
     calibrator : LogisticRegression or None
-        From `fit_platt`; None leaves the scores as they are.
+        From `fit_platt`, for `calibrate`.
     limit_power : float
-        See `weigh_by_limits`; 0 leaves the scores as they are.
+        For `weigh_by_limits`.
     """
 
     limit_power = 0.0  # of a model that was logged before there was one

@@ -25,45 +25,16 @@ from hvs_lib.evaluation.uncertainty import (
 )
 
 ROW_METRICS = (
-    "accuracy",
-    "precision_class1",
-    "recall_class1",
-    "f1_class1",
-    "precision_macro",
-    "recall_macro",
-    "f1_macro",
-    "roc_auc",
-    "pr_auc",
-    "brier",
-    "tp",
-    "tn",
-    "fp",
-    "fn",
-    "threshold",
-)
+    "accuracy", "precision_class1", "recall_class1", "f1_class1", "precision_macro", "recall_macro",
+    "f1_macro", "roc_auc", "pr_auc", "brier", "tp", "tn", "fp", "fn", "threshold",
+)  # fmt: skip
 EVENT_METRICS = (
-    "event_recall",
-    "event_recall_5min",
-    "event_recall_10min",
-    "lead_time_median_min",
-    "lead_time_p10_min",
-    "nuisance_alarms_per_site_day",
-    "fault_alarms_per_site_day",
-    "alarm_precision",
-    "n_events",
-    "n_events_caught",
-    "n_nuisance_alarms",
-    "n_fault_alarms",
-    "site_days",
-)
+    "event_recall", "event_recall_5min", "event_recall_10min",
+    "lead_time_median_min", "lead_time_p10_min",
+    "nuisance_alarms_per_site_day", "fault_alarms_per_site_day", "alarm_precision",
+    "n_events", "n_events_caught", "n_nuisance_alarms", "n_fault_alarms", "site_days",
+)  # fmt: skip
 METRICS = ROW_METRICS + EVENT_METRICS
-# also with _low and _high
-INTERVALS = (
-    *EVENT_METRICS[:3],
-    "nuisance_alarms_per_site_day",
-    "fault_alarms_per_site_day",
-    "pr_auc",
-)
 
 
 def evaluate(
@@ -92,9 +63,10 @@ def evaluate(
     Returns
     -------
     dict of str to float
-        The `METRICS`, and `_low` and `_high` of the `INTERVALS`. A metric that is undefined on
-        these rows is left out (see `undefined_metrics`), no value is NaN or infinite. pr_auc is the
-        average precision. brier needs scores within [0, 1], the interval of pr_auc two racks.
+        The `METRICS`, and `_low` and `_high` of the event recalls, the alarm rates and pr_auc. A
+        metric that is undefined on these rows is left out (see `undefined_metrics`), no value is
+        NaN or infinite. pr_auc is the average precision. brier needs scores within [0, 1], the
+        interval of pr_auc two racks.
     """
     track = AlarmTrack(outcomes_of(scores), alarm.rule, modules_per_site)
     rows = track.rows

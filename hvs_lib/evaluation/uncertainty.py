@@ -56,11 +56,9 @@ def bootstrap_average_precision(
     rows : ScoreRows
         From `check_scores`, with a row of label 1.
     n_bootstrap : int
+        Draws; one value of the result for each.
     seed : int
-
-    Returns
-    -------
-    ndarray of float, shape (n_bootstrap,)
+        Of the draws.
     """
     if not rows.label.any():
         raise ValueError(
@@ -75,13 +73,7 @@ def bootstrap_average_precision(
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """A difference between two models with its 95 % interval.
-
-    Attributes
-    ----------
-    median, low, high : float
-        Over the resampled racks.
-    """
+    """A difference between two models over the resampled racks, with its 95 % interval."""
 
     median: float
     low: float
@@ -106,16 +98,7 @@ def paired_difference(
     Overlapping intervals of two models do not settle which is better, because the racks behind
     them are the same ones; the interval of the difference does.
 
-    Parameters
-    ----------
-    scores, reference : DataFrame, shape (n_rows, n_columns)
-        Scores frames over the same rows.
-    seed : int
-
-    Returns
-    -------
-    PairedDifference
-        Of `scores` minus `reference`.
+    Both are scores frames over the same rows; the result is `scores` minus `reference`.
 
     Examples
     --------
@@ -150,18 +133,10 @@ def paired_differences(
 ) -> dict[str, PairedDifference]:
     """Compare two models by rows and event by event, on the same draws of racks.
 
-    Parameters
-    ----------
-    scores, reference : DataFrame, shape (n_rows, n_columns)
-        Scores frames over the same rows, with an event.
-    alarm, reference_alarm : Alarm
-        Of each model.
-    seed : int
-
     Returns
     -------
     dict of str to PairedDifference
-        Of `scores` minus `reference`: the average precision, the event recall, the events caught at
+        As of `paired_difference`: the average precision, the event recall, the events caught at
         least 5 min ahead, and the warning time [min], in which a missed event counts 0.
 
     Examples

@@ -72,8 +72,6 @@ def model_card(
         }
         for what, metric, digits in _METRICS
     }
-    older = {"split": "rack", "limit_power": 0.0, "drop_sensors": 0.0, "build_up": "normal"}
-    values = older | {**tags, **numbers, "run_id": run_id, "version": version}
     status = f"It is the champion because {reason}"
     uri, option = "models:/hvs-fire-prediction@champion", ""
     if stopped_by:
@@ -81,7 +79,11 @@ def model_card(
         option = f" --model {uri}"
         status = f"It leads the ranking, but no version of it is registered: {stopped_by}."
     return _TEMPLATE.read_text(encoding="utf-8").format(
-        **values | {"name": name, "status": status, "version": version or "none"},
+        **tags | numbers,
+        name=name,
+        run_id=run_id,
+        version=version or "none",
+        status=status,
         uri=uri,
         option=option,
         goal=goal.format(**numbers),

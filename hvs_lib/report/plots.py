@@ -127,6 +127,7 @@ def module_timeline(telemetry: pd.DataFrame, rows: np.ndarray) -> Figure:
     Parameters
     ----------
     telemetry : DataFrame, shape (n_samples, ...)
+        With the label.
     rows : array
         Positions, or a mask, of the rows of one event or look-alike.
     """
@@ -290,14 +291,9 @@ def around_alarms(found: dict[str, pd.DataFrame], *, title: str) -> Figure:
     """Draw the hours around some alarms, one column each.
 
     Surface temperature [degC] and gas [ppm] above; below the score of each rule over its alarm
-    threshold, on a logarithmic axis. The label window, if there is one, is shaded.
-
-    Parameters
-    ----------
-    found : dict of str to DataFrame
-        Heading to the telemetry of a module, with ``minute`` since the alarm and a column for each
-        rule, which is no column of the telemetry.
-    title : str
+    threshold, on a logarithmic axis. The label window, if there is one, is shaded. `found` maps
+    headings to the telemetry of a module, with ``minute`` since the alarm and a column for each
+    rule, which is no column of the telemetry.
     """
     size = {"figsize": (max(5, 3.6 * len(found)), 5.5), "sharex": "col", "sharey": "row"}
     fig, axes = plt.subplots(2, len(found), squeeze=False, **size)
@@ -332,15 +328,7 @@ def around_alarms(found: dict[str, pd.DataFrame], *, title: str) -> Figure:
 
 
 def outside_ranges(found: pd.DataFrame, *, most: float) -> Figure:
-    """Draw the share of rows below and above the training range, for each signal.
-
-    Parameters
-    ----------
-    found : DataFrame, shape (n_signals, 4)
-        From `outside_by_sensor`.
-    most : float
-        Share that the verdict allows.
-    """
+    """Draw the shares of `outside_by_sensor`, and the one that the verdict allows at most."""
     fig, ax = plt.subplots(figsize=(9, 5))
     shares = 100 * found[["below", "above"]].iloc[::-1]
     shares.plot.barh(stacked=True, ax=ax, color=["C0", "C1"])
@@ -357,13 +345,8 @@ def event_timelines(events: dict[str, pd.DataFrame], *, title: str) -> Figure:
 
     A line for each event, sorted by cause, from its onset and thick from the start of its label
     window; a marker for each model's first alarm at its time before the PNR [min], or in the column
-    on the right where there was none. Beyond 20 min the axis is logarithmic.
-
-    Parameters
-    ----------
-    events : dict of str to DataFrame
-        Model to its table from `event_table`, over the same events.
-    title : str
+    on the right where there was none. Beyond 20 min the axis is logarithmic. `events` maps models
+    to their tables from `event_table`, over the same events.
     """
     first = next(iter(events.values()))
     first = first.sort_values([col.EVENT_TYPE, *col.KEYS[:3]])
@@ -410,7 +393,6 @@ def budget_curves(
         Model to its `alarm_curve`.
     points : dict of str to (float, float)
         Model to the nuisance alarms per site-day and the event recall of its chosen alarm.
-    title : str
     """
     fig, ax = plt.subplots(figsize=(10, 4.8))
     for name, color in model_colors(curves).items():

@@ -233,18 +233,15 @@ def _check_path(path: Path) -> None:
         elif not stat.S_ISREG(found.st_mode):
             problem = "The path must name a regular file, got a pipe or device; save it."
         elif not path.name.lower().endswith(_READABLE):
-            problem = _unknown_format(path, _READABLE)
+            problem = (
+                f"The format must be one of {', '.join(_READABLE)}, got"
+                f" {path.suffix or 'no suffix'!r}; convert the file, or rename it if it is one of"
+                " these."
+            )
         elif found.st_size == 0:
             problem = _EMPTY
     if problem:
         raise refusal(path, problem)
-
-
-def _unknown_format(path: Path, known: Sequence[str]) -> str:
-    return (
-        f"The format must be one of {', '.join(known)}, got {path.suffix or 'no suffix'!r};"
-        " convert the file, or rename it if it is one of these."
-    )
 
 
 def _as_text(table: arrow.Table, is_kind: Callable[[arrow.DataType], bool]) -> arrow.Table:
@@ -389,19 +386,41 @@ def save_telemetry(telemetry: pd.DataFrame, path: str | Path) -> None:
         If the file exists, its folder does not, or the format is unknown.
     """
     path = Path(path)
-    check_new(path)
+    check_output(path)
     write(telemetry, path, {})
 
 
-def check_new(path: Path) -> None:
-    """Refuse, with a DataError, what `save_telemetry` could not write."""
+def check_output(
+    path: Path, suffixes: tuple[str, ...] = SUFFIXES, *, not_over: Path | None = None
+) -> None:
+    """Refuse, with a DataError, what cannot be written; only where told so may it be over a file.
+
+    Parameters
+    ----------
+    path : Path
+    suffixes : tuple of str
+        The name ends in one of these.
+    not_over : Path, optional
+        Any other regular file may be written over; by default none.
+    """
     problem = ""
-    if not path.name.lower().endswith(SUFFIXES):
-        problem = _unknown_format(path, SUFFIXES)
+    if path.is_dir():
+        problem = "The output must name a file, got a directory; add a name."
+    elif not path.name.lower().endswith(suffixes):
+        known = " or ".join(suffixes)
+        problem = f"The output's name must end in {known}, got {path.name!r}; rename it."
     elif not path.parent.is_dir():
         problem = f"The folder must exist, {path.parent} does not; create it."
-    elif path.exists():
+    elif not path.exists():
+        return
+    elif not_over is None:
         problem = "The file must be new, it exists; choose another name."
+    elif not path.is_file():
+        problem = "The output must be a regular file, got a pipe or device; name another."
+    elif not_over.exists() and path.samefile(not_over):
+        problem = "The output must not be the telemetry itself; name another."
+    elif not path.stat().st_mode & stat.S_IWUSR:
+        problem = "The output must not be a read-only file; name another."
     if problem:
         raise DataError(f"{path} cannot be written", [problem])
 

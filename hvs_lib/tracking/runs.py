@@ -427,15 +427,7 @@ def fit_again(
 ) -> tuple[Protocol, list[CalibratedClassifier]]:
     """Return the protocol of a logged model and the model without each fold, calibrated.
 
-    What the notebook that logged it has fitted is taken from the cache.
-
-    Parameters
-    ----------
-    run_id : str
-    fleet : Fleet
-        That the model was fitted on.
-    n_jobs : int
-        Fits, or partitions, at once.
+    What the notebook that logged it has fitted, on this fleet, is taken from the cache.
     """
     params, split = mlflow.get_run(run_id).data.params, _artifact(run_id, "splits.json")
     split = Split.from_dict(json.loads(Path(split).read_text()), fleet.rows)

@@ -25,7 +25,7 @@ from hvs_lib.project import (
     set_environment,
     whole_file,
 )
-from hvs_lib.sqlite_address import ARTIFACTS, sqlite_path, sqlite_uri
+from hvs_lib.sqlite_store import ARTIFACTS, sqlite_path, sqlite_uri
 
 EXPERIMENTS = [
     "HVS_Fire_Prediction_Data",

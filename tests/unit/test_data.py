@@ -581,7 +581,7 @@ def test_round_trip(make_telemetry, tmp_path_factory, values, site, suffix):
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("t.txt", "format must be one of"),
+        ("t.txt", "must end in .csv or .csv.gz or .parquet"),
         ("there.csv", "must be new, it exists"),
         ("no/t.csv", "folder must exist"),
     ],

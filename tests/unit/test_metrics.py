@@ -29,7 +29,7 @@ from hvs_lib.evaluation.alarms import (
     event_table,
     raise_alarms,
 )
-from hvs_lib.evaluation.metrics import INTERVALS, METRICS, evaluate, undefined_metrics
+from hvs_lib.evaluation.metrics import METRICS, evaluate, undefined_metrics
 from hvs_lib.evaluation.outcomes import Outcomes
 from hvs_lib.evaluation.scores import IS_FAULT, check_scores, scores_frame
 from hvs_lib.evaluation.uncertainty import (
@@ -45,6 +45,12 @@ DAY_S = 86_400
 
 def bootstrapped(scores, **options):
     return bootstrap_average_precision(check_scores(scores), **options)
+
+
+INTERVALS = {  # metrics with _low and _high
+    "event_recall", "event_recall_5min", "event_recall_10min", "nuisance_alarms_per_site_day",
+    "fault_alarms_per_site_day", "pr_auc",
+}  # fmt: skip
 
 
 def at(threshold):
@@ -109,11 +115,10 @@ def test_level_restarts_after_a_gap_of_more_than_3n_intervals(gap_s, expected):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": 0}, r"k must be a whole number of samples, at least 1, got 0\."),
-        ({"k": 1.5}, r"k must be a whole number .* got 1\.5\."),
-        ({"k": 6, "n": 5}, r"k must be at most n, got k=6, n=5\. Lower k or raise n\."),
-        ({"refractory_min": -1}, r"refractory_min must be a finite number, 0 or more, got -1\."),
-        ({"refractory_min": np.nan}, r"refractory_min must be a finite number, .* got nan\."),
+        ({"k": 0}, r"k must be from 1 to n samples, got k=0, n=5\."),
+        ({"k": 6, "n": 5}, r"k must be from 1 to n samples, got k=6, n=5\."),
+        ({"refractory_min": -1}, r"refractory_min must be finite and at least 0 min, got -1\."),
+        ({"refractory_min": np.nan}, r"refractory_min must be finite .* got nan\."),
     ],
 )
 def test_rule_refuses(options, message):
@@ -697,7 +702,7 @@ def test_lead_times_are_summarised_over_the_caught_events():
 
 
 def test_names_are_exactly_those_promised():
-    assert set(INTERVALS) < set(METRICS)
+    assert set(METRICS) > INTERVALS
     result = evaluate(two_racks(), at(0.5), prefix="cv_")
     names = [*METRICS, *(f"{n}_{end}" for n, end in product(INTERVALS, ("low", "high")))]
     assert sorted(result) == sorted(f"cv_{name}" for name in names)
@@ -793,7 +798,7 @@ def test_results_are_finite_and_within_their_limits(modules, rule, threshold):
     result = evaluate(scores, Alarm(rule, threshold))
     assert np.isfinite(list(result.values())).all()
     assert set(METRICS) == set(undefined_metrics(result)) | (set(METRICS) & set(result))
-    for name in set(INTERVALS) - {"pr_auc"}:
+    for name in INTERVALS - {"pr_auc"}:
         if name in result:
             assert result[f"{name}_low"] <= result[name] <= result[f"{name}_high"]
     n_caught = result["n_events_caught"]
@@ -989,15 +994,10 @@ def test_invalid_scores_are_refused(scores, message):
         evaluate(scores, at(0.5))
 
 
-@pytest.mark.parametrize("threshold", [np.nan, np.inf, "high", None])
+@pytest.mark.parametrize("threshold", [np.nan, np.inf])
 def test_invalid_thresholds_are_refused(threshold):
-    with pytest.raises(ValueError, match=r"threshold must be a finite number, got "):
+    with pytest.raises(ValueError, match="threshold must be finite, got "):
         at(threshold)
-
-
-def test_invalid_rules_are_refused():
-    with pytest.raises(ValueError, match=r"rule must be an AlarmRule, got \(3, 5\)"):
-        Alarm((3, 5), 0.5)
 
 
 def test_results_do_not_depend_on_the_order_or_the_type_of_the_ids():

@@ -9,6 +9,7 @@ import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from hvs_lib import columns as col
+from hvs_lib import trial
 from hvs_lib.evaluation.alarms import Alarm, AlarmRule
 from hvs_lib.evaluation.metrics import evaluate
 from hvs_lib.evaluation.outcomes import OUTCOMES
@@ -121,7 +122,10 @@ def test_without_a_label_no_cause_makes_an_alarm_a_fault(telemetry, champion):
 
 
 @pytest.mark.parametrize("label", [True, False])
-def test_the_hours_around_an_alarm_are_those_of_its_module(telemetry, champion, make_fleet, label):
+def test_the_hours_around_an_alarm_are_those_of_its_module(
+    telemetry, champion, make_fleet, label, monkeypatch
+):
+    monkeypatch.setattr(trial, "AROUND_MIN", 5.0)
     fleet = make_fleet(telemetry, rows_together=1000)
     tried = try_fleet(fleet, champion, n_jobs=1)
     alarms = tried.alarms if label else tried.alarms.drop(columns="outcome")
@@ -131,7 +135,7 @@ def test_the_hours_around_an_alarm_are_those_of_its_module(telemetry, champion, 
     else:
         assert first.index.tolist() == alarms.index[alarms["rule"] == CHAMPION][:4].tolist()
     alarm = first.iloc[0]
-    own = around(fleet, champion, alarm, minutes=5)
+    own = around(fleet, champion, alarm)
     assert set(own[col.MODULE]) == {alarm[col.MODULE]} and set(own[col.SITE]) == {alarm[col.SITE]}
     assert own["minute"].abs().max() <= 5
     at = own[own["minute"] == 0].iloc[0]
