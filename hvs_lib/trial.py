@@ -142,7 +142,7 @@ def try_on(telemetry: pd.DataFrame, champion: Champion) -> list[Tried]:
         (scores, outside), alarms, swept, days = _scored(own, champion, sensor_set), [], {}, 0.0
         for rule, alarm, y_score in zip(RULES, champion.alarms(sensor_set), scores, strict=True):
             track = AlarmTrack(champion.outcomes(own, y_score), alarm.rule)
-            swept[rule], days = track.sweep(np.array([alarm.threshold])), track.rows.module_days
+            swept[rule], days = track.sweep([alarm.threshold]), track.rows.module_days
             alarms.append(raise_alarms(track.outcomes, alarm).assign(rule=rule))
         alarms = pd.concat([each.astype(dict.fromkeys(col.KEYS[:3], str)) for each in alarms])
         parts.append(Tried(alarms, swept, days, outside, racks))

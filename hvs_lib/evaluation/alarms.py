@@ -134,7 +134,7 @@ def event_table(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
     table["onset"] = outcomes.rows.frame[col.TIMESTAMP].to_numpy()[onset]
     table["window_start"] = at_start[col.TIMESTAMP]
     table[col.PNR] = outcomes.pnr_us.astype("datetime64[us]")
-    lead = AlarmTrack(outcomes, alarm.rule).sweep(np.array([alarm.threshold])).lead_min[0]
+    lead = AlarmTrack(outcomes, alarm.rule).sweep([alarm.threshold]).lead_min[0]
     table["caught"] = ~np.isnan(lead)
     table["lead_time_min"] = lead
     return table
@@ -415,8 +415,9 @@ class AlarmTrack:
         """Return the rows at which alarms are raised."""
         return _raise(np.flatnonzero(self.level >= threshold), self.clock, self.refractory_us)
 
-    def sweep(self, thresholds: np.ndarray) -> Sweep:
+    def sweep(self, thresholds: np.ndarray | Sequence[float]) -> Sweep:
         """Count the outcomes at each of some descending thresholds."""
+        thresholds = np.asarray(thresholds, dtype=np.float64)
         alarm_on, pnr_us = self.outcomes.alarm_on, self.outcomes.pnr_us
         n_nuisance, n_fault, first = _sweep(
             thresholds, self.level, self.clock, self.refractory_us, alarm_on, len(pnr_us)

@@ -122,7 +122,7 @@ def _counted(y_true: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _event_metrics(track: AlarmTrack, threshold: float) -> dict[str, float]:
-    result = event_metrics(track.sweep(np.array([threshold])), track.site_days)
+    result = event_metrics(track.sweep([threshold]), track.site_days)
     if n_alarms := len(track.alarms(threshold)):
         result["alarm_precision"] = 1 - result["n_nuisance_alarms"] / n_alarms
     return result

@@ -123,7 +123,7 @@ def assess_changes(
         rows = np.arange(len(telemetry))
         frame = scores_frame(telemetry, rows, y_score, fault_types=faults)
         track = AlarmTrack(outcomes_of(frame), alarm.rule, per_site)
-        return track.sweep(np.array([threshold])), track.site_days
+        return track.sweep([threshold]), track.site_days
 
     left_out = _EVERY_FOURTH if protocol.interval_s > _COARSE_S else ()
     for name in (*sets, *CHANGES):

@@ -76,7 +76,7 @@ def assess_sensor_sets(
                     part = own == number
                     scores[part] = models[number].predict_proba(less[part])[:, 1]
             track = AlarmTrack(outcomes.with_scores(scores), alarm.rule, per_site)
-            found[name] = track.sweep(np.array(thresholds[name]))
+            found[name] = track.sweep(thresholds[name])
         return track.site_days, found
 
     swept = fleet.map(sweep, by_row=protocol.split.fold, n_jobs=protocol.n_jobs)
