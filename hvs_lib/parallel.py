@@ -17,7 +17,7 @@ from hvs_lib import cache
 from hvs_lib.project import HvsError, environment, set_environment
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 SCHEDULER = "DASK_SCHEDULER_ADDRESS"  # environment variable, which Dask reads, too
 _PATIENCE_S = 10
@@ -66,14 +66,22 @@ def _on_workers(client: Client, function: Callable, calls: Iterable[tuple]) -> I
     joblib's own backend would wait forever where the workers of a task are killed, and would lose
     the function with the worker that holds it; as the result of a task it is made again.
     """
-    function = client.submit(_same, function, pure=False)
+    function = _submit(client, _same, function)
     at_once, running = _AHEAD * sum(client.nthreads().values()), deque()
     for each in calls:
-        running.append(client.submit(_call, function, each, pure=False))
+        running.append(_submit(client, _call, function, each))
         if len(running) >= at_once:
             yield running.popleft().result()
     while running:
         yield running.popleft().result()
+
+
+def _submit(client: Client, *task: object) -> Future:
+    from dask import config
+
+    # Dask would warn of what is as large as the training rows
+    with config.set({"distributed.admin.large-graph-warning-threshold": "100 GiB"}):
+        return client.submit(*task, pure=False)
 
 
 def _same(function: Callable) -> Callable:

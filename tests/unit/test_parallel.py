@@ -119,6 +119,14 @@ def test_a_worker_that_is_killed_costs_its_task_alone(on_cluster, tmp_path):
     assert len(started) <= 12 + 4
 
 
+def test_what_a_function_holds_may_be_large(on_cluster, recwarn):
+    rows = np.zeros((4000, 1000))
+    assert list(side_by_side(lambda number: rows.nbytes + number, range(3))) == [
+        rows.nbytes + number for number in range(3)
+    ]
+    assert not recwarn.list
+
+
 def test_an_error_on_a_worker_is_that_of_the_call(on_cluster):
     with pytest.raises(ZeroDivisionError):
         list(side_by_side(lambda number: 1 // number, [1, 0]))
