@@ -181,6 +181,7 @@ def check(file: Path, columns: str, keep_fill_values: bool) -> None:
     help="CSV file for the alarms.",
 )  # fmt: skip
 @click.option("--model", help="URI of the model to use instead of the registered champion.")
+@_on_cluster
 def score(
     file: Path, columns: str, keep_fill_values: bool, output: Path, model: str | None
 ) -> None:

@@ -111,7 +111,11 @@ def _joined(address: str) -> Client:
             f"no Dask scheduler answers at {address} within {_PATIENCE_S} s: start one with "
             f"`dask scheduler`, or run without --dask and {SCHEDULER}."
         ) from error
-    return _checked(client)
+    try:
+        return _checked(client)
+    except HvsError:
+        client.close()
+        raise
 
 
 @once

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -24,11 +25,12 @@ from hvs_lib.evaluation.scores import IS_FAULT, scores_frame
 from hvs_lib.evaluation.sensor_sets import SensorSet
 from hvs_lib.features import NO_SET, SENSOR_SETS, by_sensor_set, check_interval, sensor_sets_of
 from hvs_lib.models import FIXED_LIMITS, before_scoring, fixed_threshold_score, score_in_parts
+from hvs_lib.parallel import side_by_side
 from hvs_lib.project import whole_file
 from hvs_lib.report.tables import cell
 from hvs_lib.telemetry.codes import event_codes
 from hvs_lib.telemetry.files import DataError, check_output
-from hvs_lib.telemetry.quality import describe, sampling_interval_s
+from hvs_lib.telemetry.quality import Finding, describe, sampling_interval_s
 from hvs_lib.telemetry.read import read_racks
 from hvs_lib.tracking.champion import CHAMPION, REGISTERED_MODEL
 from hvs_lib.tracking.model_files import ModelError, load_model
@@ -145,27 +147,22 @@ def score_file(
         whole_file(output) as unfinished,
         closing(read_racks(path, columns=columns, keep_fill_values=keep_fill_values)) as parts,
     ):
-        for share, telemetry in parts:
-            findings += telemetry.attrs["findings"]
-            n_rows += len(telemetry)
-            intervals_s.append(sampling_interval_s(telemetry))
-            sets, found = sensor_sets_of(telemetry), []
-            tally.sets.update(sets)
-            for sensor_set, racks in by_sensor_set(telemetry, sets):
-                if sensor_set == NO_SET:
-                    continue
-                found.append(score_racks(racks, champion, sensor_set))
-                tally.rows += len(racks)
-                n_events += int(event_codes(racks).max()) + 1 if col.LABEL in racks else 0
-            if found:
-                alarms = pd.concat(found).sort_values(COLUMNS[:4], kind="stable")
+        # in threads, more racks at once would need more memory
+        for part in side_by_side(partial(_score_part, champion), parts, n_jobs=1):
+            findings += part.findings
+            n_rows += part.n_rows
+            intervals_s.append(part.interval_s)
+            tally.sets.update(part.sets)
+            tally.rows += part.n_scored
+            n_events += part.n_events
+            if part.n_scored:
                 # Six digits: where a forest has threads, they add up in any order.
                 options = {"header": not tally.racks, "index": False, "float_format": "%.6g"}
-                alarms.to_csv(unfinished, mode="a", **options)
-                tally.racks += len(sets) - sets.count(NO_SET)
-                tally.alarms.update(alarms["rule"])
-                judged += [alarms] if col.LABEL in telemetry else []
-            on_progress(share)
+                part.alarms.to_csv(unfinished, mode="a", **options)
+                tally.racks += len(part.sets) - part.sets.count(NO_SET)
+                tally.alarms.update(part.alarms["rule"])
+                judged += [part.alarms] if "outcome" in part.alarms else []
+            on_progress(part.share)
         if not tally.racks:
             needed = f"{col.TEMP_AVG} and {col.TEMP_MAX}"
             problem = f"It must have readings of {needed}, got one or none; where there is one"
@@ -181,6 +178,37 @@ def score_file(
         tally.warnings += _interval_notes(float(np.median(intervals_s)), champion)
     tally.warnings += describe(findings, n_rows)
     return tally
+
+
+@dataclass
+class _Part:
+    """What was found in a few racks of a file."""
+
+    share: float  # of the file's rows, up to here
+    n_rows: int
+    findings: list[Finding]
+    interval_s: float
+    sets: list[str]
+    n_scored: int = 0
+    n_events: int = 0
+    alarms: pd.DataFrame | None = None
+
+
+def _score_part(champion: Champion, racks: tuple[float, pd.DataFrame]) -> _Part:
+    """Score what `read_racks` yields at a time."""
+    share, telemetry = racks
+    findings, interval_s = telemetry.attrs["findings"], sampling_interval_s(telemetry)
+    part = _Part(share, len(telemetry), findings, interval_s, sensor_sets_of(telemetry))
+    found = []
+    for sensor_set, own in by_sensor_set(telemetry, part.sets):
+        if sensor_set == NO_SET:
+            continue
+        found.append(score_racks(own, champion, sensor_set))
+        part.n_scored += len(own)
+        part.n_events += int(event_codes(own).max()) + 1 if col.LABEL in own else 0
+    if found:
+        part.alarms = pd.concat(found).sort_values(COLUMNS[:4], kind="stable")
+    return part
 
 
 def _outcomes_told(rule: str, alarms: pd.DataFrame, n_events: int) -> list[str]:

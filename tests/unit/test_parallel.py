@@ -19,7 +19,7 @@ from scipy.stats import randint
 from sklearn.linear_model import LogisticRegression
 from xgboost import XGBClassifier
 
-from hvs_lib import cache, models, parallel, project
+from hvs_lib import cache, parallel, project
 from hvs_lib.cli import main
 from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.robustness import assess_changes
@@ -28,12 +28,15 @@ from hvs_lib.evaluation.splits import split_fleet
 from hvs_lib.models import make_pipeline
 from hvs_lib.parallel import cluster, side_by_side
 from hvs_lib.project import HvsError
+from hvs_lib.score import Champion, score_file
 from hvs_lib.search import random_search
 from hvs_lib.simulator.fleet import simulate_fleet
+from hvs_lib.telemetry import read
+from hvs_lib.telemetry.files import save_telemetry
 from hvs_lib.telemetry.fleet import load_fleet
 
 SPACE = {"classify__max_depth": randint(1, 6), "classify__n_estimators": randint(5, 40)}
-XGBOOST = make_pipeline(XGBClassifier(**models.XGBOOST_BY_HAND, random_state=0, n_jobs=1))
+XGBOOST = make_pipeline(XGBClassifier(n_estimators=20, max_depth=3, random_state=0, n_jobs=1))
 
 HTTP = "127.0.0.1:0"  # any free port
 
@@ -93,6 +96,22 @@ def test_workers_simulate_the_same_fleet(on_cluster, tmp_path, monkeypatch):
     on_workers = made("workers")
     monkeypatch.delenv(parallel.SCHEDULER)
     assert on_workers == made("threads")
+
+
+def test_workers_raise_the_same_alarms(protocol, make_telemetry, tmp_path, monkeypatch, request):
+    found = protocol.assess(XGBOOST)
+    champion = Champion(found.deployable().estimator.estimator, found.alarm, (10.0, 10.0))
+    monkeypatch.setattr(read, "ROWS_TOGETHER", 400)  # several parts
+    save_telemetry(make_telemetry(racks=12, event_racks=(1, 7)), tmp_path / "own.parquet")
+
+    def scored(output):
+        tally = score_file(tmp_path / "own.parquet", tmp_path / output, champion)
+        return tally, (tmp_path / output).read_text()
+
+    in_threads = scored("threads.csv")
+    request.getfixturevalue("on_cluster")
+    assert scored("workers.csv") == in_threads
+    assert in_threads[0].alarms["model"]
 
 
 def test_joblib_may_name_the_cluster(workers):
