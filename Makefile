@@ -56,8 +56,8 @@ lint: venv  ## check style, the notebooks included
 bench: venv  ## measure speed: simulator, loading, features, metrics
 	$(BIN)/pytest tests/benchmarks --benchmark-columns=min,median,max,rounds
 
-bench-scale: venv  ## measure time and memory of 12, 48 and 192 sites, from simulation to metrics
-	$(BIN)/python tests/benchmarks/scale.py 12 48 192
+bench-scale: venv  ## measure time and memory of 12 to 768 sites, on one Dask worker and on two
+	$(BIN)/python tests/benchmarks/scale.py 12 48 192 768 --workers 1 --workers 2
 
 .venv-peers/.installed: pyproject.toml
 	"$(PYTHON)" -m venv .venv-peers
