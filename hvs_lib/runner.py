@@ -162,7 +162,7 @@ def _check_folds(rows: pd.DataFrame, parameters: Mapping[str, object]) -> None:
     split = split_fleet(rows, **{name: parameters[name] for name in _OF_FOLDS[:4]})
     strides = {name: parameters[name] for name in _OF_FOLDS[4:]}
     try:
-        chosen, _ = rows_to_fit(rows, split, **strides)
+        chosen = rows_to_fit(rows, split, **strides)
         if "sampling_strategy" in parameters:
             y, fold = rows[col.LABEL].to_numpy()[chosen], split.fold[chosen]
             labels = [y[fold != number] for number in range(split.n_folds)]

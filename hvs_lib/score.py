@@ -40,7 +40,7 @@ CHAMPION_URI = f"models:/{REGISTERED_MODEL}@{CHAMPION}"
 N_TOP = 3
 COLUMNS = [col.SITE, col.RACK, col.MODULE, "alarm_start", "rule", "score"]
 COLUMNS += [name for k in range(1, N_TOP + 1) for name in (f"feature_{k}", f"contribution_{k}")]
-RULES = MODEL, FIXED = "model", "fixed thresholds"  # what raises an alarm
+RAISED_BY = MODEL, FIXED = "model", "fixed thresholds"
 OUTCOME_COLUMNS = ["outcome", col.EVENT_ID, "lead_time_min"]  # only of telemetry with a label
 
 
@@ -58,7 +58,7 @@ class Champion:
     data_sha256: str = ""  # of the training telemetry
 
     def alarms(self, sensor_set: str) -> tuple[Alarm, Alarm]:
-        """Return the alarms of `RULES` at sites with one of `SENSOR_SETS`."""
+        """Return the alarms of `RAISED_BY` at sites with one of `SENSOR_SETS`."""
         known = self.sets.get(sensor_set)
         own = replace(self.alarm, threshold=known.threshold) if known else self.alarm
         return own, Alarm(AlarmRule(), 1.0)
@@ -106,10 +106,11 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
             f"the calibration must be one of {', '.join(METHODS)}, that of the model {uri} is "
             f"{metadata['calibration']}: run the notebooks again."
         )
+    of_all = [metadata.get("interval_s", np.nan)] * 2  # as logged before the range was
     return Champion(
         model=fixed.estimator.estimator,
         alarm=read_alarm(metadata),
-        intervals_s=tuple(metadata.get("intervals_s", (0.0, np.inf))),  # else logged without
+        intervals_s=tuple(metadata.get("intervals_s", of_all)),
         fault_types=frozenset(json.loads(metadata.get("fault_types", "[]"))),
         sets={name: SensorSet(**each) for name, each in metadata.get("sensor_sets", {}).items()},
         ranges=ranges_from_json(metadata.get("training_ranges", "{}")),
@@ -167,7 +168,7 @@ def score_file(
             needed = f"{col.TEMP_AVG} and {col.TEMP_MAX}"
             problem = f"It must have readings of {needed}, got one or none; where there is one"
             raise DataError(f"{path} cannot be scored", [f"{problem} probe, give it for both."])
-        for rule in RULES if judged else ():
+        for rule in RAISED_BY if judged else ():
             alarms = pd.concat(judged)
             tally.outcomes += _outcomes_told(rule, alarms[alarms["rule"] == rule], n_events)
         if untold := [n for n in tally.sets if SENSOR_SETS.get(n) and n not in champion.sets]:
@@ -254,7 +255,7 @@ def _interval_notes(interval_s: float, champion: Champion) -> list[str]:
 
 
 def score_racks(telemetry: pd.DataFrame, champion: Champion, sensor_set: str) -> pd.DataFrame:
-    """List the alarms of whole racks with the same sensors, shape (n_alarms, 12 or 15).
+    """List the alarms of whole, sorted racks with the same sensors, shape (n_alarms, 12 or 15).
 
     The columns are `COLUMNS`: site, rack, module, start, the rule that raises it (the model's alarm
     or the fixed thresholds), score at the start, and the three features that raise it most: each
@@ -275,7 +276,9 @@ def score_racks(telemetry: pd.DataFrame, champion: Champion, sensor_set: str) ->
                 found = contributions(champion.model, X.iloc[start])
             reasons[k].append(_top_features(found))
     tables = []
-    for rule, alarm, y_score, top in zip(RULES, alarms, np.hstack(scores), reasons, strict=True):
+    for rule, alarm, y_score, top in zip(
+        RAISED_BY, alarms, np.hstack(scores), reasons, strict=True
+    ):
         raised = raise_alarms(champion.outcomes(telemetry, y_score), alarm)
         table = raised[col.KEYS[:3]].astype("str").apply(_as_text)
         table["alarm_start"] = raised[col.TIMESTAMP].dt.strftime("%Y-%m-%dT%H:%M:%S")

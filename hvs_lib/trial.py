@@ -28,7 +28,7 @@ from hvs_lib.tracking.model_files import ModelError
 
 CHAMPION = "champion"
 RULES = (CHAMPION, FIXED)
-MOST_OUTSIDE = 0.05  # share of the rows that may lie outside the range of a feature
+MOST_OUTSIDE = 0.05  # share of the time that may lie outside the range of a feature
 MOST_RATIO = 2.0  # between two sampling intervals
 AROUND_MIN = 120.0  # that are shown before and after an alarm [min]
 
@@ -45,8 +45,8 @@ class Tried:
         Rule to what its threshold raises; without a label every alarm counts as nuisance.
     module_days : float
         Observed time of all modules [d].
-    outside : DataFrame of int, shape (n_features, 3)
-        Of `count_outside`.
+    outside : DataFrame, shape (n_features, 3)
+        Of `count_outside`, each row for as long as to the next [s].
     racks : DataFrame, shape (n_racks, 5)
         Site_ID, Rack_ID, modules, sensor_set and interval_s of each rack [s].
     """
@@ -145,6 +145,7 @@ def try_on(telemetry: pd.DataFrame, champion: Champion) -> list[Tried]:
             swept[rule], days = track.sweep([alarm.threshold]), track.rows.module_days
             alarms.append(raise_alarms(track.outcomes, alarm).assign(rule=rule))
         alarms = pd.concat([each.astype(dict.fromkeys(col.KEYS[:3], str)) for each in alarms])
+        outside *= max(racks["interval_s"].median(), 1.0)
         parts.append(Tried(alarms, swept, days, outside, racks))
     return parts
 
@@ -207,7 +208,7 @@ def judge_trust(
     Parameters
     ----------
     outside : float
-        Largest share of rows outside the training range of a feature.
+        Largest share of the time outside the training range of a feature.
     data_sha256 : str
         Of the telemetry.
 
@@ -225,7 +226,7 @@ def judge_trust(
     rules = [
         ("telemetry", "that of the training" if is_own else "other", "other", not is_own),
         ("racks with sensors that it was not judged with", strange, 0, strange == 0),
-        ("most rows outside a training range", f"{outside:.1%}", f"{MOST_OUTSIDE:.0%}",
+        ("most time outside a training range", f"{outside:.1%}", f"{MOST_OUTSIDE:.0%}",
          outside <= MOST_OUTSIDE),
         ("largest ratio of sampling intervals", f"{max(ratio, 1):.3g}", f"{MOST_RATIO:g}",
          ratio <= MOST_RATIO),

@@ -329,9 +329,10 @@ class Protocol:
         """The thinned training rows with their features."""
         table = self.fleet.rows
         strides = {"normal_stride": self.normal_stride, "hazard_stride": self.hazard_stride}
-        rows, weight = rows_to_fit(table, self.split, **strides)
+        rows = rows_to_fit(table, self.split, **strides)
         y = table[col.LABEL].to_numpy()[rows]
         fold = self.split.fold[rows]
+        weight = np.where(y == 1, float(self.hazard_stride), float(self.normal_stride))
         numbers, outcomes = self._parts[0]
         place = pd.Index(numbers).get_indexer(rows)
         on, lead_min = outcomes.alarm_on[place], outcomes.lead_min[place]
@@ -452,14 +453,15 @@ class Protocol:
 
     @cached_property
     def interval_s(self) -> float:
-        """Usual time between two rows of a module [s]."""
-        return sampling_interval_s(self.fleet.rows)
+        """Time between two rows of a usual module [s], as the strides count them."""
+        return float(np.median(module_intervals_s(self.fleet.rows)))
 
     @cached_property
     def intervals_s(self) -> tuple[float, float]:
-        """Shortest and longest usual time between two rows of a module [s]."""
-        intervals = module_intervals_s(self.fleet.rows)
-        return float(intervals.min()), float(intervals.max())
+        """Shortest and longest usual time between two rows of a training site's modules [s]."""
+        rows = self.fleet.rows.iloc[self.split.train]
+        sites = [sampling_interval_s(own) for _, own in rows.groupby(col.SITE, observed=True)]
+        return min(sites), max(sites)
 
     @cached_property
     def digests(self) -> dict[str, str]:

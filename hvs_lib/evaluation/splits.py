@@ -18,7 +18,7 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 from hvs_lib import columns as col
 from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes, site_codes
 from hvs_lib.telemetry.files import DataError
-from hvs_lib.telemetry.quality import module_intervals_s, sampling_interval_s
+from hvs_lib.telemetry.quality import module_intervals_s
 
 SPLITS = ("auto", "site", "rack", "row")
 ENOUGH_SITES = 12  # with an event, for a split by site
@@ -101,7 +101,7 @@ def split_fleet(
     Parameters
     ----------
     rows : DataFrame, shape (n_samples, n_columns)
-        With the label: ``fleet.rows``, or telemetry.
+        With the label: ``fleet.rows``, or telemetry; each module in one piece.
     test_size : float
         Share of the sites or racks with an event, and of those without, for the test set.
     n_folds : int
@@ -209,28 +209,27 @@ def check_labels(telemetry: pd.DataFrame) -> None:
 
 def thin_rows(
     rows: pd.DataFrame, chosen: np.ndarray, *, normal_stride: int, hazard_stride: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> np.ndarray:
     """Keep every `normal_stride`-th normal and every `hazard_stride`-th labelled row of a module.
 
-    Where a module's rows come more or less often than is usual in the telemetry, it keeps more or
+    Where a module's rows come more or less often than a usual module's, it keeps one of more or of
     fewer of them: as often in time. Modules start at different rows, so that the kept rows are not
     all of the same instants.
 
     Parameters
     ----------
     rows : DataFrame, shape (n_samples, n_columns)
-        With the label: ``fleet.rows``, or telemetry.
+        With the label: ``fleet.rows``, or telemetry; each module in one piece.
     chosen : array of int, shape (n_chosen,)
         Numbers of the rows to choose from.
     normal_stride, hazard_stride : int
-        1 keeps everything that is at the usual interval.
+        1 keeps everything but of modules with more rows than usual. Weigh the kept rows by their
+        stride to make up for the others.
 
     Returns
     -------
-    kept : array of int, shape (n_kept,)
+    array of int, shape (n_kept,)
         The kept numbers, in the order of `chosen`.
-    weight : array of float, shape (n_kept,)
-        How many rows at the usual interval each stands for.
 
     Raises
     ------
@@ -238,30 +237,30 @@ def thin_rows(
         If a stride is below 1, or so large that no such row is left.
     """
     label, modules = rows[col.LABEL].to_numpy()[chosen], module_codes(rows)[chosen]
-    own_s, usual_s = module_intervals_s(rows)[modules], sampling_interval_s(rows)
-    interval = own_s / usual_s if usual_s else np.ones(len(chosen))  # no module has two rows
-    keep, weight = np.zeros(len(chosen), dtype=bool), np.zeros(len(chosen))
+    intervals_s = module_intervals_s(rows)
+    per_usual = (np.median(intervals_s) / intervals_s)[modules]
+    keep = np.zeros(len(chosen), dtype=bool)
     strides = {"normal_stride": normal_stride, "hazard_stride": hazard_stride}
     for value, (name, stride) in enumerate(strides.items()):
         if stride < 1:
             raise ValueError(f"{name} must be at least 1, got {stride}.")
         of_class = label == value
         module = modules[of_class]
-        own = np.maximum(np.round(stride / interval[of_class]), 1).astype(np.int64)
+        own = np.maximum(np.round(stride * per_usual[of_class]), 1).astype(np.int64)
         place = pd.Series(module).groupby(module).cumcount().to_numpy()
         drawn = (place + module) % own == 0
         if len(drawn) and not drawn.any():
             raise ValueError(f"{name} must leave rows to fit on, got {stride}: lower it.")
-        keep[of_class], weight[of_class] = drawn, own * interval[of_class]
-    return chosen[keep], weight[keep]
+        keep[of_class] = drawn
+    return chosen[keep]
 
 
 def rows_to_fit(
     rows: pd.DataFrame, split: Split, *, normal_stride: int, hazard_stride: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> np.ndarray:
     """Thin the training rows with `thin_rows`, and refuse it where a fold lacks either class."""
     strides = {"normal_stride": normal_stride, "hazard_stride": hazard_stride}
-    kept, weight = thin_rows(rows, split.train, **strides)
+    kept = thin_rows(rows, split.train, **strides)
     label, fold = rows[col.LABEL].to_numpy()[kept], split.fold[kept]
     for value, (name, stride) in enumerate(strides.items()):
         empty = np.setdiff1d(np.arange(split.n_folds), fold[label == value])
@@ -271,7 +270,7 @@ def rows_to_fit(
                 f"{name} must leave rows to fit on in each fold, got {stride} and none in fold "
                 f"{empty[0] + 1}: {cure}."
             )
-    return kept, weight
+    return kept
 
 
 def _deal_groups(rows, groups, kind, test_size, n_folds, seed):

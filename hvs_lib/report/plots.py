@@ -334,7 +334,7 @@ def outside_ranges(found: pd.DataFrame, *, most: float) -> Figure:
     shares.plot.barh(stacked=True, ax=ax, color=["C0", "C1"])
     ax.axvline(100 * most, color="0.3", linestyle=":")
     ax.set(
-        xlabel="rows outside the training range [%] (dotted: what the verdict allows)", ylabel=""
+        xlabel="time outside the training range [%] (dotted: what the verdict allows)", ylabel=""
     )
     ax.set_title("The worst feature of each signal")
     return fig

@@ -75,9 +75,10 @@ def sampling_interval_s(telemetry: pd.DataFrame) -> float:
 def module_intervals_s(telemetry: pd.DataFrame) -> np.ndarray:
     """Return the usual time between two rows of each module [s], shape (n_modules,).
 
-    In the order of `module_codes`; a module with one row has the usual time of all.
+    In the order of `module_codes`, by which the telemetry is sorted. A module with one row has the
+    usual time of all, or a second where there is none.
     """
-    codes, usual = module_codes(telemetry), sampling_interval_s(telemetry)
+    codes, usual = module_codes(telemetry), sampling_interval_s(telemetry) or 1.0
     bounds = np.searchsorted(codes, np.arange(codes.max() + 2))
     times_us = telemetry[col.TIMESTAMP].to_numpy("datetime64[us]").astype(np.int64)
     steps = (np.diff(times_us[first:end]) for first, end in pairwise(bounds))

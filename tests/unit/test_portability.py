@@ -42,7 +42,7 @@ from xgboost import XGBClassifier
 telemetry, _ = simulate_site(3, 6.0, 42)
 X, y = build_features(telemetry), telemetry[col.LABEL].to_numpy()
 strides = {"normal_stride": 18, "hazard_stride": 3}
-rows, _ = thin_rows(telemetry, np.arange(len(telemetry)), **strides)
+rows = thin_rows(telemetry, np.arange(len(telemetry)), **strides)
 X, y = X.iloc[rows], y[rows]
 weight = np.where(y == 1, 3.0, 18.0)
 digests = {"telemetry": joblib.hash(telemetry), "features": joblib.hash(X.to_numpy())}

@@ -201,11 +201,10 @@ def test_models_that_impute_otherwise_share_nothing(protocol, pipeline):
 def test_training_rows_are_thinned_and_weighted_by_their_strides(protocol, telemetry):
     rows, split = protocol.training, protocol.split
     kept = rows.X.index.to_numpy()
-    expected, weight = thin_rows(protocol.fleet.rows, split.train, normal_stride=4, hazard_stride=2)
+    expected = thin_rows(protocol.fleet.rows, split.train, normal_stride=4, hazard_stride=2)
     np.testing.assert_array_equal(kept, expected)
     np.testing.assert_array_equal(rows.y, telemetry[col.LABEL].to_numpy()[kept])
-    np.testing.assert_array_equal(rows.weight, weight)
-    np.testing.assert_array_equal(weight, np.where(rows.y == 1, 2.0, 4.0))
+    np.testing.assert_array_equal(rows.weight, np.where(rows.y == 1, 2.0, 4.0))
     np.testing.assert_array_equal(rows.fold, split.fold[kept])
     pd.testing.assert_frame_equal(rows.X, build_features(telemetry).iloc[kept], check_exact=True)
     assert protocol.thinning == 2.0

@@ -169,7 +169,7 @@ def test_racks_without_temperature_are_counted_but_not_scored(telemetry, champio
         ({}, {}, ""),
         ({}, {"data_sha256": "training"}, "telemetry that of the training"),
         ({"sets": {}}, {}, "racks with sensors that it was not judged with 16"),
-        ({}, {"outside": 0.051}, "most rows outside a training range 5.1%"),
+        ({}, {"outside": 0.051}, "most time outside a training range 5.1%"),
         ({"intervals_s": (1.0, 60.0)}, {}, ""),
         ({"intervals_s": (1.0, 4.0)}, {}, "largest ratio of sampling intervals 2.5"),
         ({"intervals_s": (21.0, 60.0)}, {}, "largest ratio of sampling intervals 2.1"),
