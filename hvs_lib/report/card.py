@@ -60,7 +60,7 @@ def model_card(
     """
     numbers = {name: _number(text) for name, text in params.items()}
     budget = "at most {max_nuisance_alarms_per_site_day:g} nuisance alarms per site-day out of fold"
-    goal = budget + " (a site: {modules_per_site:g} modules)"
+    goal = budget + " (a site: {modules_per_site:.0f} modules)"
     if numbers["missed_event_costs"]:
         goal = "a missed event counts as {missed_event_costs:g} nuisance alarms"
     weak = [f"- {_escape(cause)}: fewer than half of its events are caught" for cause in missed]

@@ -152,7 +152,7 @@ def module_timeline(telemetry: pd.DataFrame, rows: np.ndarray) -> Figure:
     axes[1].set_ylabel("off-gas [ppm]")
     axes[1].set_ylim(top=max(300, axes[1].get_ylim()[1]))  # or noise fills the panel
     axes[2].set_ylabel("voltage [V]")
-    axes[2].set_xlabel(f"minutes to {'the point of no return' if hazard else 'its end'}")
+    axes[2].set_xlabel(f"minutes to {'the point of no return' if hazard else 'the last row shown'}")
     legend_beside(axes[1])
     for ax in axes:
         if hazard:

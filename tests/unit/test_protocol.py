@@ -195,6 +195,31 @@ def test_models_that_impute_otherwise_share_nothing(protocol, pipeline):
     np.testing.assert_array_equal(alone, beside)
 
 
+def at_intervals(make_telemetry, seconds):
+    """Make a site with events for each interval between rows."""
+    parts = [
+        make_telemetry(racks=3, rows=240, interval_s=s, event_racks=(0, 1, 2)).assign(
+            **{col.SITE: f"Site{k}"}
+        )
+        for k, s in enumerate(seconds)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_intervals_are_those_of_a_usual_module_and_of_the_training_sites(
+    make_telemetry, make_fleet
+):
+    table = at_intervals(make_telemetry, (1.0, 10.0, 10.0, 30.0))
+    sparse = table[(table[col.SITE] == "Site1") & (table[col.MODULE] == "RackA1_Module01")]
+    table = table.drop(sparse.index[1:-1])  # a module with two rows far apart tells nothing
+    protocol = protocol_of(make_fleet(table))
+    assert protocol.interval_s == 10.0
+    sites = set(protocol.fleet.rows[col.SITE].iloc[protocol.split.train])
+    seconds = {"Site0": 1.0, "Site1": 10.0, "Site2": 10.0, "Site3": 30.0}
+    found = [seconds[site] for site in sites]
+    assert protocol.intervals_s == (min(found), max(found))
+
+
 # --- the training rows ---------------------------------------------------------------------------
 
 

@@ -96,6 +96,20 @@ def test_a_model_logged_by_an_older_workbook_is_refused(monkeypatch, metadata, m
         load_champion("models:/old/1")
 
 
+@pytest.mark.parametrize(
+    ("metadata", "intervals_s"),
+    [({"intervals_s": [1.0, 30.0]}, (1.0, 30.0)), ({"interval_s": 10.0}, (10.0, 10.0))],
+)
+def test_a_champion_tells_the_intervals_of_its_training(
+    registered, monkeypatch, metadata, intervals_s
+):
+    fixed, logged = score.load_model(score.CHAMPION_URI)
+    assert logged["intervals_s"] == [10.0, 10.0]
+    del logged["intervals_s"]
+    monkeypatch.setattr(score, "load_model", lambda uri: (fixed, logged | metadata))
+    assert load_champion().intervals_s == intervals_s
+
+
 @pytest.fixture
 def expected(telemetry, champion):
     """Alarms of the plain way: everything in memory at once."""

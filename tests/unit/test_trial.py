@@ -191,6 +191,17 @@ def test_each_rule_of_the_verdict_breaks_by_itself(telemetry, champion, changed,
         assert said == f"trust the champion on this telemetry: all {len(rules)} rules are met"
 
 
+def test_time_outside_a_range_counts_alike_at_every_interval(make_telemetry, champion, make_fleet):
+    parts = [
+        make_telemetry(racks=4, rows=rows, interval_s=seconds).assign(**{col.SITE: name})
+        for name, rows, seconds in (("Hot", 600, 1.0), ("Cool", 60, 10.0))
+    ]
+    parts[0][col.AMBIENT] += np.float32(30)
+    fleet = make_fleet(pd.concat(parts, ignore_index=True))
+    found = outside_by_sensor(try_fleet(fleet, champion, n_jobs=1).outside)
+    assert found.loc[col.AMBIENT, "outside"] == pytest.approx(0.5, abs=0.03)
+
+
 def test_the_figure_of_the_ranges_names_every_signal(telemetry, champion):
     found = outside_by_sensor(tried_on(telemetry, champion).outside)
     figure = plots.outside_ranges(found, most=0.05)
