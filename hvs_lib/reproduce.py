@@ -137,7 +137,7 @@ def _check_complete(run: Run, *names: str) -> None:
 def _check_data(path: str, columns: str, expected: str) -> None:
     """Refuse telemetry of the user's own that is gone or has changed; a fleet is made again."""
     for each in filter(None, (path, columns)):
-        if not Path(each).is_file():
+        if not Path(each).exists():
             told = "with its map, of" if columns else "of"
             raise RunError(
                 f"the run's telemetry {each} is gone: put back the file {told} SHA-256 {expected}."

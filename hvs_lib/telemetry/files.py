@@ -92,6 +92,10 @@ class TelemetryFile:
     ----------
     names, known : list of str
         Every column of the file; those that are read, by default those of `columns.TELEMETRY`.
+    types : dict of str to DataType
+        Of the columns of a Parquet file; empty for CSV.
+    is_text : bool
+        Whether a CSV file has a bad cell, so that `columns` returns its cells as written.
     problems : list of str
         What is wrong with the file's columns and rows, whatever the cells hold.
     findings : list
@@ -109,8 +113,10 @@ class TelemetryFile:
         _check_path(path)
         self.path = path
         with readable(path):
-            is_parquet = _is_parquet(path)
-            self.names = arrow.parquet.read_schema(path).names if is_parquet else _csv_header(path)
+            schema = arrow.parquet.read_schema(path) if _is_parquet(path) else None
+            self.names = _csv_header(path) if schema is None else schema.names
+        self.types = {} if schema is None else dict(zip(schema.names, schema.types, strict=True))
+        self.is_text = False
         self.findings: list[list] = []
         self.label_until_s = col.LABEL_UNTIL_S
         self._skipped: list[int] = []  # rows of the wrong length, the header being row 1
@@ -143,10 +149,12 @@ class TelemetryFile:
         """Return the known columns whole; a CSV file with a bad cell is all text."""
         with readable(self.path):
             try:
-                batches = list(self.batches())
+                batches = [] if self.is_text else list(self.batches())
             except arrow.ArrowInvalid:
                 if _is_parquet(self.path):
                     raise
+                self.is_text = True
+            if self.is_text:
                 # Rare and slower, but then each bad cell can be named.
                 _check_lines(self.path)
                 for _ in _first_lines(self.path):
@@ -229,7 +237,7 @@ def _check_path(path: Path) -> None:
         problem = f"The path must lead to a file, got: {reason}; check it."
     else:
         if stat.S_ISDIR(found.st_mode):
-            problem = "The path must name a file, got a directory; name one file in it."
+            problem = "A folder must hold files alone, got a folder; name it, or move its files up."
         elif not stat.S_ISREG(found.st_mode):
             problem = "The path must name a regular file, got a pipe or device; save it."
         elif not path.name.lower().endswith(_READABLE):
@@ -411,6 +419,8 @@ def check_output(
         problem = f"The output's name must end in {known}, got {path.name!r}; rename it."
     elif not path.parent.is_dir():
         problem = f"The folder must exist, {path.parent} does not; create it."
+    elif not_over is not None and not_over.is_dir() and path.parent.samefile(not_over):
+        problem = "The output must not lie among the files of telemetry; name another folder."
     elif not path.exists():
         return
     elif not_over is None:

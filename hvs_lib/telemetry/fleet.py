@@ -30,7 +30,7 @@ from hvs_lib.progress import STEP, log_line, steps
 from hvs_lib.project import project_root, remove_unfinished, sources_sha256
 from hvs_lib.simulator.battery import check_battery
 from hvs_lib.telemetry.files import READ_ERRORS, DataError, sha256_of_file, write
-from hvs_lib.telemetry.mapped import telemetry_sha256
+from hvs_lib.telemetry.mapped import open_telemetry, telemetry_sha256
 from hvs_lib.telemetry.read import load_telemetry, read_racks
 
 SIMULATED_HOURS = 6.0
@@ -109,12 +109,12 @@ def load_fleet(
     keep_fill_values: bool = False,
     require_label: bool = True,
 ) -> Fleet:
-    """Open a telemetry file as a fleet, or the simulated fleet, which is made first if need be.
+    """Open telemetry as a fleet, or the simulated fleet, which is made first if need be.
 
     Parameters
     ----------
     data_path : str or Path
-        A file, as for `load_telemetry`. It is converted once, into `data/cache`. Empty:
+        A file or folder, as for `load_telemetry`. It is converted once, into `data/cache`. Empty:
         the simulated fleet, in `data/raw`.
     columns : str or Path
         A map of the file's columns to ours, as for `load_telemetry`.
@@ -209,8 +209,7 @@ def _stamp_of(path: Path) -> str | None:
 def _converted(path: Path, options: dict) -> Fleet:
     """Convert a file to partitions, unless that is done; its digest is that of file and map."""
     sources = (path, options["columns"])
-    if not all(Path(each).is_file() for each in sources if each):
-        load_telemetry(path, **options)  # says what is wrong
+    open_telemetry(*sources)  # says what is wrong, before it is read whole
     sha256 = telemetry_sha256(*sources)
     folders = project_root() / "data" / "cache" / "telemetry"
     folders.mkdir(parents=True, exist_ok=True)
@@ -241,9 +240,9 @@ def _converted(path: Path, options: dict) -> Fleet:
         return about
 
     def make_again(_: Path) -> None:
-        is_there = all(Path(each).is_file() for each in sources if each)
+        is_there = all(Path(each).exists() for each in sources if each)
         if not is_there or telemetry_sha256(*sources) != sha256:
-            problem = "The file must stay as it is while it is used, it has changed; start again."
+            problem = "The telemetry must stay as it is while in use, it has changed; start again."
             raise DataError(f"{path} cannot be used", [problem])
         make()
 

@@ -28,6 +28,7 @@ from hvs_lib.telemetry.files import (
     count_rows,
     sha256_of_file,
 )
+from hvs_lib.telemetry.folders import TelemetryFolder, open_files, sha256_of_files
 from hvs_lib.telemetry.mapping import Source, load_map, named
 from hvs_lib.telemetry.quality import LEFT_OUT, Finding
 
@@ -36,14 +37,16 @@ _ADVICE_TIME = "add `format` or, for numbers, `elapsed: s` and `start`, or `epoc
 _ADVICE_ZONE = "correct the zone, to UTC if the clock has no daylight saving."
 
 
-def open_telemetry(path: Path, columns: str | Path = "") -> "TelemetryFile | MappedFile":
-    """Open a telemetry file, through a map where one is given."""
-    return MappedFile(path, Path(columns)) if columns else TelemetryFile(path)
+def open_telemetry(
+    path: Path, columns: str | Path = ""
+) -> "TelemetryFile | TelemetryFolder | MappedFile":
+    """Open a telemetry file or a folder of them, through a map where one is given."""
+    return MappedFile(path, Path(columns)) if columns else open_files(path)
 
 
 def telemetry_sha256(path: str | Path, columns: str | Path = "") -> str:
-    """Return the SHA-256 of a file or, where there is a map, of both."""
-    sha256 = sha256_of_file(path)
+    """Return the SHA-256 of a file or folder or, where there is a map, of both."""
+    sha256 = sha256_of_files(Path(path))
     if not columns:
         return sha256
     return hashlib.sha256(f"{sha256} {sha256_of_file(columns)}".encode()).hexdigest()
@@ -76,7 +79,7 @@ class MappedFile:
         self.problems: list[str] = []
         self.findings: list[Finding] = []
         self.label_until_s = self.map.label_until_s
-        self._file = TelemetryFile(path)
+        self._file = open_files(path)
         self._title = f"{path} cannot be read with the map {columns}"
         own = {name: Source("column", (name,)) for name in self._file.known}
         self._sources = {**own, **self.map.sources}

@@ -13,7 +13,8 @@ import yaml
 
 from hvs_lib import columns as col
 from hvs_lib.telemetry.conversion import as_numbers, as_times, codes_and_words, is_number
-from hvs_lib.telemetry.files import MISSING_NUMBERS, DataError, TelemetryFile
+from hvs_lib.telemetry.files import MISSING_NUMBERS, DataError
+from hvs_lib.telemetry.folders import open_files
 from hvs_lib.telemetry.mapping import named
 from hvs_lib.telemetry.quality import FILL_VALUES
 from hvs_lib.telemetry.read import load_telemetry
@@ -96,7 +97,7 @@ def propose_map(path: str | Path) -> str:
 
 
 def _columns(path: Path) -> list[_Column]:
-    file = TelemetryFile(path)
+    file = open_files(path)
     file.select(list(dict.fromkeys(file.names)), {})
     table = {name: array.slice(0, _ROWS) for name, array in file.columns().items()}
     single = {name: _Column(name, 1, *_values(array)) for name, array in table.items()}

@@ -44,7 +44,7 @@ def load_telemetry(
     Parameters
     ----------
     path : str or Path
-        A `.csv`, `.csv.gz` or `.parquet` file, or a `.zip` of one CSV file, see data/README.md.
+        A `.csv`, `.csv.gz`, `.parquet` or `.zip` file, or a folder of them, see data/README.md.
     columns : str or Path, optional
         A map of the file's columns to ours, see docs/own-data.md.
     require_label : bool, default=True

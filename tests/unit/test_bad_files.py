@@ -225,7 +225,7 @@ CASES = {
     "header alone": (text(lambda t: t.split("\n")[0]), "must have rows"),
     # no file
     "empty": (nothing, "empty"),
-    "directory": (folder, "got a directory"),
+    "empty folder": (folder, "must hold telemetry files, got none"),
     "named pipe": (pipe, "must name a regular file"),
     "zero byte in the name": (lambda frame, path: path.with_name("a\0b.csv"), "must lead to"),
     "link to itself": (loop, "must"),

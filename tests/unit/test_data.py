@@ -253,10 +253,6 @@ def test_no_such_file_names_the_nearest(tmp_path):
     assert "check the path" in only_problem(tmp_path / "nowhere" / "x.parquet")
 
 
-def test_a_directory_is_refused(tmp_path):
-    assert "got a directory" in only_problem(tmp_path)
-
-
 @pytest.mark.parametrize("name", ["t.txt", "t.xlsx", "t"])
 def test_unknown_format_is_refused(tmp_path, name):
     (tmp_path / name).write_text("x")
