@@ -71,5 +71,5 @@ notebooks: venv  ## execute the notebooks at their defaults and keep the outputs
 	HVS_PROJECT_ROOT=$$(mktemp -d) $(BIN)/hvs run --in-place  # an earlier champion would be named
 
 lock: venv  ## pin the newest versions that pyproject.toml allows
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra dask --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra dask --extra remote --universal --python-version 3.11 \
 		--no-emit-index-url --no-annotate --no-header --upgrade --quiet -o requirements.lock

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from hvs_lib import __version__
-from hvs_lib.project import HvsError, set_environment
+from hvs_lib.project import HvsError, is_address, set_environment
 
 _KEEP = click.option(
     "--keep-fill-values", is_flag=True,
@@ -81,7 +81,7 @@ def run(notebook: tuple, params: tuple, profile: str, fresh: bool, in_place: boo
 
     given = dict(params)
     for name in ("data_path", "columns"):
-        if given.get(name):
+        if given.get(name) and not is_address(given[name]):
             given[name] = str(Path(given[name]).absolute())
     planned = runner.plan(list(notebook), profile=profile, parameters=given)
     for warning in runner.check_telemetry(planned):
@@ -127,10 +127,10 @@ def simulate(output: Path, sites: int, hours: float, seed: int, battery: str, jo
 
 
 @main.command("map")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file")
 @click.option("--output", type=click.Path(path_type=Path), help="New file to write the map to.")
-def propose(file: Path, output: Path | None) -> None:
-    """Propose a map of the columns of FILE to ours, for --columns; read it before use."""
+def propose(file: str, output: Path | None) -> None:
+    """Propose a map of the columns of FILE, or a folder or address, to ours; read it before use."""
     from hvs_lib.telemetry.proposal import propose_map
 
     if output and output.exists():
@@ -143,11 +143,11 @@ def propose(file: Path, output: Path | None) -> None:
 
 
 @main.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file")
 @_COLUMNS
 @_KEEP
-def check(file: Path, columns: str, keep_fill_values: bool) -> None:
-    """Summarize a telemetry FILE, or list every problem in it."""
+def check(file: str, columns: str, keep_fill_values: bool) -> None:
+    """Summarize telemetry, a FILE, folder or s3:// address, or list every problem in it."""
     from hvs_lib.features import NO_SET, check_interval, sensor_sets_of
     from hvs_lib.score import load_champion, sensor_sets_told
     from hvs_lib.telemetry.read import load_telemetry
@@ -173,7 +173,7 @@ def check(file: Path, columns: str, keep_fill_values: bool) -> None:
 
 
 @main.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file")
 @_COLUMNS
 @_KEEP
 @click.option(
@@ -182,10 +182,8 @@ def check(file: Path, columns: str, keep_fill_values: bool) -> None:
 )  # fmt: skip
 @click.option("--model", help="URI of the model to use instead of the registered champion.")
 @_on_cluster
-def score(
-    file: Path, columns: str, keep_fill_values: bool, output: Path, model: str | None
-) -> None:
-    """Score a telemetry FILE with the registered champion and write its alarms."""
+def score(file: str, columns: str, keep_fill_values: bool, output: Path, model: str | None) -> None:
+    """Score telemetry, a FILE, folder or s3:// address, with the champion and write its alarms."""
     from hvs_lib.progress import ProgressBar
     from hvs_lib.score import CHAMPION_URI, load_champion, score_file, sensor_sets_told
     from hvs_lib.tracking.store import connect

@@ -57,6 +57,11 @@ def did_you_mean(wanted: object, names: Iterable[str], otherwise: str = "") -> s
     return f"did you mean {lower[near[0]]!r}?" if near else otherwise
 
 
+def is_address(path: str | Path) -> bool:
+    """Tell an address such as ``s3://bucket/folder`` from a path; a Path cannot hold one."""
+    return "://" in str(path)
+
+
 def project_root() -> Path:
     """Return the folder that holds data/, runs/ and the tracking store.
 

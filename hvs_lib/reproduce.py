@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from hvs_lib.project import code_version, package_versions
+from hvs_lib.project import code_version, is_address, package_versions
 from hvs_lib.runner import RunError, plan
 from hvs_lib.sqlite_store import sqlite_uri
 from hvs_lib.telemetry.mapped import telemetry_sha256
@@ -137,7 +137,7 @@ def _check_complete(run: Run, *names: str) -> None:
 def _check_data(path: str, columns: str, expected: str) -> None:
     """Refuse telemetry of the user's own that is gone or has changed; a fleet is made again."""
     for each in filter(None, (path, columns)):
-        if not Path(each).exists():
+        if not (is_address(each) or Path(each).exists()):
             told = "with its map, of" if columns else "of"
             raise RunError(
                 f"the run's telemetry {each} is gone: put back the file {told} SHA-256 {expected}."

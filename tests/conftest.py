@@ -196,6 +196,34 @@ def start_run(store):
     return start
 
 
+S3_KEYS = {"AWS_ACCESS_KEY_ID": "KEYOFTHETEST", "AWS_SECRET_ACCESS_KEY": "secretofthetest"}
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """Start an S3 server on loopback, and return its address."""
+    moto = pytest.importorskip("moto.server", reason="moto is in the extra `dev`")
+    pytest.importorskip("s3fs", reason="s3fs is in the extra `remote`")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server, monkeypatch):
+    """Return a filesystem with the empty bucket `fleet`; the keys are in the environment."""
+    import s3fs
+
+    settings = {"AWS_ENDPOINT_URL": s3_server, "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in (S3_KEYS | settings | {"AWS_EC2_METADATA_DISABLED": "true"}).items():
+        monkeypatch.setenv(name, value)
+    filesystem = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
+    filesystem.mkdir("fleet")
+    yield filesystem
+    filesystem.rm("fleet", recursive=True)
+
+
 class Server:
     """A process that answers on loopback; it can be stopped, and started again.
 

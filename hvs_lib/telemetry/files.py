@@ -54,7 +54,7 @@ class DataError(HvsError, ValueError):
         return "\n".join([f"{self.title}, {len(lines)} problems:", *lines])
 
 
-def refusal(path: Path, *problems: str) -> DataError:
+def refusal(path: Path | str, *problems: str) -> DataError:
     """Return the error of a file that cannot be loaded."""
     return DataError(f"{path} cannot be used", list(problems))
 

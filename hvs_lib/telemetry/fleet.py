@@ -27,10 +27,12 @@ from hvs_lib import __version__, cache
 from hvs_lib import columns as col
 from hvs_lib.parallel import side_by_side
 from hvs_lib.progress import STEP, log_line, steps
-from hvs_lib.project import project_root, remove_unfinished, sources_sha256
+from hvs_lib.project import is_address, project_root, remove_unfinished, sources_sha256
 from hvs_lib.simulator.battery import check_battery
+from hvs_lib.telemetry.addresses import brought
 from hvs_lib.telemetry.files import READ_ERRORS, DataError, sha256_of_file, write
-from hvs_lib.telemetry.mapped import open_telemetry, telemetry_sha256
+from hvs_lib.telemetry.mapped import open_telemetry, telemetry_sha256, telemetry_version
+from hvs_lib.telemetry.mapping import load_map
 from hvs_lib.telemetry.read import load_telemetry, read_racks
 
 SIMULATED_HOURS = 6.0
@@ -114,8 +116,8 @@ def load_fleet(
     Parameters
     ----------
     data_path : str or Path
-        A file or folder, as for `load_telemetry`. It is converted once, into `data/cache`. Empty:
-        the simulated fleet, in `data/raw`.
+        A file, folder or address, as for `load_telemetry`. It is converted once, into `data/cache`.
+        Empty: the simulated fleet, in `data/raw`.
     columns : str or Path
         A map of the file's columns to ours, as for `load_telemetry`.
     sites : int
@@ -142,7 +144,7 @@ def load_fleet(
     if data_path:
         options = {"columns": columns, "keep_fill_values": keep_fill_values}
         options |= {"require_label": require_label}
-        return _converted(Path(data_path), options)
+        return _converted(data_path, options)
     if columns:
         problem = "The map must come with a data_path, got none; name the file that it is for."
         raise DataError(f"{columns} cannot be used", [problem])
@@ -206,14 +208,17 @@ def _stamp_of(path: Path) -> str | None:
 # ---- a file of the user's own ----------------------------------------------------------------
 
 
-def _converted(path: Path, options: dict) -> Fleet:
+def _converted(path: str | Path, options: dict) -> Fleet:
     """Convert a file to partitions, unless that is done; its digest is that of file and map."""
     sources = (path, options["columns"])
-    open_telemetry(*sources)  # says what is wrong, before it is read whole
-    sha256 = telemetry_sha256(*sources)
+    if not is_address(path):
+        open_telemetry(Path(path), options["columns"])  # says what is wrong
+    elif options["columns"]:
+        load_map(Path(options["columns"]))
+    version = telemetry_version(*sources)
     folders = project_root() / "data" / "cache" / "telemetry"
     folders.mkdir(parents=True, exist_ok=True)
-    folder = folders / cache.key(sha256, options["keep_fill_values"])
+    folder = folders / cache.key(version, options["keep_fill_values"])
     if not options["require_label"] and not _about(folder):  # a label there need not be sound
         folder = folder.with_name(f"{folder.name}_any_label")
 
@@ -221,27 +226,34 @@ def _converted(path: Path, options: dict) -> Fleet:
         about = {"findings": [], "ignored_columns": [], "partitions": 0}
         for left in folders.glob(f".{folder.name}.*"):  # by one that was killed
             shutil.rmtree(left, ignore_errors=True)
-        with tempfile.TemporaryDirectory(
-            prefix=f".{folder.name}.", dir=folders, ignore_cleanup_errors=True
-        ) as unfinished:
+        with (
+            brought(path) as local,
+            tempfile.TemporaryDirectory(
+                prefix=f".{folder.name}.", dir=folders, ignore_cleanup_errors=True
+            ) as unfinished,
+        ):
             try:
-                with closing(read_racks(path, **options)) as parts:
+                with closing(read_racks(local, **options)) as parts:
                     for number, (_, telemetry) in enumerate(parts):
                         about["findings"] += telemetry.attrs["findings"]
                         about["ignored_columns"] = telemetry.attrs["ignored_columns"]
                         write(telemetry, Path(unfinished) / _partition(number), {})
                         about["partitions"] += 1
             except DataError:
-                load_telemetry(path, **options)  # names the problems of the whole file
+                load_telemetry(local, **options)  # names the problems of the whole file
                 raise
+            about["sha256"] = telemetry_sha256(local, options["columns"])
             (Path(unfinished) / _ABOUT).write_text(json.dumps(about))
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(unfinished, folder)
         return about
 
     def make_again(_: Path) -> None:
-        is_there = all(Path(each).exists() for each in sources if each)
-        if not is_there or telemetry_sha256(*sources) != sha256:
+        try:
+            is_same = telemetry_version(*sources) == version
+        except (OSError, DataError):
+            is_same = False
+        if not is_same:
             problem = "The telemetry must stay as it is while in use, it has changed; start again."
             raise DataError(f"{path} cannot be used", [problem])
         make()
@@ -249,7 +261,7 @@ def _converted(path: Path, options: dict) -> Fleet:
     with _lock(folder):
         about = _about(folder) or make()
         paths = [folder / _partition(number) for number in range(about["partitions"])]
-        fleet = _open(paths, make_again, sha256)
+        fleet = _open(paths, make_again, about["sha256"])
     fleet.rows.attrs |= {name: about[name] for name in ("findings", "ignored_columns")}
     return fleet
 

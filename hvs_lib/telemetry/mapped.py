@@ -11,7 +11,8 @@ import pyarrow as arrow
 import pyarrow.compute
 
 from hvs_lib import columns as col
-from hvs_lib.project import did_you_mean
+from hvs_lib.project import did_you_mean, is_address
+from hvs_lib.telemetry.addresses import brought, listing_sha256
 from hvs_lib.telemetry.codes import module_codes
 from hvs_lib.telemetry.conversion import (
     TEXTS,
@@ -46,7 +47,18 @@ def open_telemetry(
 
 def telemetry_sha256(path: str | Path, columns: str | Path = "") -> str:
     """Return the SHA-256 of a file or folder or, where there is a map, of both."""
-    sha256 = sha256_of_files(Path(path))
+    with brought(path) as local:
+        return _with_map(sha256_of_files(local), columns)
+
+
+def telemetry_version(path: str | Path, columns: str | Path = "") -> str:
+    """Return what changes whenever `telemetry_sha256` does; of an address, without reading it."""
+    if not is_address(path):
+        return telemetry_sha256(path, columns)
+    return _with_map(listing_sha256(str(path)), columns)
+
+
+def _with_map(sha256: str, columns: str | Path) -> str:
     if not columns:
         return sha256
     return hashlib.sha256(f"{sha256} {sha256_of_file(columns)}".encode()).hexdigest()

@@ -12,6 +12,7 @@ import pyarrow as arrow
 import yaml
 
 from hvs_lib import columns as col
+from hvs_lib.telemetry.addresses import brought
 from hvs_lib.telemetry.conversion import as_numbers, as_times, codes_and_words, is_number
 from hvs_lib.telemetry.files import MISSING_NUMBERS, DataError
 from hvs_lib.telemetry.folders import open_files
@@ -81,11 +82,16 @@ def propose_map(path: str | Path) -> str:
     DataError
         If the path leads to no telemetry file.
     """
-    columns = _columns(Path(path))
+    with brought(path) as local:
+        return _proposal(local)
+
+
+def _proposal(path: Path) -> str:
+    columns = _columns(path)
     entries = {col.TIMESTAMP: _time(columns)} | _ids(columns) | _sensors(columns) | _label(columns)
     if any("each" in value for value, _ in entries.values() if isinstance(value, dict)):
         entries.pop(col.MODULE, None)
-    problems = _try(Path(path), entries)
+    problems = _try(path, entries)
     lines = ["# Proposed by `hvs map` from names and values: read every line before you trust it."]
     lines += [f"# to mend: {problem}" for problem in problems]
     keys = sorted(entries, key=[*col.TELEMETRY, *entries].index)

@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as arrow
 
 from hvs_lib import columns as col
+from hvs_lib.telemetry.addresses import brought
 from hvs_lib.telemetry.codes import module_codes, order_of
 from hvs_lib.telemetry.conversion import to_frame, zone_styles
 from hvs_lib.telemetry.doubts import doubts
@@ -44,7 +45,8 @@ def load_telemetry(
     Parameters
     ----------
     path : str or Path
-        A `.csv`, `.csv.gz`, `.parquet` or `.zip` file, or a folder of them, see data/README.md.
+        A `.csv`, `.csv.gz`, `.parquet` or `.zip` file, a folder of them, or an address of
+        either such as ``s3://bucket/folder``, see data/README.md.
     columns : str or Path, optional
         A map of the file's columns to ours, see docs/own-data.md.
     require_label : bool, default=True
@@ -65,8 +67,9 @@ def load_telemetry(
         If the file cannot be read or breaks a rule of the table.
     """
     options = {"require_label": require_label, "keep_fill_values": keep_fill_values}
-    reader = _Reader(path, columns, **options)
-    return reader.telemetry(reader.file.columns())
+    with brought(path) as local:
+        reader = _Reader(local, columns, **options)
+        return reader.telemetry(reader.file.columns())
 
 
 def read_racks(
@@ -98,12 +101,12 @@ def read_racks(
         If the file or a rack of it breaks a rule of the table, or the folder has no room.
     """
     options = {"require_label": require_label, "keep_fill_values": keep_fill_values}
-    reader = _Reader(path, columns, **options)
-    with TemporaryDirectory(prefix="hvs-racks-") as folder:
+    with brought(path) as local, TemporaryDirectory(prefix="hvs-racks-") as folder:
+        reader = _Reader(local, columns, **options)
         racks = Racks(Path(folder))
         sample = reader.sort_into(racks)
         if sample is None:  # `load_telemetry` says what is wrong, if anything is
-            yield 1.0, load_telemetry(path, columns=columns, **options)
+            yield 1.0, load_telemetry(local, columns=columns, **options)
             return
         if problems := untypical(sample):
             raise refusal(reader.file.path, *problems)
@@ -119,13 +122,13 @@ class _Reader:
 
     def __init__(
         self,
-        path: str | Path,
+        path: Path,
         columns: str | Path,
         *,
         require_label: bool,
         keep_fill_values: bool,
     ):
-        self.file = open_telemetry(Path(path), columns)
+        self.file = open_telemetry(path, columns)
         self.require_label = require_label
         self.keep_fill_values = keep_fill_values
         # columns that count as absent if they have no value, or none but 0, in any row

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 REQUIRED = PROJECT["dependencies"] + [
-    each for extra in ("dev", "dask") for each in PROJECT["optional-dependencies"][extra]
+    each for extra in ("dev", "dask", "remote") for each in PROJECT["optional-dependencies"][extra]
 ]
 
 # The order of the flow: files and folders of hvs_lib, each imports only from those before it.

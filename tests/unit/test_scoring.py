@@ -386,6 +386,21 @@ def test_command_says_what_it_did(telemetry, uri, expected, project, tmp_path):
     assert (result.exit_code, "must exist" in result.output) == (1, True)
 
 
+def test_command_scores_an_address(telemetry, uri, expected, project, tmp_path, bucket):
+    half = len(telemetry) // 2
+    for number, part in enumerate((telemetry[:half], telemetry[half:])):
+        save_telemetry(part, tmp_path / f"{number}.parquet")
+        bucket.put(str(tmp_path / f"{number}.parquet"), f"fleet/days/{number}.parquet")
+    save_telemetry(telemetry, tmp_path / "t.parquet")
+    for place, name in [("s3://fleet/days", "far.csv"), (tmp_path / "t.parquet", "near.csv")]:
+        call = ["score", str(place), "--output", str(tmp_path / name)]
+        result = CliRunner().invoke(main, call)
+        assert result.exit_code == 0, result.output
+        assert f"{name}: {len(expected)} by model" in result.output
+        assert "secretofthetest" not in result.output
+    assert (tmp_path / "far.csv").read_bytes() == (tmp_path / "near.csv").read_bytes()
+
+
 def test_command_scores_an_export_through_a_map(telemetry, uri, expected, project, tmp_path):
     exported = telemetry.rename(columns={col.RACK: "rack"})
     save_telemetry(exported, tmp_path / "t.parquet")

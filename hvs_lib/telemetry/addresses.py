@@ -1,0 +1,100 @@
+"""Telemetry at an address that fsspec knows, such as ``s3://bucket/folder``."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from hvs_lib.project import is_address
+from hvs_lib.telemetry.files import DataError, refusal
+from hvs_lib.telemetry.folders import is_hidden
+
+
+@contextmanager
+def brought(path: str | Path) -> Iterator[Path]:
+    """Give a local path to telemetry; what lies at an address is copied there for the while.
+
+    A DataError that is raised meanwhile names the address in place of the copy.
+    """
+    if not is_address(path):
+        yield Path(path)
+        return
+    address = str(path).rstrip("/")
+    filesystem, root, entries = _listed(str(path))
+    if "file" in filesystem.protocol:
+        yield Path(root)
+        return
+    with TemporaryDirectory(prefix="hvs-files-") as folder:
+        copy = Path(folder, Path(root).name)
+        if "" not in entries:
+            copy.mkdir(exist_ok=True)
+        files = {}
+        for name, each in entries.items():
+            if each["type"] == "directory":
+                (copy / name).mkdir()  # to be refused as one among files on the disk is
+            else:
+                files[each["name"]] = str(copy / name)
+        with _told(address):
+            filesystem.get([*files], [*files.values()])
+        try:
+            yield copy
+        except DataError as error:
+            told = [text.replace(str(copy), address) for text in (error.title, *error.problems)]
+            raise DataError(told[0], told[1:]) from None
+
+
+def listing_sha256(address: str) -> str:
+    """Return a digest of the names and versions of the files at an address, unread."""
+    _, _, entries = _listed(address)
+    lines = [
+        f"{name} {each.get('ETag') or each.get('etag') or sorted(each.items())}"
+        for name, each in sorted(entries.items())
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _listed(address: str) -> tuple:
+    """Return the filesystem, the path in it, and its files by name; one file alone has none."""
+    protocol = address.split("://")[0]
+    if re.search(r"://.*:.*@|\?", address):
+        problem = (
+            "An address must hold no password, key or query, for it is logged; set them as fsspec"
+            " takes them, in environment variables or files in ~/.config/fsspec."
+        )
+        raise refusal(f"{protocol}://...", problem)
+    from fsspec.core import url_to_fs  # here, not at the top: few need it
+
+    with _told(address):  # as it is now, not as an earlier listing in this process had it
+        filesystem, root = url_to_fs(address, skip_instance_cache=True, use_listings_cache=False)
+        info = filesystem.info(root)
+        if info["type"] != "directory":
+            return filesystem, root, {"": info}
+        found = {each["name"].rstrip("/"): each for each in filesystem.ls(root, detail=True)}
+    found.pop(root, None)  # a folder made in a browser is an object, too
+    entries = {name.rsplit("/", 1)[-1]: each for name, each in found.items()}
+    return filesystem, root, {name: entries[name] for name in entries if not is_hidden(name)}
+
+
+@contextmanager
+def _told(address: str) -> Iterator[None]:
+    """Refuse an address where its filesystem fails."""
+    try:
+        yield
+    except ImportError as error:
+        problem = (
+            f"The package for this address must be installed, got: {error};"
+            " `pip install -e '.[remote]'` brings that for s3://."
+        )
+        raise refusal(address, problem) from error
+    except FileNotFoundError as error:
+        problem = "The address must lead to a file or folder, got nothing there; check every part."
+        raise refusal(address, problem) from error
+    except Exception as error:  # each package raises its own
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(". ")
+        problem = (
+            f"The address must be readable, got {reason}; check it and the credentials, which"
+            " fsspec takes from environment variables or files in ~/.config/fsspec."
+        )
+        raise refusal(address, problem) from error
