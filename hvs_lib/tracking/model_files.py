@@ -13,7 +13,6 @@ from typing import Any
 import mlflow
 import skops.io
 import yaml
-from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from sklearn.base import BaseEstimator
 
@@ -83,7 +82,7 @@ def load_model(uri: str | Path) -> tuple[BaseEstimator, dict[str, Any]]:
     """
     try:
         folder = Path(mlflow.artifacts.download_artifacts(str(uri)))
-    except (MlflowException, OSError, ValueError, ImportError) as error:
+    except Exception as error:  # the package of each store, such as boto3, raises its own
         raise ModelError(f"there is no model {uri}: {first_line(error)}") from error
     try:
         # Not Model.load, which unescapes the percent signs of a path.
