@@ -9,7 +9,9 @@ from tempfile import TemporaryDirectory
 
 from hvs_lib.project import is_address
 from hvs_lib.telemetry.files import DataError, refusal
-from hvs_lib.telemetry.folders import is_hidden
+from hvs_lib.telemetry.folders import is_hidden, sha256_of_files
+
+_WITHOUT_VERSION = {"name", "size", "type", "url", "mimetype", "partial"}  # as some web servers
 
 
 @contextmanager
@@ -23,7 +25,7 @@ def brought(path: str | Path) -> Iterator[Path]:
         return
     address = str(path).rstrip("/")
     filesystem, root, entries = _listed(str(path))
-    if "file" in filesystem.protocol:
+    if type(filesystem).__name__ == "LocalFileSystem":  # file://
         yield Path(root)
         return
     with TemporaryDirectory(prefix="hvs-files-") as folder:
@@ -46,8 +48,11 @@ def brought(path: str | Path) -> Iterator[Path]:
 
 
 def listing_sha256(address: str) -> str:
-    """Return a digest of the names and versions of the files at an address, unread."""
+    """Return a digest of the names and versions of the files at an address, unread if it can be."""
     _, _, entries = _listed(address)
+    if any(each.keys() <= _WITHOUT_VERSION for each in entries.values()):
+        with brought(address) as local:
+            return sha256_of_files(local)
     lines = [
         f"{name} {each.get('ETag') or each.get('etag') or sorted(each.items())}"
         for name, each in sorted(entries.items())
@@ -74,7 +79,7 @@ def _listed(address: str) -> tuple:
         found = {each["name"].rstrip("/"): each for each in filesystem.ls(root, detail=True)}
     found.pop(root, None)  # a folder made in a browser is an object, too
     entries = {name.rsplit("/", 1)[-1]: each for name, each in found.items()}
-    return filesystem, root, {name: entries[name] for name in entries if not is_hidden(name)}
+    return filesystem, root, {k: each for k, each in entries.items() if not is_hidden(k)}
 
 
 @contextmanager

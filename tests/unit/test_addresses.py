@@ -3,6 +3,9 @@
 import sqlite3
 import sys
 from contextlib import closing
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pandas as pd
 import pytest
@@ -99,6 +102,31 @@ def test_an_address_is_converted_once_until_it_changes(address, folder, bucket, 
     first.paths[0].unlink()
     with pytest.raises(DataError, match="must stay as it is while in use"):
         first.telemetry(0)
+
+
+@pytest.mark.parametrize("header", ["", "Last-Modified"])
+def test_a_web_server_that_tells_no_version_is_read_again(folder, header):
+    class Handler(SimpleHTTPRequestHandler):
+        def send_header(self, name, value):
+            if name != "Last-Modified" or name == header:
+                super().send_header(name, value)
+
+        def log_message(self, *_):
+            read.append(self.command)
+
+    read = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/day1.csv"
+        first = load_fleet(address)
+        read.clear()
+        assert load_fleet(address).paths == first.paths
+        assert ("GET" in read) == (not header)
+        path = folder / "day1.csv"
+        path.write_text(path.read_text().replace(",5", ",6", 1))  # of the same size
+        if not header:
+            assert load_fleet(address).sha256 != first.sha256
+        server.shutdown()
 
 
 def test_a_map_reads_an_address(address, folder, tmp_path):
