@@ -66,14 +66,14 @@ def _on_workers(client: Client, function: Callable, calls: Iterable[tuple]) -> I
     joblib's own backend would wait forever where the workers of a task are killed, and would lose
     the function with the worker that holds it; as the result of a task it is made again.
     """
+    ours, running = tuple(_versions().items()), deque()
     function = _submit(client, _same, function)
-    at_once, running = _AHEAD * sum(client.nthreads().values()), deque()
     for each in calls:
-        running.append(_submit(client, _call, function, each))
-        if len(running) >= at_once:
-            yield running.popleft().result()
+        running.append(_submit(client, _call, ours, function, each))
+        if len(running) >= _AHEAD * sum(client.nthreads().values()):
+            yield _result(client, running.popleft())
     while running:
-        yield running.popleft().result()
+        yield _result(client, running.popleft())
 
 
 def _submit(client: Client, *task: object) -> Future:
@@ -88,8 +88,19 @@ def _same(function: Callable) -> Callable:
     return function
 
 
-def _call(function: Callable, arguments: tuple) -> object:
+def _call(ours: tuple, function: Callable, arguments: tuple) -> object:
+    """Call a function on a worker, which may have joined, or begun again, since the check."""
+    if differences := _differences(ours):
+        raise HvsError(f"a Dask worker has {'; '.join(differences)}")
     return function(*arguments)
+
+
+def _result(client: Client, future: Future) -> object:
+    try:
+        return future.result()
+    except Exception:
+        _compare(client)  # other code may fail before it is compared
+        raise
 
 
 def _client() -> Client | None:
@@ -128,19 +139,31 @@ def _checked(client: Client) -> Client:
         raise HvsError(
             f"the Dask scheduler at {address} has no worker: start one with `dask worker {address}`"
         ) from error
-    ours, problems = _versions(), []
-    for worker, theirs in client.run(_versions, on_error="return").items():
-        if isinstance(theirs, Exception):  # as where the workbook is not installed, or older
-            problems.append(f"{worker} lacks this code: {theirs}")
+    _compare(client)
+    return client
+
+
+def _compare(client: Client) -> None:
+    ours, problems = tuple(_versions().items()), []
+    for worker, found in client.run(_differences, ours, on_error="return").items():
+        if isinstance(found, OSError):  # it has left
             continue
-        problems += [
-            f"{worker} has {name} {theirs.get(name)}, here it is {ours[name]}"
-            for name in ours
-            if theirs.get(name) != ours[name]
-        ]
+        if isinstance(found, Exception):  # as where the workbook is not installed, or older
+            problems.append(f"{worker} lacks this code: {found}")
+        else:
+            problems += [f"{worker} has {difference}" for difference in found]
     if problems:
         raise HvsError("\n".join(["the Dask workers must be like this process:", *problems]))
-    return client
+
+
+@once
+def _differences(ours: tuple[tuple[str, str], ...]) -> list[str]:
+    theirs = _versions()
+    return [
+        f"{name} {theirs.get(name)}, here it is {our}"
+        for name, our in ours
+        if theirs.get(name) != our
+    ]
 
 
 def _versions() -> dict[str, str]:

@@ -2,10 +2,15 @@
 
 import os
 import pickle
+import shutil
 import signal
+import subprocess
+import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
 import cloudpickle
 import joblib
@@ -185,3 +190,43 @@ def test_workers_of_another_version_are_refused(workers, monkeypatch, module, na
         pass
     for address in workers.scheduler_info["workers"]:
         assert f"{address} has {told}" in str(refused.value)
+
+
+@contextmanager
+def late_worker(scheduler, folder):
+    """Start a worker in a folder, which is the first that it imports from."""
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", scheduler.scheduler_address]
+    options = ["--no-nanny", "--nthreads", "1", "--local-directory", folder, "--no-dashboard"]
+    plain = {name: os.environ[name] for name in os.environ.keys() - project._ENVIRONMENT.keys()}
+    with scheduler.get_client() as client:
+        before = client.nthreads()
+        with subprocess.Popen([*command, *options], cwd=folder, env=plain) as worker:
+            try:
+                client.wait_for_workers(len(before) + 1, timeout=60)
+                (address,) = set(client.nthreads()) - set(before)
+                yield address
+            finally:
+                worker.kill()
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_worker_that_joins_later_is_compared_and_made_repeatable(tmp_path, changed):
+    package = shutil.copytree(Path(parallel.__file__).parent, tmp_path / "hvs_lib")
+    if changed:
+        (package / "new.py").touch()
+
+    def at_work(_):
+        time.sleep(0.2)
+        return os.getcwd(), os.environ.get("OMP_WAIT_POLICY")
+
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=HTTP) as started,
+        cluster(started.scheduler_address),
+        late_worker(started, tmp_path) as address,
+    ):
+        if not changed:
+            assert (str(tmp_path), "PASSIVE") in list(side_by_side(at_work, range(8)))
+            return
+        told = f"{address} has code [0-9a-f]{{64}}, here it is {cache._CODE}"
+        with pytest.raises(HvsError, match=told):
+            list(side_by_side(at_work, range(8)))
