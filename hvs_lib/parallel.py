@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache as once
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 SCHEDULER = "DASK_SCHEDULER_ADDRESS"  # environment variable, which Dask reads, too
 _PATIENCE_S = 10
+_WITHOUT_WORKER_S = 60  # until a run ends that has lost them all
 _AHEAD = 4  # calls for each thread of the cluster that are handed out at a time
 
 
@@ -96,11 +98,35 @@ def _call(ours: tuple, function: Callable, arguments: tuple) -> object:
 
 
 def _result(client: Client, future: Future) -> object:
+    _wait(client, future)
     try:
         return future.result()
+    except _dask().KilledWorker as error:
+        raise HvsError(
+            f"{error.allowed_failures + 1} Dask workers were killed at the same task, the last at "
+            f"{error.last_worker.address}: see their logs. If memory ran out, start fewer workers "
+            "on a machine, or raise normal_stride, and run again, which resumes."
+        ) from error
     except Exception:
         _compare(client)  # other code may fail before it is compared
         raise
+
+
+def _wait(client: Client, future: Future) -> None:
+    """Wait for a result; where all workers have left, only so long."""
+    last = time.monotonic()
+    while not future.done():
+        with suppress(TimeoutError):
+            future.exception(timeout=1)
+            return
+        if client.nthreads():
+            last = time.monotonic()
+        elif time.monotonic() - last > _WITHOUT_WORKER_S:
+            address = client.scheduler.address
+            raise HvsError(
+                f"the Dask scheduler at {address} has had no worker for {_WITHOUT_WORKER_S} s: "
+                f"start one with `dask worker {address}` and run again, which resumes."
+            )
 
 
 def _client() -> Client | None:

@@ -177,6 +177,28 @@ def test_a_scheduler_without_a_worker_is_told(monkeypatch):
         pass
 
 
+def test_a_run_that_loses_all_workers_ends_with_one_message(monkeypatch):
+    monkeypatch.setattr(parallel, "_WITHOUT_WORKER_S", 2)
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=HTTP) as started,
+        cluster(started.scheduler_address),
+    ):
+        done = side_by_side(lambda number: time.sleep(0.1) or number, range(50))
+        assert next(done) == 0
+        started.scale(0)
+        with pytest.raises(HvsError, match="no worker for 2 s: start one with `dask worker tcp:"):
+            list(done)
+
+
+def test_a_task_that_kills_its_workers_ends_with_one_message():
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=HTTP) as started,
+        cluster(started.scheduler_address),
+        pytest.raises(HvsError, match="4 Dask workers were killed at the same task, the last at"),
+    ):
+        list(side_by_side(lambda _: os.kill(os.getpid(), signal.SIGKILL), range(1)))
+
+
 @pytest.mark.parametrize(
     ("module", "name", "ours", "told"),
     [
