@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache as once
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 SCHEDULER = "DASK_SCHEDULER_ADDRESS"  # environment variable, which Dask reads, too
 _PATIENCE_S = 10
+_WITHOUT_WORKER_S = 60  # until a run ends that has lost them all
 _AHEAD = 4  # calls for each thread of the cluster that are handed out at a time
 
 
@@ -66,14 +68,14 @@ def _on_workers(client: Client, function: Callable, calls: Iterable[tuple]) -> I
     joblib's own backend would wait forever where the workers of a task are killed, and would lose
     the function with the worker that holds it; as the result of a task it is made again.
     """
+    ours, running = tuple(_versions().items()), deque()
     function = _submit(client, _same, function)
-    at_once, running = _AHEAD * sum(client.nthreads().values()), deque()
     for each in calls:
-        running.append(_submit(client, _call, function, each))
-        if len(running) >= at_once:
-            yield running.popleft().result()
+        running.append(_submit(client, _call, ours, function, each))
+        if len(running) >= _AHEAD * sum(client.nthreads().values()):
+            yield _result(client, running.popleft())
     while running:
-        yield running.popleft().result()
+        yield _result(client, running.popleft())
 
 
 def _submit(client: Client, *task: object) -> Future:
@@ -88,8 +90,43 @@ def _same(function: Callable) -> Callable:
     return function
 
 
-def _call(function: Callable, arguments: tuple) -> object:
+def _call(ours: tuple, function: Callable, arguments: tuple) -> object:
+    """Call a function on a worker, which may have joined, or begun again, since the check."""
+    if differences := _differences(ours):
+        raise HvsError(f"a Dask worker has {'; '.join(differences)}")
     return function(*arguments)
+
+
+def _result(client: Client, future: Future) -> object:
+    _wait(client, future)
+    try:
+        return future.result()
+    except _dask().KilledWorker as error:
+        raise HvsError(
+            f"{error.allowed_failures + 1} Dask workers were killed at the same task, the last at "
+            f"{error.last_worker.address}: see their logs. If memory ran out, start fewer workers "
+            "on a machine, or raise normal_stride, and run again, which resumes."
+        ) from error
+    except Exception:
+        _compare(client)  # other code may fail before it is compared
+        raise
+
+
+def _wait(client: Client, future: Future) -> None:
+    """Wait for a result; where all workers have left, only so long."""
+    last = time.monotonic()
+    while not future.done():
+        with suppress(TimeoutError):
+            future.exception(timeout=1)
+            return
+        if client.nthreads():
+            last = time.monotonic()
+        elif time.monotonic() - last > _WITHOUT_WORKER_S:
+            address = client.scheduler.address
+            raise HvsError(
+                f"the Dask scheduler at {address} has had no worker for {_WITHOUT_WORKER_S} s: "
+                f"start one with `dask worker {address}` and run again, which resumes."
+            )
 
 
 def _client() -> Client | None:
@@ -128,19 +165,31 @@ def _checked(client: Client) -> Client:
         raise HvsError(
             f"the Dask scheduler at {address} has no worker: start one with `dask worker {address}`"
         ) from error
-    ours, problems = _versions(), []
-    for worker, theirs in client.run(_versions, on_error="return").items():
-        if isinstance(theirs, Exception):  # as where the workbook is not installed, or older
-            problems.append(f"{worker} lacks this code: {theirs}")
+    _compare(client)
+    return client
+
+
+def _compare(client: Client) -> None:
+    ours, problems = tuple(_versions().items()), []
+    for worker, found in client.run(_differences, ours, on_error="return").items():
+        if isinstance(found, OSError):  # it has left
             continue
-        problems += [
-            f"{worker} has {name} {theirs.get(name)}, here it is {ours[name]}"
-            for name in ours
-            if theirs.get(name) != ours[name]
-        ]
+        if isinstance(found, Exception):  # as where the workbook is not installed, or older
+            problems.append(f"{worker} lacks this code: {found}")
+        else:
+            problems += [f"{worker} has {difference}" for difference in found]
     if problems:
         raise HvsError("\n".join(["the Dask workers must be like this process:", *problems]))
-    return client
+
+
+@once
+def _differences(ours: tuple[tuple[str, str], ...]) -> list[str]:
+    theirs = _versions()
+    return [
+        f"{name} {theirs.get(name)}, here it is {our}"
+        for name, our in ours
+        if theirs.get(name) != our
+    ]
 
 
 def _versions() -> dict[str, str]:

@@ -69,7 +69,13 @@ class Fleet:
 
     def __getstate__(self) -> dict:
         """Leave the rows out: on a worker of a cluster a fleet reads partitions."""
-        return self.__dict__ | {"rows": None}
+        return {name: value for name, value in self.__dict__.items() if name != "rows"}
+
+    def __getattr__(self, name: str) -> object:
+        if name == "rows":
+            cure = "give `Fleet.map` what a call needs of them as by_row"
+            raise AttributeError(f"a copy of a fleet, as workers get it, has no rows: {cure}.")
+        return self.__getattribute__(name)  # raises as usual
 
     def telemetry(self, partition: int) -> pd.DataFrame:
         """Read a partition, shape (n_rows, n_columns); its index are the numbers of the rows."""

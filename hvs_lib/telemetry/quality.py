@@ -78,11 +78,14 @@ def module_intervals_s(telemetry: pd.DataFrame) -> np.ndarray:
     In the order of `module_codes`, by which the telemetry is sorted. A module with one row has the
     usual time of all, or a second where there is none.
     """
-    codes, usual = module_codes(telemetry), sampling_interval_s(telemetry) or 1.0
+    codes = module_codes(telemetry)
     bounds = np.searchsorted(codes, np.arange(codes.max() + 2))
     times_us = telemetry[col.TIMESTAMP].to_numpy("datetime64[us]").astype(np.int64)
     steps = (np.diff(times_us[first:end]) for first, end in pairwise(bounds))
-    return np.array([np.median(step) / 1e6 if len(step) else usual for step in steps])
+    usual = np.array([np.median(step) / 1e6 if len(step) else np.nan for step in steps])
+    if (single := np.isnan(usual)).any():
+        usual[single] = sampling_interval_s(telemetry) or 1.0
+    return usual
 
 
 def clear_fill_values(frame: pd.DataFrame) -> list[Finding]:

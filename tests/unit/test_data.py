@@ -635,6 +635,21 @@ def test_module_and_rack_codes_keep_sites_apart(make_telemetry):
     assert list(module_codes(telemetry)) == list(np.arange(60) // 5)
 
 
+@pytest.mark.parametrize("missing", [None, "Site_ID", "Module_ID"])
+def test_codes_are_the_same_in_any_order_of_the_rows(make_telemetry, missing):
+    telemetry = make_telemetry(sites=2, racks=3, modules=2, rows=5)
+    if missing:
+        telemetry.loc[:6, missing] = None
+    codes, order = module_codes(telemetry), np.random.default_rng(0).permutation(60)
+    assert list(codes[order]) == list(module_codes(telemetry.iloc[order]))
+    assert codes.min() == (-1 if missing else 0)
+
+
+def test_equal_codes_in_order_are_not_sorted(make_telemetry, monkeypatch):
+    monkeypatch.delattr(pd, "factorize")  # it takes most of the time of millions of rows
+    assert len(set(module_codes(make_telemetry(sites=2, racks=3)))) > 1
+
+
 def test_summary(make_telemetry):
     telemetry = make_telemetry(sites=2, rows=60, event_racks=(0, 7), look_alike_racks=(3, 4, 5))
     telemetry.loc[:143, col.CO] = np.nan

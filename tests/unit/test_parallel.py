@@ -2,10 +2,15 @@
 
 import os
 import pickle
+import shutil
 import signal
+import subprocess
+import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
 import cloudpickle
 import joblib
@@ -121,8 +126,11 @@ def test_joblib_may_name_the_cluster(workers):
 
 def test_a_fleet_goes_to_workers_without_its_rows(protocol):
     sent = pickle.loads(cloudpickle.dumps(protocol.fleet))
-    assert sent.rows is None
     pd.testing.assert_frame_equal(sent.telemetry(1), protocol.fleet.telemetry(1))
+    with pytest.raises(AttributeError, match="of a fleet, as workers get it, has no rows"):
+        len(sent.rows)
+    with pytest.raises(AttributeError, match="has no attribute"):
+        _ = protocol.fleet.row
 
 
 def test_a_worker_that_is_killed_costs_its_task_alone(on_cluster, tmp_path):
@@ -172,6 +180,28 @@ def test_a_scheduler_without_a_worker_is_told(monkeypatch):
         pass
 
 
+def test_a_run_that_loses_all_workers_ends_with_one_message(monkeypatch):
+    monkeypatch.setattr(parallel, "_WITHOUT_WORKER_S", 2)
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=HTTP) as started,
+        cluster(started.scheduler_address),
+    ):
+        done = side_by_side(lambda number: time.sleep(0.1) or number, range(50))
+        assert next(done) == 0
+        started.scale(0)
+        with pytest.raises(HvsError, match="no worker for 2 s: start one with `dask worker tcp:"):
+            list(done)
+
+
+def test_a_task_that_kills_its_workers_ends_with_one_message():
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=HTTP) as started,
+        cluster(started.scheduler_address),
+        pytest.raises(HvsError, match="4 Dask workers were killed at the same task, the last at"),
+    ):
+        list(side_by_side(lambda _: os.kill(os.getpid(), signal.SIGKILL), range(1)))
+
+
 @pytest.mark.parametrize(
     ("module", "name", "ours", "told"),
     [
@@ -185,3 +215,43 @@ def test_workers_of_another_version_are_refused(workers, monkeypatch, module, na
         pass
     for address in workers.scheduler_info["workers"]:
         assert f"{address} has {told}" in str(refused.value)
+
+
+@contextmanager
+def late_worker(scheduler, folder):
+    """Start a worker in a folder, which is the first that it imports from."""
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", scheduler.scheduler_address]
+    options = ["--no-nanny", "--nthreads", "1", "--local-directory", folder, "--no-dashboard"]
+    plain = {name: os.environ[name] for name in os.environ.keys() - project._ENVIRONMENT.keys()}
+    with scheduler.get_client() as client:
+        before = client.nthreads()
+        with subprocess.Popen([*command, *options], cwd=folder, env=plain) as worker:
+            try:
+                client.wait_for_workers(len(before) + 1, timeout=60)
+                (address,) = set(client.nthreads()) - set(before)
+                yield address
+            finally:
+                worker.kill()
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_worker_that_joins_later_is_compared_and_made_repeatable(tmp_path, changed):
+    package = shutil.copytree(Path(parallel.__file__).parent, tmp_path / "hvs_lib")
+    if changed:
+        (package / "new.py").touch()
+
+    def at_work(_):
+        time.sleep(0.2)
+        return os.getcwd(), os.environ.get("OMP_WAIT_POLICY")
+
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=HTTP) as started,
+        cluster(started.scheduler_address),
+        late_worker(started, tmp_path) as address,
+    ):
+        if not changed:
+            assert (str(tmp_path), "PASSIVE") in list(side_by_side(at_work, range(8)))
+            return
+        told = f"{address} has code [0-9a-f]{{64}}, here it is {cache._CODE}"
+        with pytest.raises(HvsError, match=told):
+            list(side_by_side(at_work, range(8)))
