@@ -196,9 +196,6 @@ def start_run(store):
     return start
 
 
-S3_KEYS = {"AWS_ACCESS_KEY_ID": "KEYOFTHETEST", "AWS_SECRET_ACCESS_KEY": "secretofthetest"}
-
-
 @pytest.fixture(scope="session")
 def s3_server():
     """Start an S3 server on loopback, and return its address."""
@@ -216,7 +213,9 @@ def bucket(s3_server, monkeypatch):
     import s3fs
 
     settings = {"AWS_ENDPOINT_URL": s3_server, "AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in (S3_KEYS | settings | {"AWS_EC2_METADATA_DISABLED": "true"}).items():
+    settings |= {"AWS_ACCESS_KEY_ID": "KEYOFTHETEST", "AWS_SECRET_ACCESS_KEY": "secretofthetest"}
+    settings |= {"AWS_EC2_METADATA_DISABLED": "true"}
+    for name, value in settings.items():
         monkeypatch.setenv(name, value)
     filesystem = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
     filesystem.mkdir("fleet")

@@ -58,9 +58,9 @@ def test_ids_from_data_are_no_mathematics(telemetry):
     assert r"\$\frac\$" in fig.axes[0].get_title()
 
 
-def test_look_alike_has_no_label_and_counts_to_its_end(telemetry):
+def test_look_alike_has_no_label_and_counts_to_its_last_row(telemetry):
     fig = plots.module_timeline(telemetry, (telemetry[col.EVENT_TYPE] == "hot_day").to_numpy())
-    assert fig.axes[2].get_xlabel() == "minutes to its end"
+    assert fig.axes[2].get_xlabel() == "minutes to the last row shown"
     assert "label 1" not in legend(fig.axes[0])
 
 
