@@ -78,20 +78,20 @@ def model_card(
         uri = f"runs:/{run_id}/model"
         option = f" --model {uri}"
         status = f"It leads the ranking, but no version of it is registered: {stopped_by}."
-    return _TEMPLATE.read_text(encoding="utf-8").format(
-        **tags | numbers,
-        name=name,
-        run_id=run_id,
-        version=version or "none",
-        status=status,
-        uri=uri,
-        option=option,
-        goal=goal.format(**numbers),
-        missed="\n".join(weak or none_weak),
-        metrics_table=_table(pd.DataFrame(table).T),
-        by_cause_table=_table(by_cause),
-        sets_table=_table(sets),
-    )
+    own = {
+        "name": name,
+        "run_id": run_id,
+        "version": version or "none",
+        "status": status,
+        "uri": uri,
+        "option": option,
+        "goal": goal.format(**numbers),
+        "missed": "\n".join(weak or none_weak),
+        "metrics_table": _table(pd.DataFrame(table).T),
+        "by_cause_table": _table(by_cause),
+        "sets_table": _table(sets),
+    }
+    return _TEMPLATE.read_text(encoding="utf-8").format(**tags | numbers | own)
 
 
 def _number(text: str) -> float | str:

@@ -85,6 +85,11 @@ def test_braces_of_the_data_are_no_places_to_fill_in(card):
     assert "- {name}: fewer" in card(missed=["{name}"])
 
 
+def test_what_is_logged_under_a_name_of_the_card_leaves_it_as_it_is(card):
+    """Anyone may tag a run in the MLflow UI."""
+    assert card(status="mine", uri="mine", goal="mine") == card()
+
+
 def test_a_card_without_weak_causes_says_so(card):
     assert "no cause in the data has fewer than half" in card(missed=[])
 
