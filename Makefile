@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY := PASSIVE
 # A virtual environment holds its own path, so it is made anew where the folder has moved.
 $(shell [ "$$(cat .venv/.installed 2>/dev/null)" = "$$(pwd -P)" ] || rm -f .venv/.installed)
 
-.PHONY: help venv run test test-fast test-outputs test-browser torture lab ui lint bench bench-scale bench-peers notebooks lock
+.PHONY: help venv run test test-fast test-outputs test-browser torture lab ui lint bench bench-scale bench-oracle bench-peers notebooks lock
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -58,6 +58,9 @@ bench: venv  ## measure speed: simulator, loading, features, metrics
 
 bench-scale: venv  ## measure time and memory of 12 to 768 sites, on one Dask worker and on two
 	$(BIN)/python tests/benchmarks/scale.py 12 48 192 768 --workers 1 --workers 2
+
+bench-oracle: venv  ## how far alarms can go on fresh sites, with better sensors and with perfect knowledge
+	$(BIN)/python tests/benchmarks/oracle.py
 
 .venv-peers/.installed: pyproject.toml
 	"$(PYTHON)" -m venv .venv-peers

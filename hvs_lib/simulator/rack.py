@@ -259,13 +259,15 @@ class Fate(NamedTuple):
 def fates(rack: int, events: Sequence[Event], truth: RackTruth) -> list[Fate]:
     """Return what became of every event of one module in a rack, propagation included.
 
-    A module's PNR belongs to its hazard, else to the latest event before it, else to propagation.
+    A module's PNR belongs to its hazard, else, in the first module of the rack, to the latest event
+    before it, else to propagation: a look-alike is not to blame for a neighbour's fire.
     """
-    result = []
-    propagates = int(np.ceil(min(truth.pnr_s.min() / DT_S, 2**31)))
+    result, first_s = [], truth.pnr_s.min()
+    propagates = int(np.ceil(min(first_s / DT_S, 2**31)))
     for m, pnr_s in enumerate(truth.pnr_s):
         own = [event for event in events if event.module == m]
         begun = [event for event in own if event.onset * DT_S < pnr_s]
+        begun = [event for event in begun if event.cause in HAZARDS or pnr_s == first_s]
         blamed = max(begun, key=lambda e: (e.cause in HAZARDS, e.onset), default=None)
         if blamed is None and np.isfinite(pnr_s):
             blamed = Event("propagation", propagates, rack=rack, module=m)

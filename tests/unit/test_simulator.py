@@ -336,6 +336,16 @@ def test_propagation_is_a_hazard_of_its_own():
     assert (spread.event.module, spread.event.onset, spread.pnr_s) == (4, 500, 7000.0)
 
 
+def test_look_alike_is_not_to_blame_for_a_neighbours_fire():
+    pnr_s, rng = np.full(8, np.inf), np.random.default_rng(0)
+    pnr_s[[3, 4]] = 5000.0, 7000.0
+    first = forced_event("soft_short", 100, rng)
+    beside = [forced_event(cause, 100, rng, module=4) for cause in ("stuck", "loose_busbar")]
+    found = fates(0, [first, *beside], ph.RackTruth(*[None] * 5, pnr_s))
+    hazards = [(fate.event.cause, fate.event.module) for fate in found if fate.hazard]
+    assert hazards == [("soft_short", 3), ("propagation", 4)]
+
+
 # --- a fleet --------------------------------------------------------------------------------------
 
 
