@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from xgboost import XGBClassifier
 
 from hvs_lib import columns as col
+from hvs_lib.external_memory import PartitionedFeatures, fit_in_parts
 from hvs_lib.features import ROWS_IN_PARTS, features_in_parts, with_sensor_set
 
 # Sites alarm on each of these alone [degC, degC per min, ppm]; a reading at its limit scores 1.
@@ -142,7 +143,12 @@ def sets_ratio(pipeline: Pipeline) -> bool:
 
 
 def fit(
-    pipeline: Pipeline, X: pd.DataFrame, y: np.ndarray, weight: np.ndarray, *, key: str = ""
+    pipeline: Pipeline,
+    X: pd.DataFrame | PartitionedFeatures,
+    y: np.ndarray,
+    weight: np.ndarray,
+    *,
+    key: str = "",
 ) -> tuple[Pipeline, float]:
     """Fit a clone of the pipeline, so that it can be cached.
 
@@ -150,8 +156,8 @@ def fit(
     ----------
     pipeline : Pipeline
         From `make_pipeline`; stays unfitted.
-    X : DataFrame, shape (n_samples, n_features)
-        The features.
+    X : DataFrame, shape (n_samples, n_features), or PartitionedFeatures
+        The features; in partitions for a pipeline that `fits_in_parts`.
     y : array, shape (n_samples,)
         Labels 0 and 1.
     weight : array, shape (n_samples,)
@@ -168,6 +174,9 @@ def fit(
         The time it took [s].
     """
     start = perf_counter()
+    if isinstance(X, PartitionedFeatures):
+        weight = np.ones(len(y)) if sets_ratio(pipeline) else weight
+        return fit_in_parts(pipeline, X, y, weight), perf_counter() - start
     arguments = {} if sets_ratio(pipeline) else {"classify__sample_weight": weight}
     return clone(pipeline).fit(X, y, **arguments), perf_counter() - start
 

@@ -359,6 +359,7 @@ def _check_values(parameters: Mapping[str, object]) -> None:
             "hazard_stride",
             *budget,
             "drop_sensors",
+            "max_rows_in_memory",
             "n_jobs",
         ),
         check_search: ("scoring", "n_iter"),

@@ -4,6 +4,7 @@
 one partition after the other, and then calibrates, chooses the alarm and judges each.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,8 +41,10 @@ from hvs_lib.evaluation.outcomes import Outcomes
 from hvs_lib.evaluation.ranges import ranges_to_json
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.evaluation.splits import Split, rows_to_fit
+from hvs_lib.external_memory import PartitionedFeatures, fits_in_parts
 from hvs_lib.features import build_features, features_of, with_sensors_dropped
 from hvs_lib.parallel import side_by_side
+from hvs_lib.progress import STEP, log_line
 from hvs_lib.telemetry.codes import hazard_types, rack_codes, site_codes
 from hvs_lib.telemetry.fleet import Fleet
 from hvs_lib.telemetry.quality import module_intervals_s, sampling_interval_s
@@ -52,11 +55,11 @@ Score = Callable[[pd.DataFrame], np.ndarray]
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """The rows that models are fitted on: one small frame.
+    """The rows that models are fitted on.
 
     Attributes
     ----------
-    X : DataFrame, shape (n_samples, n_features)
+    X : DataFrame, shape (n_samples, n_features), or PartitionedFeatures
         Of `build_features`; its index are the numbers of the rows in the fleet.
     y : array of int8, shape (n_samples,)
         Labels 0 and 1.
@@ -72,13 +75,13 @@ class TrainingRows:
         As `X`, without a sensor dropped: what a model is scored on.
     """
 
-    X: pd.DataFrame
+    X: pd.DataFrame | PartitionedFeatures
     y: np.ndarray
     weight: np.ndarray
     fold: np.ndarray
     alarm_on: np.ndarray
     lead_min: np.ndarray
-    X_whole: pd.DataFrame
+    X_whole: pd.DataFrame | PartitionedFeatures
 
     def to_fit(self, build_up: str) -> tuple[np.ndarray, np.ndarray]:
         """Return which rows to fit on and their labels, both of shape (n_samples,).
@@ -118,6 +121,8 @@ class Fits:
         Of `weigh_by_limits`, for the models.
     build_up : str
         What they were fitted on the build-up as, one of `BUILD_UP`.
+    n_rows : int
+        That the last model was fitted on.
     """
 
     models: list[Pipeline]
@@ -126,6 +131,7 @@ class Fits:
     seconds: float = 0.0
     limit_power: float = 0.0
     build_up: str = "normal"
+    n_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,8 @@ class Assessment:
         Of `weigh_by_limits`, before the calibration.
     build_up : str
         What it was fitted on the build-up as.
+    n_rows : int
+        That it was fitted on.
     """
 
     model: Pipeline | None
@@ -165,6 +173,7 @@ class Assessment:
     seconds: float
     limit_power: float
     build_up: str
+    n_rows: int
 
     def deployable(self) -> FixedThresholdClassifier:
         """Return the model with its calibration and its threshold, as it is logged."""
@@ -204,6 +213,9 @@ class Protocol:
         Causes (Event_Type) of real faults, besides those that occur with label 1.
     drop_sensors : float
         Share of the training rows from which each of `SENSOR_KINDS` is dropped.
+    max_rows_in_memory : int
+        Where there are more training rows, XGBoost is fitted on them one partition after the other,
+        and all that needs its rows in memory on a part of them, see `training`.
     seed : int
         Of the bootstrap, and of what is dropped.
     rules : tuple of AlarmRule
@@ -222,6 +234,7 @@ class Protocol:
     missed_event_costs: float = 0.0
     fault_types: tuple[str, ...] = ()
     drop_sensors: float = 0.0
+    max_rows_in_memory: int = 250_000
     seed: int = 42
     rules: tuple[AlarmRule, ...] = RULES
     n_jobs: int = -1
@@ -230,7 +243,7 @@ class Protocol:
     def __post_init__(self):
         check_protocol(
             self.normal_stride, self.hazard_stride, self.max_nuisance_alarms_per_site_day,
-            self.missed_event_costs, self.drop_sensors, self.n_jobs,
+            self.missed_event_costs, self.drop_sensors, self.max_rows_in_memory, self.n_jobs,
         )  # fmt: skip
 
     def fit(self, pipeline: Pipeline, *, share: float = 1.0, build_up: str = "normal") -> Fits:
@@ -248,21 +261,23 @@ class Protocol:
         own = any(type(step).__module__ == "__main__" for _, step in pipeline.steps)
         memory = None if own else self.memory  # the key holds no code of a notebook
         cached = check_memory(memory).cache(models.fit, ignore=["X", "y", "weight"])
-        rows = self.training
+        rows = self.rows_of(pipeline)
         fitted, y = rows.to_fit(build_up)
-        drawn = fitted & self.drawn(share)
+        drawn = fitted & self.drawn(share, rows)
         chosen = joblib.hash([drawn, y])  # the build-up follows from ids, which no feature holds
-        X, weight, fold = rows.X, rows.weight, rows.fold
+        X, weight, fold, of_rows = rows.X, rows.weight, rows.fold, self.key
+        if rows is not self.training:
+            of_rows = cache.key(of_rows, self.fleet.sha256, X.index)
 
         def fit(left_out: int | None, key: str) -> tuple[Pipeline, float]:
             kept = drawn if left_out is None else drawn & (fold != left_out)
             return cached(pipeline, X[kept], y[kept], weight[kept], key=key)
 
         parts = (*range(self.split.n_folds), None)
-        keys = [cache.key(self.key, chosen, left_out) for left_out in parts]
+        keys = [cache.key(of_rows, chosen, left_out) for left_out in parts]
         fits = list(side_by_side(fit, parts, keys, n_jobs=self.n_jobs))
-        seconds = sum(seconds for _, seconds in fits)
-        return Fits([model for model, _ in fits], seconds=seconds, build_up=build_up)
+        seconds, n_rows = sum(seconds for _, seconds in fits), int(drawn.sum())
+        return Fits([model for model, _ in fits], None, None, seconds, 0.0, build_up, n_rows)
 
     def reference(self, score: Score, *, threshold: float | None = None) -> Fits:
         """Take a rule that is not fitted for a model.
@@ -322,27 +337,70 @@ class Protocol:
         return Assessment(
             fits.models[-1] if fits.models else None, calibration, alarm, metrics,
             cv.rows.frame, test.rows.frame, raw_cv, fits.seconds, fits.limit_power, fits.build_up,
+            fits.n_rows,
         )  # fmt: skip
 
     @cached_property
     def training(self) -> TrainingRows:
-        """The thinned training rows with their features."""
-        table = self.fleet.rows
-        strides = {"normal_stride": self.normal_stride, "hazard_stride": self.hazard_stride}
-        rows = rows_to_fit(table, self.split, **strides)
-        y = table[col.LABEL].to_numpy()[rows]
-        fold = self.split.fold[rows]
-        weight = np.where(y == 1, float(self.hazard_stride), float(self.normal_stride))
-        numbers, outcomes = self._parts[0]
-        place = pd.Index(numbers).get_indexer(rows)
-        on, lead_min = outcomes.alarm_on[place], outcomes.lead_min[place]
+        """The thinned training rows with their features.
+
+        Where they are more than `max_rows_in_memory`, the strides are multiplied, so that there are
+        about so many, and a line says so.
+        """
+        rows = self._rows
+        times = int(np.ceil(len(rows) / self.max_rows_in_memory))
+        if times > 1:
+            told = (
+                f"{len(rows):,} training rows are more than max_rows_in_memory = "
+                f"{self.max_rows_in_memory:,}: XGBoost is fitted on all of them, in parts; the "
+                f"search, samplers and models of scikit-learn need theirs in memory and get one in "
+                f"{times}. Larger strides fit all models on the same rows."
+            )
+            log_line(f"{STEP}{told}")
+            warnings.warn(told, stacklevel=2)
+            rows = self._thinned(times)
         X = whole = features_of(self.fleet, rows, n_jobs=self.n_jobs)
         if self.drop_sensors:
             X = with_sensors_dropped(whole, share=self.drop_sensors, seed=self.seed)
-        return TrainingRows(X, y, weight, fold, on, lead_min, whole)
+        return self._described(rows, times, X, whole)
 
-    def drawn(self, share: float) -> np.ndarray:
+    @cached_property
+    def _all_training(self) -> TrainingRows:
+        """All thinned training rows, with their features in partitions."""
+        rows = self._rows
+        kept = np.ones(len(rows), bool)
+        X = PartitionedFeatures(self.fleet, rows, kept, self.drop_sensors, self.seed, self.memory)
+        return self._described(rows, 1, X, X)
+
+    def rows_of(self, pipeline: Pipeline) -> TrainingRows:
+        """Return the rows to fit a pipeline on: all, or as many as fit into memory."""
+        too_many = len(self._rows) > self.max_rows_in_memory
+        return self._all_training if too_many and fits_in_parts(pipeline) else self.training
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        """Numbers of all thinned training rows, ascending."""
+        return self._thinned(1)
+
+    def _thinned(self, times: int) -> np.ndarray:
+        strides = {name: times * getattr(self, name) for name in ("normal_stride", "hazard_stride")}
+        return rows_to_fit(self.fleet.rows, self.split, **strides)
+
+    def _described(
+        self, rows: np.ndarray, times: int, X: pd.DataFrame | PartitionedFeatures, whole: object
+    ) -> TrainingRows:
+        """Put what models and the search need to know of training rows beside their features."""
+        y = self.y[rows]
+        weight = times * np.where(y == 1, float(self.hazard_stride), float(self.normal_stride))
+        numbers, outcomes = self._parts[0]
+        place = pd.Index(numbers).get_indexer(rows)
+        on, lead_min = outcomes.alarm_on[place], outcomes.lead_min[place]
+        return TrainingRows(X, y, weight, self.split.fold[rows], on, lead_min, whole)
+
+    def drawn(self, share: float, rows: TrainingRows | None = None) -> np.ndarray:
         """Tell which training rows are of a share of each fold's sites or racks, shape (n,).
+
+        By default of `training`.
 
         Those with an event and those without are drawn separately, at least one of each.
         """
@@ -356,7 +414,8 @@ class Protocol:
             own = np.unique(groups[self.split.fold == number])
             for kind in (np.intersect1d(own, with_event), np.setdiff1d(own, with_event)):
                 drawn.append(rng.permutation(kind)[: int(np.ceil(share * len(kind)))])
-        return np.isin(groups[self.training.X.index], np.concatenate(drawn))
+        rows = self.training if rows is None else rows
+        return np.isin(groups[rows.X.index], np.concatenate(drawn))
 
     def _score(self, fits: Sequence[Fits]) -> np.ndarray:
         """Score each fold's rows by the models without it, and the test rows by the last ones.
@@ -508,6 +567,7 @@ def check_protocol(
     max_nuisance_alarms_per_site_day: float,
     missed_event_costs: float,
     drop_sensors: float,
+    max_rows_in_memory: int,
     n_jobs: int,
 ) -> None:
     """Refuse settings of a `Protocol` that are out of range, with a ValueError."""
@@ -524,5 +584,7 @@ def check_protocol(
         )
     if not 0 <= drop_sensors < 1:
         raise ValueError(f"drop_sensors must be between 0 and 1, got {drop_sensors}.")
+    if max_rows_in_memory < 1:
+        raise ValueError(f"max_rows_in_memory must be at least 1, got {max_rows_in_memory}.")
     if n_jobs == 0:
         raise ValueError("n_jobs must be 1 or more, or -1 for as many as cores, got 0.")

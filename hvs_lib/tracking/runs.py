@@ -168,8 +168,7 @@ def log_assessment(
     with tempfile.TemporaryDirectory() as folder:
         _write_artifacts(Path(folder), assessment, protocol, title=model_name)
         if model is not None:
-            fitted, _ = protocol.training.to_fit(assessment.build_up)
-            described |= {"build_up": assessment.build_up, "rows_fitted": int(fitted.sum())}
+            described |= {"build_up": assessment.build_up, "rows_fitted": assessment.n_rows}
             described |= _model_params(model)
             to_log = _model_to_log(assessment, protocol)
         with _child(title, tags) as run_id:
@@ -252,6 +251,7 @@ def _protocol_params(protocol: Protocol) -> dict[str, object]:
         "normal_stride": protocol.normal_stride,
         "hazard_stride": protocol.hazard_stride,
         "drop_sensors": protocol.drop_sensors,
+        "max_rows_in_memory": protocol.max_rows_in_memory,
         "modules_per_site": protocol.modules_per_site,
         "interval_s": protocol.interval_s,
         **goal,
@@ -392,7 +392,8 @@ def comparable_runs(*, data_sha256: str = "") -> pd.DataFrame:
 
 def is_current(run: Run) -> bool:
     """Tell whether this version can load what an earlier one may have logged."""
-    return run.data.params["calibration"] in METHODS
+    params = run.data.params
+    return params["calibration"] in METHODS and "max_rows_in_memory" in params
 
 
 def row_of(run: Run) -> dict[str, object]:
@@ -432,10 +433,11 @@ def fit_again(
     params, split = mlflow.get_run(run_id).data.params, _artifact(run_id, "splits.json")
     split = Split.from_dict(json.loads(Path(split).read_text()), fleet.rows)
     numbers = {name: float(params[name]) for name in _GOAL}
-    strides = {name: int(params[name]) for name in ("normal_stride", "hazard_stride")}
+    counts = ("normal_stride", "hazard_stride", "max_rows_in_memory")
+    counts = {name: int(params[name]) for name in counts}
     faults = {"fault_types": tuple(json.loads(params["fault_types"]))}
     protocol = Protocol(
-        fleet, split, **strides, **numbers, **faults, seed=split.seed, n_jobs=n_jobs,
+        fleet, split, **counts, **numbers, **faults, seed=split.seed, n_jobs=n_jobs,
         memory=cache.memory(),
     )  # fmt: skip
     model, _ = load_model(f"runs:/{run_id}/model")

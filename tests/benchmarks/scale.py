@@ -26,6 +26,7 @@ import psutil
 from distributed import LocalCluster
 from xgboost import XGBClassifier
 
+from hvs_lib import cache
 from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.splits import split_fleet
 from hvs_lib.features import build_features
@@ -68,7 +69,7 @@ def measure(sites: int, workers: int) -> pd.Series:
             fleet = load_fleet(sites=sites)
         seconds["simulate"] -= seconds["open"]  # which the first one did as well
         with stage("split"):
-            protocol = Protocol(fleet, split_fleet(fleet.rows))
+            protocol = Protocol(fleet, split_fleet(fleet.rows), memory=cache.memory())
         with stage("judge"):
             _ = protocol._parts  # what an alarm would be at each row; the next stage needs it, too
         with stage("features"):
