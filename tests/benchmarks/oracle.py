@@ -3,7 +3,7 @@
 `make bench-oracle` fits XGBoost with the square root of the class weight, with limits and without
 the build-up, as `03_smote` does, and judges it on sites of a seed that no choice has seen:
 
-- with the instruments that the simulated sites have;
+- with the instruments that the simulated sites have, where fixed thresholds are judged, too;
 - with a thermistor on each cell, every other instrument as it is;
 - with the simulator's hidden state in the place of all readings: the temperature of the hottest
   cell, of the average cell and of the air, the gas, the voltage, without noise, drift or gaps.
@@ -32,7 +32,13 @@ from hvs_lib.evaluation.outcomes import Outcomes
 from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.evaluation.splits import split_fleet
-from hvs_lib.models import XGBOOST_BY_HAND, balancing_weight, make_pipeline, score_in_parts
+from hvs_lib.models import (
+    XGBOOST_BY_HAND,
+    balancing_weight,
+    fixed_threshold_score,
+    make_pipeline,
+    score_in_parts,
+)
 from hvs_lib.project import set_environment
 from hvs_lib.report.tables import at_budgets, caught_by_cause
 from hvs_lib.simulator import fleet as simulator
@@ -89,8 +95,11 @@ def new_project() -> Iterator[None]:
         yield
 
 
-def on_fresh_sites(sites: int, fresh_sites: int, fresh_seed: int) -> Outcomes:
-    """Fit on a fleet and score another, both with the instruments that are there."""
+def on_fresh_sites(sites: int, fresh_sites: int, fresh_seed: int) -> tuple[Outcomes, Outcomes]:
+    """Fit on a fleet and score another, both with the instruments that are there.
+
+    Returns what the model's scores are worth there, and those of the fixed thresholds.
+    """
     fleet = load_fleet(sites=sites)
     protocol = Protocol(
         fleet, split_fleet(fleet.rows), fault_types=("soft_short",), drop_sensors=0.04
@@ -103,11 +112,14 @@ def on_fresh_sites(sites: int, fresh_sites: int, fresh_seed: int) -> Outcomes:
 
     def score(partition: int) -> np.ndarray:
         parts = score_in_parts(model, fresh.telemetry(partition), "all sensors")
-        return np.concatenate([y_score for _, _, y_score in parts])
+        return np.hstack([(y_score, fixed_threshold_score(X)) for X, _, y_score in parts])
 
-    scores = np.concatenate(list(fresh.map(score)))
-    rows = np.arange(len(scores))
-    return outcomes_of(scores_frame(fresh.rows, rows, scores, fault_types=protocol.faults))
+    rows, faults = np.arange(len(fresh.rows)), {"fault_types": protocol.faults}
+    by_model, by_limits = (
+        outcomes_of(scores_frame(fresh.rows, rows, scores, **faults))
+        for scores in np.hstack(list(fresh.map(score)))
+    )
+    return by_model, by_limits
 
 
 def judge(outcomes: Outcomes) -> tuple[dict[str, str], pd.DataFrame]:
@@ -130,7 +142,9 @@ def main(sites: int, fresh_sites: int, fresh_seed: int) -> None:
     bought, events = {}, {}
     for name, instruments in INSTRUMENTS.items():
         with new_project(), instruments():
-            outcomes = on_fresh_sites(sites, fresh_sites, fresh_seed)
+            outcomes, fixed = on_fresh_sites(sites, fresh_sites, fresh_seed)
+        if not bought:
+            bought["fixed thresholds"], events["fixed thresholds"] = judge(fixed)
         bought[name], events[name] = judge(outcomes)
     known = outcomes.with_scores((outcomes.alarm_on >= 0).astype(float))
     name = "each fault is known from its onset"

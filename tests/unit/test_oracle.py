@@ -41,7 +41,7 @@ def test_table_names_all_oracles(oracle):
     found = CliRunner().invoke(oracle.main, [f"{name}={n}" for name, n in sites.items()])
     assert found.exit_code == 0, found.output
     header, *rows = found.output.splitlines()
-    names = [*oracle.INSTRUMENTS, "each fault is known from its onset"]
+    names = ["fixed thresholds", *oracle.INSTRUMENTS, "each fault is known from its onset"]
     assert "0.1 a day" in header
-    assert [row.startswith(name) for row, name in zip(rows, names, strict=False)] == [True] * 4
-    assert rows[3].count("1.00 [") == 5  # budgets
+    assert [row.startswith(name) for row, name in zip(rows, names, strict=False)] == [True] * 5
+    assert rows[4].count("1.00 [") == 5  # budgets

@@ -24,8 +24,8 @@ REQUIRED = PROJECT["dependencies"] + [
 # The order of the flow: files and folders of hvs_lib, each imports only from those before it.
 FLOW = [
     "project", "cache", "sqlite_store", "parallel", "progress", "columns", "simulator",
-    "telemetry", "features", "external_memory", "models", "samplers", "evaluation", "search", "report", "tracking",
-    "score", "trial", "runner", "reproduce", "cli",
+    "telemetry", "features", "external_memory", "models", "samplers", "evaluation", "search",
+    "report", "tracking", "score", "trial", "runner", "reproduce", "cli",
 ]  # fmt: skip
 
 
