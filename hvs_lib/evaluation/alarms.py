@@ -98,7 +98,7 @@ def raise_alarms(scores: pd.DataFrame | Outcomes, alarm: Alarm) -> pd.DataFrame:
         alarms["outcome"] = outcomes.names(raised)
         names = [outcomes.event_names[number] if number >= 0 else None for number in event]
         alarms[col.EVENT_ID] = pd.Series(names, dtype=object)
-        alarms["lead_time_min"] = outcomes.lead_min[raised]
+        alarms["lead_time_min"] = outcomes.lead_min(raised)
     return alarms
 
 

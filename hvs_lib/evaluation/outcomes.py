@@ -109,11 +109,11 @@ class Outcomes:
             alarm_on[onset : last + 1] = number
         return np.where(rows.event >= 0, rows.event, alarm_on)  # in a window, its own event
 
-    @property
-    def lead_min(self) -> np.ndarray:
-        """Time to the PNR of the event that an alarm is on [min], NaN elsewhere, (n_rows,)."""
-        pnr_us = np.append(self.pnr_us, 0)[np.maximum(self.alarm_on, NOTHING)]
-        return np.where(self.alarm_on >= 0, (pnr_us - self.rows.time_us) / 60e6, np.nan)
+    def lead_min(self, rows: np.ndarray) -> np.ndarray:
+        """Return the time from some rows to the PNR of the event there [min], NaN elsewhere."""
+        alarm_on = self.alarm_on[rows]
+        pnr_us = np.append(self.pnr_us, 0)[np.maximum(alarm_on, NOTHING)]
+        return np.where(alarm_on >= 0, (pnr_us - self.rows.time_us[rows]) / 60e6, np.nan)
 
     def names(self, raised: np.ndarray) -> np.ndarray:
         """Name the outcome of alarms raised at some rows, one of `OUTCOMES` for each."""

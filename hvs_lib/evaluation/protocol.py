@@ -357,7 +357,7 @@ class Protocol:
                 f"{times}. Larger strides fit all models on the same rows."
             )
             log_line(f"{STEP}{told}")
-            warnings.warn(told, stacklevel=2)
+            warnings.warn(told, stacklevel=3)
             rows = self._thinned(times)
         X = whole = features_of(self.fleet, rows, n_jobs=self.n_jobs)
         if self.drop_sensors:
@@ -393,8 +393,9 @@ class Protocol:
         y = self.y[rows]
         weight = times * np.where(y == 1, float(self.hazard_stride), float(self.normal_stride))
         numbers, outcomes = self._parts[0]
-        place = pd.Index(numbers).get_indexer(rows)
-        on, lead_min = outcomes.alarm_on[place], outcomes.lead_min[place]
+        place = np.empty(len(self.y), np.int64)
+        place[numbers] = np.arange(len(numbers))
+        on, lead_min = outcomes.alarm_on[place[rows]], outcomes.lead_min(place[rows])
         return TrainingRows(X, y, weight, self.split.fold[rows], on, lead_min, whole)
 
     def drawn(self, share: float, rows: TrainingRows | None = None) -> np.ndarray:

@@ -71,7 +71,8 @@ def measure(sites: int, workers: int) -> pd.Series:
         with stage("split"):
             protocol = Protocol(fleet, split_fleet(fleet.rows), memory=cache.memory())
         with stage("judge"):
-            _ = protocol._parts  # what an alarm would be at each row; the next stage needs it, too
+            # what an alarm would be at each row; the next stage needs it, too
+            _ = [outcomes.alarm_on for _, outcomes in protocol._parts]
         with stage("features"):
             rows = protocol.training
         with stage("fit"):
