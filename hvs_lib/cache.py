@@ -15,12 +15,12 @@ _CODE = sources_sha256("**/*.py")  # as it was imported: an edit counts from the
 
 def memory() -> joblib.Memory:
     """Return this project's cache; several processes may use it at once."""
-    return joblib.Memory(folder(), verbose=0)
+    return joblib.Memory(_folder(), verbose=0)
 
 
 def clear() -> None:
     """Remove all that is cached, so that everything is fitted again."""
-    shutil.rmtree(folder(), ignore_errors=True)
+    shutil.rmtree(_folder(), ignore_errors=True)
 
 
 def versions() -> dict[str, str]:
@@ -36,8 +36,5 @@ def key(*parts: object) -> str:
     return joblib.hash([versions(), *parts])
 
 
-def folder() -> Path:
-    """Return the folder of this project's cache, which exists."""
-    cached = project_root() / "data" / "cache"
-    cached.mkdir(parents=True, exist_ok=True)
-    return cached
+def _folder() -> Path:
+    return project_root() / "data" / "cache"

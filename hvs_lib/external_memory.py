@@ -1,8 +1,9 @@
-"""XGBoost on more training rows than memory should hold: it gets some partitions after the others.
+"""XGBoost on more training rows than fit into memory, a few partitions at a time.
 
-The features stay on disk, in the cache, and what XGBoost makes of them in its external memory. The
-fitted pipeline is one like any other, and the same wherever and on how many machines it is fitted:
-`xgboost.dask` would share one fit among machines, but draws other rows each time.
+The features stay on disk, in the cache, and what XGBoost makes of them in its external memory, in
+the folder for temporary files. The fitted pipeline is one like any other, and the same wherever and
+on however many machines it is fitted: `xgboost.dask` would share one fit among machines, but draws
+other rows each time.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ from hvs_lib.telemetry.fleet import Fleet
 
 @dataclass(frozen=True, eq=False)
 class PartitionedFeatures:
-    """Features of training rows, of which a few partitions' are in memory at a time.
+    """Features of training rows, a few partitions in memory at a time.
 
     Attributes
     ----------
     fleet : Fleet
+    sample : DataFrame, shape (n_sampled, n_features)
+        Of some training rows, for the scaler: trees do not depend on the scale.
     index : array of int, shape (n_training_rows,)
         Numbers of all training rows in the fleet, ascending.
     kept : array of bool, shape (n_training_rows,)
@@ -44,6 +47,7 @@ class PartitionedFeatures:
     """
 
     fleet: Fleet
+    sample: pd.DataFrame
     index: np.ndarray
     kept: np.ndarray
     drop_sensors: float
@@ -57,27 +61,42 @@ class PartitionedFeatures:
         """Choose rows by a mask over all training rows."""
         return replace(self, kept=kept)
 
+    def build(self, *, n_jobs: int) -> None:
+        """Put the features into the cache, if there is one, several partitions at once."""
+        if self.memory is not None:
+            for _ in self.fleet.map(lambda partition: self._of(partition).empty, n_jobs=n_jobs):
+                pass
+
     def parts(self) -> Iterator[pd.DataFrame]:
         """Yield the features, about `ROWS_IN_PARTS` rows at a time."""
-        build = check_memory(self.memory).cache(_features, ignore=["fleet", "own"])
-        bounds, part, n_rows = np.searchsorted(self.index, self.fleet.starts), [], 0
-        for partition, start in enumerate(self.fleet.starts[:-1]):
-            rows = slice(*bounds[partition : partition + 2])
-            own = partition, self.index[rows] - start, self.drop_sensors, self.seed
-            if self.kept[rows].any():
-                features = build(self.fleet, own, cache.key(self.fleet.sha256, *own))
-                part.append(features[self.kept[rows]])
-                n_rows += len(part[-1])
-            if n_rows >= ROWS_IN_PARTS or (part and partition == len(self.fleet.paths) - 1):
+        part, n_rows, last = [], 0, len(self.fleet.paths) - 1
+        for partition in range(last + 1):
+            if len(features := self._of(partition)):
+                part.append(features)
+                n_rows += len(features)
+            if n_rows >= ROWS_IN_PARTS or (n_rows and partition == last):
                 yield pd.concat(part)
                 part, n_rows = [], 0
 
+    def _of(self, partition: int) -> pd.DataFrame:
+        """Return the features of the rows of a partition, from the cache if they are there."""
+        start, end = self.fleet.starts[partition : partition + 2]
+        rows = slice(*np.searchsorted(self.index, [start, end]))
+        if not self.kept[rows].any():
+            return pd.DataFrame()
+        # The folder is that of the settings by which a file of the user's was converted.
+        key = cache.key(self.fleet.sha256, self.fleet.paths[partition].parts[-2:])
+        own = partition, self.index[rows] - start, self.drop_sensors, self.seed
+        build = check_memory(self.memory).cache(_features, ignore=["fleet"])
+        return build(self.fleet, *own, key=key)[self.kept[rows]]
 
-def _features(fleet: Fleet, own: tuple, key: str) -> pd.DataFrame:
-    """Build the features of some rows of a partition; `key` stands for the other arguments."""
-    partition, rows, share, seed = own
-    X = build_features(fleet.telemetry(partition)).iloc[rows]
-    return with_sensors_dropped(X, share=share, seed=[seed, partition])
+
+def _features(
+    fleet: Fleet, partition: int, own: np.ndarray, share: float, seed: int, key: str
+) -> pd.DataFrame:
+    """Build the features of some rows of a partition; `key` stands for the code and the fleet."""
+    X = build_features(fleet.telemetry(partition)).iloc[own]
+    return with_sensors_dropped(X, share=share, seed=(seed, partition))
 
 
 def fits_in_parts(pipeline: Pipeline) -> bool:
@@ -98,37 +117,26 @@ def fit_in_parts(
     X : PartitionedFeatures, of n_samples
     y, weight : array, shape (n_samples,)
     """
-    scale, classifier = clone(pipeline["scale"]), clone(pipeline["classify"])
-    for part in X.parts():
-        with np.errstate(invalid="ignore"):
-            scale.partial_fit(part)
-        # Of a sensor that the first parts lack, scikit-learn would never know a mean.
-        scale.mean_, scale.var_ = np.nan_to_num(scale.mean_), np.nan_to_num(scale.var_)
+    of_fold = np.isin(X.sample.index, X.index[X.kept])
+    scale, classifier = clone(pipeline["scale"]).fit(X.sample[of_fold]), clone(pipeline["classify"])
     bins = {"max_bin": classifier.max_bin} if classifier.max_bin else {}
     params, rounds = classifier.get_xgb_params(), classifier.get_num_boosting_rounds()
-    with tempfile.TemporaryDirectory(dir=cache.folder()) as folder:  # /tmp may be in memory
-        parts = _Parts(X, y, weight, scale.transform, prefix=f"{folder}/")
+    with tempfile.TemporaryDirectory(prefix="hvs-xgboost-", ignore_cleanup_errors=True) as folder:
+        parts = _Parts(X, {"label": y, "weight": weight}, scale.transform, f"{folder}/")
         matrix = ExtMemQuantileDMatrix(parts, nthread=classifier.n_jobs, **bins)
         trees = train(params, matrix, num_boost_round=rounds).save_raw()
         del matrix, parts  # and their files, before the folder
     classifier.load_model(trees)
+    classifier.set_params(**pipeline["classify"].get_params())  # which loading changes
     return Pipeline([("scale", scale), ("classify", classifier)])
 
 
 class _Parts(DataIter):
     """Hands XGBoost one part after the other, as often as it asks."""
 
-    def __init__(
-        self,
-        X: PartitionedFeatures,
-        y: np.ndarray,
-        weight: np.ndarray,
-        transform: Callable,
-        *,
-        prefix: str,
-    ):
+    def __init__(self, X: PartitionedFeatures, of_rows: dict, transform: Callable, prefix: str):
         super().__init__(cache_prefix=prefix)
-        self.X, self.y, self.weight, self.transform = X, y, weight, transform
+        self.X, self.of_rows, self.transform = X, of_rows, transform
         self.reset()
 
     def reset(self) -> None:
@@ -138,6 +146,7 @@ class _Parts(DataIter):
         for part in self.ahead:
             rows = slice(self.done, self.done + len(part))
             self.done = rows.stop
-            input_data(data=self.transform(part), label=self.y[rows], weight=self.weight[rows])
+            of_rows = {name: values[rows] for name, values in self.of_rows.items()}
+            input_data(data=self.transform(part), **of_rows)
             return True
         return False

@@ -8,7 +8,7 @@ reading is held for `CARRY_S`, temperatures are compared with each other, and th
 siblings. The second walks each module and sums the signals up over windows of time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -130,19 +130,6 @@ def features_in_parts(
     telemetry: pd.DataFrame, *, rows: int = ROWS_IN_PARTS
 ) -> Iterator[pd.DataFrame]:
     """Yield what `build_features` returns, as many whole modules at a time as have `rows` rows."""
-    bounds, fill = _prepared(telemetry)
-    first = 0
-    for last in range(1, len(bounds)) or [0]:  # of no rows, one empty part
-        if bounds[last] - bounds[first] >= rows or last == len(bounds) - 1:
-            part = telemetry.index[bounds[first] : bounds[last]]
-            features = np.empty((len(part), len(feature_names())), dtype=np.float32)
-            fill(bounds[first : last + 1], features)
-            yield pd.DataFrame(features, index=part, columns=feature_names(), copy=False)
-            first = last
-
-
-def _prepared(telemetry: pd.DataFrame) -> tuple[np.ndarray, Callable]:
-    """Run the first pass; return the modules' bounds, and the second pass for some of them."""
     if len(SIGNALS) > _LANES:
         raise ValueError(f"There is room for {_LANES} signals, got {len(SIGNALS)}: raise _LANES.")
     times, bounds, racks = _times_and_bounds(telemetry)
@@ -155,18 +142,21 @@ def _prepared(telemetry: pd.DataFrame) -> tuple[np.ndarray, Callable]:
     pairs = [[col.SENSORS.index(c) for c in pair] for pair in DIFFERENCES.values()]
     differences = np.array(pairs).reshape(-1, 2)
     vs_rack = np.array([col.SENSORS.index(c) for c in VS_RACK.values()])
-    for first, end in pairwise(racks):
-        _derive_signals(times, bounds[first : end + 1], differences, vs_rack, signals)
+    for begin, end in pairwise(racks):
+        _derive_signals(times, bounds[begin : end + 1], differences, vs_rack, signals)
 
-    lanes = [*SIGNALS, *[""] * (_LANES - len(SIGNALS))]
+    lanes, names = [*SIGNALS, *[""] * (_LANES - len(SIGNALS))], feature_names()
     grid = [*lanes, *(f"{s}__{statistic}" for statistic in STATISTICS for s in lanes)]
-    places = np.array([grid.index(name) for name in feature_names()])
-
-    def fill(modules: np.ndarray, features: np.ndarray) -> None:
-        rows = slice(modules[0], modules[-1])
-        _roll(times[rows], modules - modules[0], signals[rows], places, features)
-
-    return bounds, fill
+    places = np.array([grid.index(name) for name in names])
+    first = 0
+    for last in range(1, len(bounds)) or [0]:  # of no rows, one empty part
+        if bounds[last] - bounds[first] >= rows or last == len(bounds) - 1:
+            own = slice(bounds[first], bounds[last])
+            features = np.empty((own.stop - own.start, len(names)), dtype=np.float32)
+            modules = bounds[first : last + 1] - bounds[first]
+            _roll(times[own], modules, signals[own], places, features)
+            yield pd.DataFrame(features, index=telemetry.index[own], columns=names, copy=False)
+            first = last
 
 
 def with_sensor_set(X: pd.DataFrame, sensor_set: str) -> pd.DataFrame:
@@ -177,7 +167,9 @@ def with_sensor_set(X: pd.DataFrame, sensor_set: str) -> pd.DataFrame:
     return pd.DataFrame(values, index=X.index, columns=X.columns, copy=False)
 
 
-def with_sensors_dropped(X: pd.DataFrame, *, share: float, seed: int) -> pd.DataFrame:
+def with_sensors_dropped(
+    X: pd.DataFrame, *, share: float, seed: int | tuple[int, ...]
+) -> pd.DataFrame:
     """Drop each of `SENSOR_KINDS` from a share of the rows, so that a model learns to do without.
 
     Parameters
@@ -186,7 +178,7 @@ def with_sensors_dropped(X: pd.DataFrame, *, share: float, seed: int) -> pd.Data
         From `build_features`; stays as it is.
     share : float
         Of the rows, drawn for each kind by itself.
-    seed : int
+    seed : int, or tuple of int
         Of the draws.
     """
     rng, values = np.random.default_rng(seed), X.to_numpy(copy=True)

@@ -9,6 +9,7 @@ import subprocess
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -84,6 +85,7 @@ def sources_sha256(*patterns: str) -> str:
     return digest.hexdigest()
 
 
+@cache
 def package_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that the metrics depend on."""
     packages = (*MODEL_PACKAGES, "scipy", "numba", "pyarrow")

@@ -116,39 +116,23 @@ def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> list[str]:
     from hvs_lib.telemetry.summary import summarize
 
     known = {name: _defaults(notebooks()[name]) | dict(planned[name]) for name in planned}
-    uses = {
-        name: each for name, each in known.items() if each.get("data_path") or each.get("columns")
-    }
+    uses = {name: own for name, own in known.items() if own.get("data_path") or own.get("columns")}
     if not uses:
-        return _check_simulated(planned, known)
-    first = next(iter(uses.values()))
-    fleet = load_fleet(
-        first["data_path"],
-        columns=first["columns"],
-        keep_fill_values=first["keep_fill_values"],
-        require_label={*uses} != {FIELD_TRIAL},
-    )
-    if {*uses} != {FIELD_TRIAL}:
+        for name, own in known.items():
+            if "sampling_strategy" in planned[name]:
+                simulated = {key: own[key] for key in ("sites", "seed", "battery")}
+                _check_folds(load_fleet(**simulated).rows, own)
+        return []
+    first, is_learnt = next(iter(uses.values())), {*uses} != {FIELD_TRIAL}
+    source = {key: first[key] for key in ("data_path", "columns", "keep_fill_values")}
+    fleet = load_fleet(**source, require_label=is_learnt)
+    if is_learnt:
         check_labels(fleet.rows)
     summary = summarize(fleet.rows, missing=fleet.missing)
     warnings = summary["warnings"] + check_interval(summary["interval_s"])
     for parameters in uses.values():
         _check_folds(fleet.rows, parameters)
     return warnings
-
-
-def _check_simulated(
-    planned: Mapping[str, Mapping[str, object]], known: Mapping[str, Mapping[str, object]]
-) -> list[str]:
-    """Check the folds of the simulated fleet where a ratio after resampling is asked for."""
-    from hvs_lib.telemetry.fleet import load_fleet
-
-    for name, parameters in known.items():
-        if "sampling_strategy" in planned[name]:
-            simulated = {key: parameters[key] for key in ("sites", "seed", "battery")}
-            rows = load_fleet(**simulated).rows
-            _check_folds(rows, parameters)
-    return []
 
 
 def _check_folds(rows: pd.DataFrame, parameters: Mapping[str, object]) -> None:
@@ -351,17 +335,11 @@ def _check_values(parameters: Mapping[str, object]) -> None:
     from hvs_lib.tracking.champion import check_policy
 
     budget = ("max_nuisance_alarms_per_site_day", "missed_event_costs")
+    memory = ("drop_sensors", "max_rows_in_memory", "n_jobs")
     checks = {
         check_fleet: ("sites", "seed", "battery"),
         check_split: ("test_size", "n_folds", "split"),
-        check_protocol: (
-            "normal_stride",
-            "hazard_stride",
-            *budget,
-            "drop_sensors",
-            "max_rows_in_memory",
-            "n_jobs",
-        ),
+        check_protocol: ("normal_stride", "hazard_stride", *budget, *memory),
         check_search: ("scoring", "n_iter"),
         check_sampling: ("smote_k_neighbors", "sampling_strategy"),
         check_policy: ("policy", "min_precision"),

@@ -26,29 +26,21 @@ _PREPARING = Lock()  # one fold at a time, which is the first that all candidate
 
 
 @dataclass
-class PreparedFold:
-    """One fold, imputed, scaled and binned; the lock keeps two threads off its matrices."""
-
-    fitting: QuantileDMatrix
-    held_out: QuantileDMatrix
-    lock: Lock
-
-
-@dataclass
 class Folds:
     """The folds of a search, each prepared once in a process, when it is first used there.
 
+    That is rows to fit on and rows held out, and a lock that keeps two threads off these matrices.
     A worker of a cluster gets the rows, since XGBoost's matrices cannot leave their process.
     """
 
     pipeline: Pipeline
     rows: TrainingRows
-    prepared: dict[int, PreparedFold] = field(default_factory=dict)
+    prepared: dict[int, tuple[QuantileDMatrix, QuantileDMatrix, Lock]] = field(default_factory=dict)
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"prepared": {}}
 
-    def __getitem__(self, number: int) -> PreparedFold:
+    def __getitem__(self, number: int) -> tuple[QuantileDMatrix, QuantileDMatrix, Lock]:
         with _PREPARING:
             if number not in self.prepared:
                 self.prepared[number] = _prepare(self.pipeline, self.rows, number)
@@ -114,7 +106,9 @@ def check_search(scoring: str, n_iter: int) -> None:
         raise ValueError(f"n_iter must be at least 1, got {n_iter}.")
 
 
-def _prepare(pipeline: Pipeline, rows: TrainingRows, number: int) -> PreparedFold:
+def _prepare(
+    pipeline: Pipeline, rows: TrainingRows, number: int
+) -> tuple[QuantileDMatrix, QuantileDMatrix, Lock]:
     held = rows.fold == number
     X, y, weight = rows.X[~held], rows.y[~held], rows.weight[~held]
     prepare = clone(pipeline[:-1]).fit(X)
@@ -122,17 +116,16 @@ def _prepare(pipeline: Pipeline, rows: TrainingRows, number: int) -> PreparedFol
     weights = {} if sets_ratio(pipeline) else {"weight": weight}
     fitting = QuantileDMatrix(prepare.transform(X), label=y, **weights, **bins)
     held_out = QuantileDMatrix(prepare.transform(rows.X_whole[held]), ref=fitting, **bins)
-    return PreparedFold(fitting, held_out, Lock())
+    return fitting, held_out, Lock()
 
 
 def _predict(
     params: dict, n_estimators: int, fold_key: str, folds: Folds, number: int
 ) -> np.ndarray:
     """Score the held-out rows of a fold with one candidate; `fold_key` stands for the fold."""
-    fold = folds[number]
-    with fold.lock:
-        trees = train(params, fold.fitting, num_boost_round=n_estimators)
-        return trees.predict(fold.held_out)
+    fitting, held_out, lock = folds[number]
+    with lock:
+        return train(params, fitting, num_boost_round=n_estimators).predict(held_out)
 
 
 def score_candidate(protocol: Protocol, hazard: np.ndarray) -> dict[str, float]:
@@ -162,13 +155,9 @@ def score_candidate(protocol: Protocol, hazard: np.ndarray) -> dict[str, float]:
         held = rows.fold == number
         y, weight = rows.y[held], {"sample_weight": rows.weight[held]}
         events = np.unique(rows.alarm_on[held & (rows.alarm_on >= 0)])
-        scores.append(
-            (
-                f1_score(y, hazard[held] >= 0.5, **weight),
-                average_precision_score(y, hazard[held], **weight),
-                np.mean(np.isin(events, caught)),
-            )
-        )
+        f1 = f1_score(y, hazard[held] >= 0.5, **weight)
+        pr_auc = average_precision_score(y, hazard[held], **weight)
+        scores.append((f1, pr_auc, np.mean(np.isin(events, caught))))
     metrics = {}
     for name, values in zip(SCORINGS, np.transpose(scores), strict=True):
         metrics |= {f"cv_{name}": values.mean(), f"cv_{name}_std": values.std()}

@@ -72,7 +72,9 @@ def evaluate(
     rows = track.rows
     result = {"threshold": float(alarm.threshold)}
     result |= _row_metrics(rows, alarm.threshold)
-    result |= _event_metrics(track, alarm.threshold)
+    result |= event_metrics(track.sweep([alarm.threshold]), track.site_days)
+    if n_alarms := len(track.alarms(alarm.threshold)):
+        result["alarm_precision"] = 1 - result["n_nuisance_alarms"] / n_alarms
     if "pr_auc" in result and rows.rack[-1] > 0:
         drawn = bootstrap_average_precision(rows, seed=seed)
         result["pr_auc_low"], result["pr_auc_high"] = np.quantile(drawn, TAILS)
@@ -119,13 +121,6 @@ def _counted(y_true: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndar
     count = np.bincount(2 * value.astype(np.int64) + y_true)
     key = np.flatnonzero(count)
     return key % 2, key // 2, count[key]
-
-
-def _event_metrics(track: AlarmTrack, threshold: float) -> dict[str, float]:
-    result = event_metrics(track.sweep([threshold]), track.site_days)
-    if n_alarms := len(track.alarms(threshold)):
-        result["alarm_precision"] = 1 - result["n_nuisance_alarms"] / n_alarms
-    return result
 
 
 def event_metrics(swept: Sweep, site_days: float, *, place: int = 0) -> dict[str, float]:

@@ -4,7 +4,6 @@
 one partition after the other, and then calibrates, chooses the alarm and judges each.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,14 +20,7 @@ from sklearn.utils.validation import check_memory
 
 from hvs_lib import cache, models
 from hvs_lib import columns as col
-from hvs_lib.evaluation.alarms import (
-    RULES,
-    Alarm,
-    AlarmRule,
-    best_alarm,
-    early_recall,
-    outcomes_of,
-)
+from hvs_lib.evaluation.alarms import RULES, Alarm, AlarmRule, best_alarm, early_recall, outcomes_of
 from hvs_lib.evaluation.calibration import (
     NO_CALIBRATION,
     CalibratedClassifier,
@@ -50,6 +42,7 @@ from hvs_lib.telemetry.fleet import Fleet
 from hvs_lib.telemetry.quality import module_intervals_s, sampling_interval_s
 
 BUILD_UP = ("normal", "left out", "hazard")
+_SCALED_BY = 20_000  # rows, where features are in partitions
 Score = Callable[[pd.DataFrame], np.ndarray]
 
 
@@ -71,8 +64,8 @@ class TrainingRows:
         What an alarm there is on, see `Outcomes`.
     lead_min : array, shape (n_samples,)
         Time to the PNR of the event that it is on [min], NaN elsewhere.
-    X_whole : DataFrame, shape (n_samples, n_features)
-        As `X`, without a sensor dropped: what a model is scored on.
+    X_whole : DataFrame, shape (n_samples, n_features), or None
+        As `X`, without a sensor dropped: what a model is scored on. None in partitions.
     """
 
     X: pd.DataFrame | PartitionedFeatures
@@ -81,7 +74,7 @@ class TrainingRows:
     fold: np.ndarray
     alarm_on: np.ndarray
     lead_min: np.ndarray
-    X_whole: pd.DataFrame | PartitionedFeatures
+    X_whole: pd.DataFrame | None
 
     def to_fit(self, build_up: str) -> tuple[np.ndarray, np.ndarray]:
         """Return which rows to fit on and their labels, both of shape (n_samples,).
@@ -277,7 +270,8 @@ class Protocol:
         keys = [cache.key(of_rows, chosen, left_out) for left_out in parts]
         fits = list(side_by_side(fit, parts, keys, n_jobs=self.n_jobs))
         seconds, n_rows = sum(seconds for _, seconds in fits), int(drawn.sum())
-        return Fits([model for model, _ in fits], None, None, seconds, 0.0, build_up, n_rows)
+        fitted = [model for model, _ in fits]
+        return Fits(fitted, seconds=seconds, build_up=build_up, n_rows=n_rows)
 
     def reference(self, score: Score, *, threshold: float | None = None) -> Fits:
         """Take a rule that is not fitted for a model.
@@ -344,10 +338,10 @@ class Protocol:
     def training(self) -> TrainingRows:
         """The thinned training rows with their features.
 
-        Where they are more than `max_rows_in_memory`, the strides are multiplied, so that there are
-        about so many, and a line says so.
+        Where they are more than `max_rows_in_memory`, the strides are multiplied, so that about so
+        many remain; the log says so.
         """
-        rows = self._rows
+        rows = self.rows
         times = int(np.ceil(len(rows) / self.max_rows_in_memory))
         if times > 1:
             told = (
@@ -357,8 +351,13 @@ class Protocol:
                 f"{times}. Larger strides fit all models on the same rows."
             )
             log_line(f"{STEP}{told}")
-            warnings.warn(told, stacklevel=3)
-            rows = self._thinned(times)
+            try:
+                rows = self._thinned(times)
+            except ValueError as error:
+                raise ValueError(
+                    "max_rows_in_memory must leave rows of both classes in each fold, got "
+                    f"{self.max_rows_in_memory}: raise it."
+                ) from error
         X = whole = features_of(self.fleet, rows, n_jobs=self.n_jobs)
         if self.drop_sensors:
             X = with_sensors_dropped(whole, share=self.drop_sensors, seed=self.seed)
@@ -367,18 +366,22 @@ class Protocol:
     @cached_property
     def _all_training(self) -> TrainingRows:
         """All thinned training rows, with their features in partitions."""
-        rows = self._rows
-        kept = np.ones(len(rows), bool)
-        X = PartitionedFeatures(self.fleet, rows, kept, self.drop_sensors, self.seed, self.memory)
-        return self._described(rows, 1, X, X)
+        rows, sample = self.rows, self.training.X
+        sample = sample.iloc[:: max(len(sample) // _SCALED_BY, 1)]
+        X = PartitionedFeatures(
+            self.fleet, sample, rows, np.ones(len(rows), bool), self.drop_sensors, self.seed,
+            self.memory,
+        )  # fmt: skip
+        X.build(n_jobs=self.n_jobs)
+        return self._described(rows, 1, X, None)
 
     def rows_of(self, pipeline: Pipeline) -> TrainingRows:
         """Return the rows to fit a pipeline on: all, or as many as fit into memory."""
-        too_many = len(self._rows) > self.max_rows_in_memory
+        too_many = len(self.rows) > self.max_rows_in_memory
         return self._all_training if too_many and fits_in_parts(pipeline) else self.training
 
     @cached_property
-    def _rows(self) -> np.ndarray:
+    def rows(self) -> np.ndarray:
         """Numbers of all thinned training rows, ascending."""
         return self._thinned(1)
 
@@ -387,7 +390,11 @@ class Protocol:
         return rows_to_fit(self.fleet.rows, self.split, **strides)
 
     def _described(
-        self, rows: np.ndarray, times: int, X: pd.DataFrame | PartitionedFeatures, whole: object
+        self,
+        rows: np.ndarray,
+        times: int,
+        X: pd.DataFrame | PartitionedFeatures,
+        whole: pd.DataFrame | None,
     ) -> TrainingRows:
         """Put what models and the search need to know of training rows beside their features."""
         y = self.y[rows]
@@ -508,7 +515,7 @@ class Protocol:
 
     @cached_property
     def ranges(self) -> str:
-        """Range of each feature in the training rows, see `ranges_to_json`."""
+        """Range of each feature in the training rows in memory, see `ranges_to_json`."""
         return ranges_to_json(self.training.X_whole)
 
     @cached_property
@@ -525,7 +532,7 @@ class Protocol:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """Digests of what models are fitted on, to find where two machines begin to differ."""
+        """Digests of the rows in memory, to find where two machines begin to differ."""
         rows = self.training
         return {
             "digest_telemetry": joblib.hash([self.fleet.sha256, self.fleet.rows]),

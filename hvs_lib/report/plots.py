@@ -10,11 +10,7 @@ import seaborn as sns
 from ipywidgets import Layout, SelectionSlider, interactive
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn.metrics import (
-    ConfusionMatrixDisplay,
-    average_precision_score,
-    precision_recall_curve,
-)
+from sklearn.metrics import ConfusionMatrixDisplay, average_precision_score, precision_recall_curve
 
 from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, event_table

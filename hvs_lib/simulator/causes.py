@@ -321,7 +321,7 @@ CAUSES: dict[str, Cause] = {
     "therm_drift": Cause(1.6, drift, {  # K
         "drift": signed(3.0, 40.0), "lasts_min": LASTS}, kind="instrument"),
     "stuck": Cause(1.0, stuck, {
-        "which": uniform(0.0, 9.0), "lasts_min": LASTS}, kind="instrument"),
+        "which": uniform(0.0, len(col.SENSORS)), "lasts_min": LASTS}, kind="instrument"),
     "dropout": Cause(1.0, dropout, {"lasts_min": LASTS}, kind="instrument"),
     "v_offset": Cause(1.0, volt_offset, {
         "offset_V": signed(0.08, 1.5), "lasts_min": LASTS}, kind="instrument"),

@@ -259,7 +259,7 @@ class Fate(NamedTuple):
 def fates(rack: int, events: Sequence[Event], truth: RackTruth) -> list[Fate]:
     """Return what became of every event of one module in a rack, propagation included.
 
-    A module's PNR belongs to its hazard, else, in the first module of the rack, to the latest event
+    A module's PNR belongs to its hazard, else, in the first module to burn, to the latest event
     before it, else to propagation: a look-alike is not to blame for a neighbour's fire.
     """
     result, first_s = [], truth.pnr_s.min()

@@ -26,15 +26,8 @@ _READABLE = (*SUFFIXES, ".zip")
 # how an empty cell may be written
 MISSING = ["", "nan", "NaN", "null", "NULL", "None", "NaT", "<NA>"]
 MISSING_NUMBERS = [*MISSING, "NA", "N/A", "n/a", "#N/A", "-nan", "-NaN"]
-READ_ERRORS = (
-    arrow.ArrowException,
-    OSError,
-    EOFError,
-    zlib.error,
-    zipfile.BadZipFile,
-    csv.Error,
-    UnicodeError,
-)
+READ_ERRORS = (arrow.ArrowException, OSError, EOFError, UnicodeError)
+READ_ERRORS += (csv.Error, zipfile.BadZipFile, zlib.error)
 _BLOCK = 2**23  # bytes that the parser takes at a time, and that a line or a cell must fit into
 _EMPTY = "The file must hold telemetry, got an empty file; export it again."
 

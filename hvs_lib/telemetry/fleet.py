@@ -222,7 +222,7 @@ def _converted(path: str | Path, options: dict) -> Fleet:
     elif options["columns"]:
         load_map(Path(options["columns"]))
     version = telemetry_version(*sources)
-    folders = cache.folder() / "telemetry"
+    folders = project_root() / "data" / "cache" / "telemetry"
     folders.mkdir(parents=True, exist_ok=True)
     folder = folders / cache.key(version, options["keep_fill_values"])
     if not options["require_label"] and not _about(folder):  # a label there need not be sound

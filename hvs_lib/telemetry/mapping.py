@@ -207,15 +207,9 @@ _RULES = {
     "start": (pd.Timestamp, "a time such as 2025-06-01T12:00:00"),
     "repeated": _one_of("first", "last", "mean"),
     "runaway": (_runaway, "a column, a time or a number"),
-    "label_from_min": (
-        lambda value: _number(value, lambda n: n > 0),
-        "a number of minutes above 0",
-    ),
-    "cells_in_series": (lambda value: _number(value, lambda n: n >= 1), "a number, at least 1"),
-    "label_until_s": (
-        lambda value: _number(value, lambda n: n >= 0),
-        "a number of seconds, 0 or more",
-    ),
+    "label_from_min": (lambda v: _number(v, lambda n: n > 0), "a number of minutes above 0"),
+    "cells_in_series": (lambda v: _number(v, lambda n: n >= 1), "a number, at least 1"),
+    "label_until_s": (lambda v: _number(v, lambda n: n >= 0), "a number of seconds, 0 or more"),
 }
 
 

@@ -26,17 +26,10 @@ _ANYWHERE = (32767.0, -32768.0, 65535.0, 6553.5, 3276.7, 4294967295.0, -999.0, -
 _BITS = (511.0, 1023.0, 2047.0, 4095.0)
 _HUNDREDTHS = (*_ANYWHERE, *_BITS, 655.35, 327.67, -327.68, -3276.8, 9999.0)
 _DEGREES = (*_HUNDREDTHS, 215.0, 255.0, 999.0, -127.0)
-FILL_VALUES = {
-    col.TEMP_AVG: _DEGREES,
-    col.TEMP_MAX: _DEGREES,
-    col.AMBIENT: _DEGREES,
-    col.VOLTAGE: _HUNDREDTHS,
-    col.CURRENT: _HUNDREDTHS,
-    col.SOC: (*_HUNDREDTHS, 102.0, 127.5, 255.0),
-    col.CO: _ANYWHERE,
-    col.H2: _ANYWHERE,
-    col.VOC: _ANYWHERE,
-}
+FILL_VALUES = dict.fromkeys([col.TEMP_AVG, col.TEMP_MAX, col.AMBIENT], _DEGREES)
+FILL_VALUES |= dict.fromkeys([col.VOLTAGE, col.CURRENT], _HUNDREDTHS)
+FILL_VALUES |= {col.SOC: (*_HUNDREDTHS, 102.0, 127.5, 255.0)}
+FILL_VALUES |= dict.fromkeys([col.CO, col.H2, col.VOC], _ANYWHERE)
 LEFT_OUT = "left out"  # in what is found of rows that the telemetry lacks
 _MISSING = "treated as missing (keep_fill_values takes it as a reading)"
 

@@ -121,12 +121,7 @@ class _Reader:
     """The steps from a file's columns to telemetry, and what only all of its rows tell."""
 
     def __init__(
-        self,
-        path: Path,
-        columns: str | Path,
-        *,
-        require_label: bool,
-        keep_fill_values: bool,
+        self, path: Path, columns: str | Path, *, require_label: bool, keep_fill_values: bool
     ):
         self.file = open_telemetry(path, columns)
         self.require_label = require_label

@@ -125,11 +125,7 @@ def _is_first_of_instant(frame: pd.DataFrame) -> pd.Series:
 
 
 def broken_rules(
-    frame: pd.DataFrame,
-    names: list[str],
-    row_name: Callable[[int], str],
-    *,
-    require_label: bool,
+    frame: pd.DataFrame, names: list[str], row_name: Callable[[int], str], *, require_label: bool
 ) -> list[str]:
     """Return every broken rule of a table in words.
 

@@ -246,17 +246,10 @@ def _protocol_params(protocol: Protocol) -> dict[str, object]:
     }
     judged_by = [split.to_dict(), goal, [asdict(rule) for rule in protocol.rules]]
     digest = hashlib.sha256(json.dumps(judged_by, sort_keys=True).encode()).hexdigest()
-    described = {
-        "n_features": protocol.training.X.shape[1],
-        "normal_stride": protocol.normal_stride,
-        "hazard_stride": protocol.hazard_stride,
-        "drop_sensors": protocol.drop_sensors,
-        "max_rows_in_memory": protocol.max_rows_in_memory,
-        "modules_per_site": protocol.modules_per_site,
-        "interval_s": protocol.interval_s,
-        **goal,
-        "protocol_digest": digest[:16],
-    }
+    names = ("normal_stride", "hazard_stride", "drop_sensors", "max_rows_in_memory")
+    names += ("modules_per_site", "interval_s")
+    described = goal | {name: getattr(protocol, name) for name in names}
+    described |= {"n_features": protocol.training.X.shape[1], "protocol_digest": digest[:16]}
     for name, rows in {"train": split.train, "test": split.test}.items():
         described[f"rows_{name}"] = len(rows)
         described[f"hazard_rows_{name}"] = int(y[rows].sum())
@@ -269,9 +262,7 @@ def _alarm_params(assessment: Assessment) -> dict[str, object]:
     alarm = assessment.alarm
     return {
         "alarm_threshold": alarm.threshold,
-        "alarm_k": alarm.rule.k,
-        "alarm_n": alarm.rule.n,
-        "alarm_refractory_min": alarm.rule.refractory_min,
+        **{f"alarm_{name}": value for name, value in asdict(alarm.rule).items()},
         "calibration": assessment.calibration.method,
         "limit_power": assessment.limit_power,
     }
@@ -392,8 +383,7 @@ def comparable_runs(*, data_sha256: str = "") -> pd.DataFrame:
 
 def is_current(run: Run) -> bool:
     """Tell whether this version can load what an earlier one may have logged."""
-    params = run.data.params
-    return params["calibration"] in METHODS and "max_rows_in_memory" in params
+    return run.data.params["calibration"] in METHODS
 
 
 def row_of(run: Run) -> dict[str, object]:
@@ -433,8 +423,9 @@ def fit_again(
     params, split = mlflow.get_run(run_id).data.params, _artifact(run_id, "splits.json")
     split = Split.from_dict(json.loads(Path(split).read_text()), fleet.rows)
     numbers = {name: float(params[name]) for name in _GOAL}
-    counts = ("normal_stride", "hazard_stride", "max_rows_in_memory")
-    counts = {name: int(params[name]) for name in counts}
+    counts = {name: int(params[name]) for name in ("normal_stride", "hazard_stride")}
+    # An earlier version held all rows in memory.
+    counts["max_rows_in_memory"] = int(params.get("max_rows_in_memory", 2**62))
     faults = {"fault_types": tuple(json.loads(params["fault_types"]))}
     protocol = Protocol(
         fleet, split, **counts, **numbers, **faults, seed=split.seed, n_jobs=n_jobs,

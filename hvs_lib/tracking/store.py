@@ -149,8 +149,5 @@ def search_runs(filter_string: str) -> list[Run]:
     experiments = mlflow.search_experiments(filter_string="name LIKE 'HVS_Fire_Prediction_%'")
     if not experiments:
         return []
-    return mlflow.search_runs(
-        [experiment.experiment_id for experiment in experiments],
-        filter_string=filter_string,
-        output_format="list",
-    )
+    ids = [experiment.experiment_id for experiment in experiments]
+    return mlflow.search_runs(ids, filter_string=filter_string, output_format="list")

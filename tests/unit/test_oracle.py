@@ -31,7 +31,7 @@ def test_hidden_state_has_no_gap_and_shows_the_hottest_cell(oracle, battery):
     assert not seen["the hidden state"][col.SENSORS].isna().to_numpy().any()
     assert seen["as installed"][col.SENSORS].isna().to_numpy().any()
     shown = [hottest[name].mean() for name in oracle.INSTRUMENTS]
-    assert len(hottest["as installed"]) > 1 and shown == sorted(shown)
+    assert len(hottest["as installed"]) > 1 and shown[0] < shown[1] < shown[2]
     for name, other in seen.items():  # the events are the same
         assert other[col.LABEL].equals(seen["as installed"][col.LABEL]), name
 
