@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import joblib
 import numpy as np
@@ -78,6 +79,10 @@ class PartitionedFeatures:
                 yield pd.concat(part)
                 part, n_rows = [], 0
 
+    @cached_property
+    def _key(self) -> str:
+        return cache.key(self.fleet.sha256)
+
     def _of(self, partition: int) -> pd.DataFrame:
         """Return the features of the rows of a partition, from the cache if they are there."""
         start, end = self.fleet.starts[partition : partition + 2]
@@ -85,14 +90,14 @@ class PartitionedFeatures:
         if not self.kept[rows].any():
             return pd.DataFrame()
         # The folder is that of the settings by which a file of the user's was converted.
-        key = cache.key(self.fleet.sha256, self.fleet.paths[partition].parts[-2:])
+        key = self._key, *self.fleet.paths[partition].parts[-2:]
         own = partition, self.index[rows] - start, self.drop_sensors, self.seed
         build = check_memory(self.memory).cache(_features, ignore=["fleet"])
         return build(self.fleet, *own, key=key)[self.kept[rows]]
 
 
 def _features(
-    fleet: Fleet, partition: int, own: np.ndarray, share: float, seed: int, key: str
+    fleet: Fleet, partition: int, own: np.ndarray, share: float, seed: int, key: tuple
 ) -> pd.DataFrame:
     """Build the features of some rows of a partition; `key` stands for the code and the fleet."""
     X = build_features(fleet.telemetry(partition)).iloc[own]

@@ -9,7 +9,6 @@ import subprocess
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -85,7 +84,6 @@ def sources_sha256(*patterns: str) -> str:
     return digest.hexdigest()
 
 
-@cache
 def package_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that the metrics depend on."""
     packages = (*MODEL_PACKAGES, "scipy", "numba", "pyarrow")
