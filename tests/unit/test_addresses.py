@@ -23,6 +23,8 @@ from hvs_lib.telemetry.mapped import telemetry_sha256
 from hvs_lib.telemetry.proposal import propose_map
 from hvs_lib.telemetry.read import load_telemetry, read_racks
 
+pytestmark = pytest.mark.slow
+
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")  # set by `bucket`
 
 

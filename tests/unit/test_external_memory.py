@@ -23,6 +23,8 @@ from hvs_lib.models import make_pipeline
 from hvs_lib.parallel import cluster
 from hvs_lib.progress import log_file
 
+pytestmark = pytest.mark.slow
+
 
 def xgboost(**params):
     return make_pipeline(XGBClassifier(max_depth=3, random_state=0, n_jobs=1, **params))

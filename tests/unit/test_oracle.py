@@ -9,6 +9,8 @@ from click.testing import CliRunner
 from hvs_lib import columns as col
 from hvs_lib.simulator.fleet import simulate_site
 
+pytestmark = pytest.mark.slow
+
 PATH = Path(__file__).parents[1] / "benchmarks" / "oracle.py"
 
 

@@ -40,6 +40,8 @@ from hvs_lib.telemetry import read
 from hvs_lib.telemetry.files import save_telemetry
 from hvs_lib.telemetry.fleet import load_fleet
 
+pytestmark = pytest.mark.slow
+
 SPACE = {"classify__max_depth": randint(1, 6), "classify__n_estimators": randint(5, 40)}
 XGBOOST = make_pipeline(XGBClassifier(n_estimators=20, max_depth=3, random_state=0, n_jobs=1))
 
