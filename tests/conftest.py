@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -84,6 +85,20 @@ def build_telemetry(
             frame[name] = frame[name].astype("str").astype("category")
     frame = frame[[name for name in col.TELEMETRY if name in frame]]
     return frame.sort_values(col.KEYS, ignore_index=True)
+
+
+@pytest.fixture(scope="session")
+def load_benchmark():
+    """Return a function that imports a script of tests/benchmarks by its name."""
+
+    def load(name):
+        path = Path(__file__).parent / "benchmarks" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="session")

@@ -269,9 +269,8 @@ class Protocol:
         parts = (*range(self.split.n_folds), None)
         keys = [cache.key(of_rows, chosen, left_out) for left_out in parts]
         fits = list(side_by_side(fit, parts, keys, n_jobs=self.n_jobs))
-        seconds, n_rows = sum(seconds for _, seconds in fits), int(drawn.sum())
-        fitted = [model for model, _ in fits]
-        return Fits(fitted, seconds=seconds, build_up=build_up, n_rows=n_rows)
+        found = {"seconds": sum(seconds for _, seconds in fits), "n_rows": int(drawn.sum())}
+        return Fits([model for model, _ in fits], build_up=build_up, **found)
 
     def reference(self, score: Score, *, threshold: float | None = None) -> Fits:
         """Take a rule that is not fitted for a model.

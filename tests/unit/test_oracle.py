@@ -1,8 +1,5 @@
 """The oracles of the benchmark: what they know, and that the script runs."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 from click.testing import CliRunner
 
@@ -11,15 +8,10 @@ from hvs_lib.simulator.fleet import simulate_site
 
 pytestmark = pytest.mark.slow
 
-PATH = Path(__file__).parents[1] / "benchmarks" / "oracle.py"
-
 
 @pytest.fixture(scope="module")
-def oracle():
-    spec = importlib.util.spec_from_file_location("oracle", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def oracle(load_benchmark):
+    return load_benchmark("oracle")
 
 
 @pytest.mark.parametrize("battery", ["module", "pack"])

@@ -1,8 +1,5 @@
 """The comparison with other libraries, as far as it goes without them."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -14,15 +11,10 @@ from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.evaluation.splits import split_fleet
 from hvs_lib.models import make_pipeline
 
-PATH = Path(__file__).parents[1] / "benchmarks" / "peers.py"
-
 
 @pytest.fixture(scope="module")
-def peers():
-    spec = importlib.util.spec_from_file_location("peers", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def peers(load_benchmark):
+    return load_benchmark("peers")
 
 
 @pytest.fixture(scope="module")
