@@ -25,7 +25,6 @@ from hvs_lib.evaluation.scores import IS_FAULT, scores_frame
 from hvs_lib.evaluation.sensor_sets import SensorSet
 from hvs_lib.features import NO_SET, SENSOR_SETS, by_sensor_set, check_interval, sensor_sets_of
 from hvs_lib.models import FIXED_LIMITS, before_scoring, fixed_threshold_score, score_in_parts
-from hvs_lib.parallel import side_by_side
 from hvs_lib.project import whole_file
 from hvs_lib.report.tables import cell
 from hvs_lib.telemetry.codes import event_codes
@@ -144,12 +143,12 @@ def score_file(
     output = Path(output).resolve()
     check_output(output, (".csv",), not_over=Path(path))
     tally, findings, intervals_s, judged, n_events, n_rows = Tally(), [], [], [], 0, 0
-    with (
-        whole_file(output) as unfinished,
-        closing(read_racks(path, columns=columns, keep_fill_values=keep_fill_values)) as parts,
-    ):
-        # in threads, more racks at once would need more memory
-        for part in side_by_side(partial(_score_part, champion), parts, n_jobs=1):
+    options = {"columns": columns, "keep_fill_values": keep_fill_values}
+    options["then"] = partial(_score_part, champion)
+    # in threads, more racks at once would need more memory
+    parts = read_racks(path, **options, n_jobs=1)
+    with whole_file(output) as unfinished, closing(parts):
+        for share, part in parts:
             findings += part.findings
             n_rows += part.n_rows
             intervals_s.append(part.interval_s)
@@ -158,12 +157,12 @@ def score_file(
             n_events += part.n_events
             if part.n_scored:
                 # Six digits: where a forest has threads, they add up in any order.
-                options = {"header": not tally.racks, "index": False, "float_format": "%.6g"}
-                part.alarms.to_csv(unfinished, mode="a", **options)
+                form = {"header": not tally.racks, "index": False, "float_format": "%.6g"}
+                part.alarms.to_csv(unfinished, mode="a", **form)
                 tally.racks += len(part.sets) - part.sets.count(NO_SET)
                 tally.alarms.update(part.alarms["rule"])
                 judged += [part.alarms] if "outcome" in part.alarms else []
-            on_progress(part.share)
+            on_progress(share)
         if not tally.racks:
             needed = f"{col.TEMP_AVG} and {col.TEMP_MAX}"
             problem = f"It must have readings of {needed}, got one or none; where there is one"
@@ -185,7 +184,6 @@ def score_file(
 class _Part:
     """What was found in a few racks of a file."""
 
-    share: float  # of the file's rows, up to here
     n_rows: int
     findings: list[Finding]
     interval_s: float
@@ -195,11 +193,10 @@ class _Part:
     alarms: pd.DataFrame | None = None
 
 
-def _score_part(champion: Champion, racks: tuple[float, pd.DataFrame]) -> _Part:
-    """Score what `read_racks` yields at a time."""
-    share, telemetry = racks
+def _score_part(champion: Champion, _: int, telemetry: pd.DataFrame) -> _Part:
+    """Score a few racks, see `read_racks`."""
     findings, interval_s = telemetry.attrs["findings"], sampling_interval_s(telemetry)
-    part = _Part(share, len(telemetry), findings, interval_s, sensor_sets_of(telemetry))
+    part = _Part(len(telemetry), findings, interval_s, sensor_sets_of(telemetry))
     found = []
     for sensor_set, own in by_sensor_set(telemetry, part.sets):
         if sensor_set == NO_SET:

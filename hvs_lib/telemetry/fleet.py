@@ -238,12 +238,16 @@ def _converted(path: str | Path, options: dict) -> Fleet:
                 prefix=f".{folder.name}.", dir=folders, ignore_cleanup_errors=True
             ) as unfinished,
         ):
+
+            def keep(number: int, telemetry: pd.DataFrame) -> dict:
+                write(telemetry, Path(unfinished) / _partition(number), {})
+                return telemetry.attrs
+
             try:
-                with closing(read_racks(local, **options)) as parts:
-                    for number, (_, telemetry) in enumerate(parts):
-                        about["findings"] += telemetry.attrs["findings"]
-                        about["ignored_columns"] = telemetry.attrs["ignored_columns"]
-                        write(telemetry, Path(unfinished) / _partition(number), {})
+                with closing(read_racks(local, **options, then=keep, n_jobs=-1)) as parts:
+                    for _, found in parts:
+                        about["findings"] += found["findings"]
+                        about["ignored_columns"] = found["ignored_columns"]
                         about["partitions"] += 1
             except DataError:
                 load_telemetry(local, **options)  # names the problems of the whole file

@@ -1,6 +1,7 @@
 """Read telemetry: a whole file, or a few whole racks of it at a time, by the same steps."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,6 +10,7 @@ import pandas as pd
 import pyarrow as arrow
 
 from hvs_lib import columns as col
+from hvs_lib.parallel import side_by_side
 from hvs_lib.telemetry.addresses import brought
 from hvs_lib.telemetry.codes import module_codes, order_of
 from hvs_lib.telemetry.conversion import to_frame, zone_styles
@@ -78,22 +80,29 @@ def read_racks(
     columns: str | Path = "",
     require_label: bool = False,
     keep_fill_values: bool = False,
-) -> Iterator[tuple[float, pd.DataFrame]]:
-    """Yield the telemetry of whole racks, one or a few small ones at a time.
+    then: Callable[[int, pd.DataFrame], object] = lambda _, telemetry: telemetry,
+    n_jobs: int = 1,
+) -> Iterator[tuple[float, object]]:
+    """Yield the telemetry of whole racks, one or a few small ones at a time, or what is made of it.
 
     The file is parsed once from front to end. Its rows are sorted into racks, which wait in memory
-    or, where they are many, in a temporary folder. With a map it must fit into memory.
+    or, where they are many, in a temporary folder. With a map it must fit into memory. Racks are
+    validated several at once, see `side_by_side`.
 
     Parameters
     ----------
     path, columns, require_label, keep_fill_values
         As for `load_telemetry`.
+    then : callable
+        Gets the number of each table, from 0, and the table, as from `load_telemetry`. By default
+        it returns the table.
+    n_jobs : int
+        Tables at once, in threads.
 
     Yields
     ------
-    share, telemetry : float, DataFrame
-        The share of the file's rows that is handed out once this table is, and the table, as from
-        `load_telemetry`.
+    share, found : float, object
+        The share of the file's rows that is done with this table, and what `then` returned.
 
     Raises
     ------
@@ -106,15 +115,22 @@ def read_racks(
         racks = Racks(Path(folder))
         sample = reader.sort_into(racks)
         if sample is None:  # `load_telemetry` says what is wrong, if anything is
-            yield 1.0, load_telemetry(local, columns=columns, **options)
+            yield 1.0, then(0, load_telemetry(local, columns=columns, **options))
             return
         if problems := untypical(sample):
             raise refusal(reader.file.path, *problems)
-        done = 0
-        for table in racks.complete(ROWS_TOGETHER):
-            done += len(table)
+
+        def read(numbered: tuple[int, arrow.Table]) -> tuple[int, object]:
+            number, table = numbered
             columns = {name: table[name] for name in reader.file.known}
-            yield done / racks.n_rows, reader.telemetry(columns, table[ROW].to_numpy())
+            telemetry = reader.telemetry(columns, table[ROW].to_numpy(), is_first=number == 0)
+            return len(table), then(number, telemetry)
+
+        tables, done = enumerate(racks.complete(ROWS_TOGETHER)), 0
+        with closing(side_by_side(read, tables, n_jobs=n_jobs)) as parts:
+            for n_rows, found in parts:
+                done += n_rows
+                yield done / racks.n_rows, found
 
 
 class _Reader:
@@ -153,14 +169,17 @@ class _Reader:
             return None
 
     def telemetry(
-        self, columns: dict[str, arrow.ChunkedArray], rows: np.ndarray | None = None
+        self,
+        columns: dict[str, arrow.ChunkedArray],
+        rows: np.ndarray | None = None,
+        *,
+        is_first: bool = True,
     ) -> pd.DataFrame:
         """Validate the file, or these rows of whole racks, and give them types and order."""
         file, whole = self.file, rows is None
         with readable(file.path):
             frame, findings = self._to_frame(columns)
-        findings += self.file.findings
-        self.file.findings = []  # of all rows, told once
+        findings += self.file.findings * is_first  # of all rows, told once
         if whole:
             self._note(frame)
         findings += zero_columns(frame, [name for name in frame if name in self.zero])
@@ -169,7 +188,7 @@ class _Reader:
         problems += broken_rules(
             frame,
             file.names,
-            lambda row: file.row_name(row if whole else rows[row]),
+            lambda row: self._row_name(row if whole else rows[row]),
             require_label=self.require_label,
         )
         if self._is_silent:
@@ -197,6 +216,12 @@ class _Reader:
     @property
     def _is_silent(self) -> bool:
         return (self.empty | self.zero).issuperset(col.SENSORS)
+
+    def _row_name(self, row: int) -> str:
+        try:
+            return self.file.row_name(row)
+        except OSError:  # the file is not on this machine
+            return f"row {row} (the first is 0)"
 
     def _note(self, frame: pd.DataFrame) -> None:
         """Note which columns have values in these rows."""

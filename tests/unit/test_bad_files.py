@@ -392,6 +392,19 @@ def test_a_rack_is_judged_with_its_file(make_telemetry, tmp_path, monkeypatch, c
     assert len(pieces) == 6
 
 
+def test_a_row_has_a_number_where_its_file_is_not(make_telemetry, tmp_path, monkeypatch):
+    """As on a worker of a cluster whose machine has no copy."""
+    monkeypatch.setattr("hvs_lib.telemetry.read.ROWS_TOGETHER", 1)
+    frame = make_telemetry(event_ids=False).astype({col.LABEL: float})
+    frame.loc[frame.index[-3], col.LABEL] = 2
+    path = table(lambda f: f)(frame, tmp_path / "telemetry.csv")
+    racks = read_racks(path)
+    next(racks)
+    path.unlink()
+    with pytest.raises(DataError, match=rf"got 2 at row {len(frame) - 3} \(the first is 0\)"):
+        list(racks)
+
+
 def test_racks_come_in_the_order_of_their_ids(make_telemetry, tmp_path, monkeypatch):
     monkeypatch.setattr("hvs_lib.telemetry.read.ROWS_TOGETHER", 1)
     frame = make_telemetry(sites=3, racks=2, event_ids=False)

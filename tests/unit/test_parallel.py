@@ -25,6 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from xgboost import XGBClassifier
 
 from hvs_lib import cache, parallel, project
+from hvs_lib import columns as col
 from hvs_lib.cli import main
 from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.robustness import assess_changes
@@ -39,6 +40,7 @@ from hvs_lib.simulator.fleet import simulate_fleet
 from hvs_lib.telemetry import read
 from hvs_lib.telemetry.files import save_telemetry
 from hvs_lib.telemetry.fleet import load_fleet
+from hvs_lib.telemetry.read import read_racks
 
 pytestmark = pytest.mark.slow
 
@@ -119,6 +121,40 @@ def test_workers_raise_the_same_alarms(protocol, make_telemetry, tmp_path, monke
     request.getfixturevalue("on_cluster")
     assert scored("workers.csv") == in_threads
     assert in_threads[0].alarms["model"]
+
+
+@pytest.fixture(params=["file", "folder", "map"])
+def own(request, make_telemetry, tmp_path, monkeypatch):
+    """Telemetry of one's own in twelve racks, whose racks are validated one by one."""
+    monkeypatch.setattr(read, "ROWS_TOGETHER", 1)
+    made, path = make_telemetry(racks=12, event_racks=(1, 7)), tmp_path / "own.parquet"
+    if request.param == "folder":
+        path.mkdir()
+        for number, part in enumerate((made.iloc[::2], made.iloc[1::2])):
+            save_telemetry(part, path / f"{number}.csv")
+        return {"path": path}
+    if request.param == "file":
+        save_telemetry(made, path)
+        return {"path": path}
+    made.loc[[5, 700], col.TIMESTAMP] = pd.NaT  # a finding of the map, of the whole file
+    save_telemetry(made, path)
+    (tmp_path / "map.yaml").write_text(f"{col.TIMESTAMP}: {col.TIMESTAMP}")
+    return {"path": path, "columns": tmp_path / "map.yaml"}
+
+
+def test_workers_convert_the_same_telemetry(own, tmp_path, monkeypatch, request):
+    def converted(root):
+        monkeypatch.setenv("HVS_PROJECT_ROOT", str(tmp_path / root))
+        fleet = load_fleet(own["path"], columns=own.get("columns", ""))
+        return fleet.rows.attrs, [path.read_bytes() for path in fleet.paths]
+
+    in_threads = converted("threads")
+    request.getfixturevalue("on_cluster")
+    assert converted("workers") == in_threads
+    assert len(in_threads[1]) == 12
+    assert len(in_threads[0]["findings"]) == ("columns" in own)
+    at_work = {pid for _, pid in read_racks(**own, then=lambda *_: os.getpid())}
+    assert os.getpid() not in at_work
 
 
 def test_joblib_may_name_the_cluster(workers):
