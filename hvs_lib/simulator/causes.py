@@ -134,12 +134,10 @@ def external_heat(event: Event, plan: RackPlan) -> None:
 
 def warm_room(event: Event, plan: RackPlan) -> None:
     """Warm the room towards a higher temperature; it recovers alike."""
-    p, n_steps = event.params, plan.c_rate.size
-    t = event.minutes(n_steps)
+    p, t = event.params, event.minutes(plan.c_rate.size)
     rise = p["rise_K"] * -np.expm1(-t / p["tau_min"])
     after = t > p["lasts_min"]
-    if event.rows(n_steps).stop < n_steps:
-        rise[after] = rise[after][0] * np.exp((p["lasts_min"] - t[after]) / p["tau_min"])
+    rise[after] = rise[after][:1] * np.exp((p["lasts_min"] - t[after]) / p["tau_min"])
     plan.around["room_C"][event.onset :] += rise
 
 
