@@ -36,7 +36,7 @@ VS_RACK = {f"{c}__vs_rack": c for c in (col.TEMP_AVG, col.TEMP_MAX, col.VOLTAGE,
 SIGNALS = [*col.SENSORS, *DIFFERENCES, *VS_RACK]
 STATISTICS = [f"{s}_{w}min" for w in WINDOWS_MIN for s in ("mean", "std", "slope")]
 KEPT = {
-    **dict.fromkeys(col.SENSORS, tuple(STATISTICS)),
+    **dict.fromkeys(col.SENSORS, STATISTICS),
     **dict.fromkeys(DIFFERENCES, ()),
     **dict.fromkeys(VS_RACK, ("mean_5min", "mean_10min", "slope_5min", "slope_10min")),
 }
@@ -183,8 +183,8 @@ def with_sensors_dropped(
     """
     rng, values = np.random.default_rng(seed), X.to_numpy(copy=True)
     for parts in SENSOR_KINDS.values():
-        rows = np.flatnonzero(rng.random(len(X)) < share)
-        columns = np.flatnonzero([any(part in name for part in parts) for name in X.columns])
+        rows = rng.random(len(X)) < share
+        columns = [any(part in name for part in parts) for name in X.columns]
         values[np.ix_(rows, columns)] = np.nan
     return pd.DataFrame(values, index=X.index, columns=X.columns, copy=False)
 
@@ -262,8 +262,7 @@ def _times_and_bounds(telemetry: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, 
             "load_telemetry."
         )
     times = telemetry[col.TIMESTAMP].to_numpy().astype("datetime64[us]")
-    ids = [telemetry[c].astype("category").cat.codes.to_numpy() for c in col.KEYS[:-1]]
-    modules, racks = _starts(ids), _starts(ids[:-1])
+    modules, racks = _starts(module_codes(telemetry)), _starts(rack_codes(telemetry))
     increases = np.empty(len(times), dtype=bool)
     increases[1:] = times[1:] > times[:-1]
     increases[modules] = ~np.isnat(times[modules])
@@ -277,14 +276,10 @@ def _times_and_bounds(telemetry: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, 
     return times.view(np.int64), np.append(modules, len(times)), racks
 
 
-def _starts(ids: list[np.ndarray]) -> np.ndarray:
-    """Return the rows where the ids change; each combination of ids is to be in one piece."""
-    is_first = np.zeros(len(ids[0]), dtype=bool)
-    is_first[:1] = True
-    for codes in ids:
-        is_first[1:] |= codes[1:] != codes[:-1]
-    starts = np.flatnonzero(is_first)
-    again = pd.DataFrame({k: codes[starts] for k, codes in enumerate(ids)}).duplicated().to_numpy()
+def _starts(codes: np.ndarray) -> np.ndarray:
+    """Return the rows where the codes change; the rows of each code are to be in one piece."""
+    starts = np.flatnonzero(np.diff(codes, prepend=-2))
+    again = pd.Series(codes[starts]).duplicated().to_numpy()
     if again.any():
         raise ValueError(
             f"The rows of a rack or module must be in one piece, row {starts[again][0]} belongs to "
@@ -302,12 +297,10 @@ def _derive_signals(times, modules, differences, vs_rack, signals):
     n, n_sensors = len(modules) - 1, signals.shape[1] - _LANES
     ahead = modules[:-1].copy()  # the next row of each module
     here = np.empty(n, dtype=np.int64)  # its row at this instant, -1 if none
-    last = np.empty((n, n_sensors), dtype=np.float32)
-    last[:] = np.nan
+    last = np.full((n, n_sensors), np.nan, dtype=np.float32)
     seen = np.zeros((n, n_sensors), dtype=np.int64)
     order = np.empty((len(vs_rack), n), dtype=np.int64)
-    for k in range(n):
-        order[:, k] = k
+    order[:] = np.arange(n)
     while True:
         now = _NEVER
         for k in range(n):

@@ -75,8 +75,7 @@ def wander(rng: np.random.Generator, n: int, tau_s: float) -> np.ndarray:
     """Return an Ornstein-Uhlenbeck path of unit variance, shape (n,), sampled every ``DT_S``."""
     keep = float(np.float32(np.exp(-DT_S / tau_s)))  # without the processor's last bit
     shocks = rng.standard_normal(n) * np.sqrt(1.0 - keep**2)
-    if n:
-        shocks[0] = rng.standard_normal()
+    shocks[0] = rng.standard_normal()
     return lfilter([1.0], [1.0, -keep], shocks)
 
 
@@ -134,12 +133,10 @@ def external_heat(event: Event, plan: RackPlan) -> None:
 
 def warm_room(event: Event, plan: RackPlan) -> None:
     """Warm the room towards a higher temperature; it recovers alike."""
-    p, n_steps = event.params, plan.c_rate.size
-    t = event.minutes(n_steps)
+    p, t = event.params, event.minutes(plan.c_rate.size)
     rise = p["rise_K"] * -np.expm1(-t / p["tau_min"])
     after = t > p["lasts_min"]
-    if event.rows(n_steps).stop < n_steps:
-        rise[after] = rise[after][0] * np.exp((p["lasts_min"] - t[after]) / p["tau_min"])
+    rise[after] = rise[after][:1] * np.exp((p["lasts_min"] - t[after]) / p["tau_min"])
     plan.around["room_C"][event.onset :] += rise
 
 
@@ -337,9 +334,8 @@ def make_event(
     """Draw an event of a cause; it covers a module, or as much around it as the cause does."""
     params = {name: draw(rng) for name, draw in CAUSES[cause].ranges.items()}
     narrow = ["site", "row", "rack", "module"].index(CAUSES[cause].scope)
-    where = [rack // RACKS_PER_ROW, rack, module]
-    where[narrow:] = [-1] * (3 - narrow)
-    return Event(cause, onset, *where, params, seed=int(rng.integers(2**32)))
+    where = [rack // RACKS_PER_ROW, rack, module][:narrow]
+    return Event(cause, onset, *where, params=params, seed=int(rng.integers(2**32)))
 
 
 def draw_events(n_steps: int, rng: np.random.Generator, battery: Battery) -> list[Event]:
@@ -363,7 +359,6 @@ def draw_events(n_steps: int, rng: np.random.Generator, battery: Battery) -> lis
         for rack, onset in zip(racks.tolist(), onsets.tolist(), strict=True):
             cause = names[rng.choice(len(names), p=weights / weights.sum())]
             taken = {event.module for event in events if event.rack == rack}
-            free = [m for m in range(battery.modules) if m not in taken]
-            free = free or range(battery.modules)
+            free = sorted({*range(battery.modules)} - taken) or range(battery.modules)
             events.append(make_event(cause, onset, rng, rack=rack, module=int(rng.choice(free))))
     return sorted(events, key=lambda event: event.onset)

@@ -10,10 +10,9 @@ from pandas.api.types import union_categoricals
 from hvs_lib import columns as col
 from hvs_lib.parallel import side_by_side
 from hvs_lib.progress import steps
-from hvs_lib.simulator import physics as ph
 from hvs_lib.simulator.battery import BATTERIES, battery_of, check_battery
 from hvs_lib.simulator.causes import N_RACKS, draw_events
-from hvs_lib.simulator.physics import DT_S
+from hvs_lib.simulator.physics import DT_S, simulate
 from hvs_lib.simulator.rack import Fate, draw_dispatch, draw_room, fates, measure, plan_rack
 
 START = np.datetime64("2025-01-01T00:00:00", "us")
@@ -111,7 +110,7 @@ def simulate_site(
         here = [event for event in events if event.covers(rack)]
         rng = np.random.default_rng(parameters[rack])
         plan = plan_rack(rack, dispatch, room_C, here, rng, design)
-        truth = ph.simulate(plan.drive, plan.around, plan.traits, interval_s)
+        truth = simulate(plan.drive, plan.around, plan.traits, interval_s)
         known += fates(rack, here, truth)
         rng = np.random.default_rng(sensors[rack])
         seen = measure(truth, plan.around["current_A"], here, n_rows, rng, design)
@@ -158,15 +157,15 @@ def mark_rows(
     Label 1 goes from max(onset, PNR - 20.5 min) to PNR - 30 s.
     """
     label, number, n_steps = np.zeros(shape, np.int8), np.full(shape, -1, np.int32), shape[1]
-    for i in sorted(range(len(known)), key=lambda i: known[i].rank):
-        event, pnr_s = known[i].event.sampled(interval_s), known[i].pnr_s
+    for i, fate in sorted(enumerate(known), key=lambda each: each[1].rank):
+        event = fate.event.sampled(interval_s)
         if event.covers(rack):
             rows = slice(None) if event.module < 0 else event.module
             number[rows, event.rows(n_steps)] = i
-            if known[i].hazard:
+            if fate.hazard:
                 number[rows, event.onset :] = i
-                start = max(event.onset, int(np.ceil((pnr_s - LABEL_FROM_S) / interval_s)))
-                label[rows, start : max(samples_until(pnr_s, n_steps, interval_s), start)] = 1
+                start = max(event.onset, int(np.ceil((fate.pnr_s - LABEL_FROM_S) / interval_s)))
+                label[rows, start : samples_until(fate.pnr_s, n_steps, interval_s)] = 1
     return label, number
 
 

@@ -15,7 +15,6 @@ from hvs_lib.simulator.physics import DT_S, RackTruth
 BACKGROUND_PPM = np.array([[15.0, 5.0], [3.0, 1.0], [1.5, 0.7]])  # VOC, CO, H2: mean, sd
 SOC_WINDOW = (0.08, 0.92)
 LATE_VENT_C = (140.0, 165.0)
-MODULE = BATTERIES["module"]  # what instruments and events are stated for
 
 # Instruments of a module, in the order of col.SENSORS: sd of noise and bias, range
 NOISE_SD = np.array([0.20, 0.25, 0.05, 0.10, 0.10, 5.0, 5.0, 5.0, 0.10], np.float32)
@@ -51,7 +50,7 @@ def draw_dispatch(n_steps: int, rng: np.random.Generator) -> tuple[np.ndarray, f
     return c_rate + 0.04 * wander(rng, n_steps, 120.0), start
 
 
-def draw_room(n_steps: int, rng: np.random.Generator, battery: Battery = MODULE) -> np.ndarray:
+def draw_room(n_steps: int, rng: np.random.Generator, battery: Battery) -> np.ndarray:
     """Draw the room's air temperature [degC], shape (n_steps,)."""
     t = np.arange(n_steps) * DT_S
     day = rng.uniform(1.0, 3.0) * np.sin(2 * np.pi * (t / 86400.0 + rng.random()))
@@ -92,12 +91,12 @@ def draw_traits(rng: np.random.Generator, battery: Battery) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def follow_dispatch(c_rate, soc, low, high):
+def follow_dispatch(c_rate, soc, high):
     """Return the C-rate that a string really takes: none past the ends of its window."""
     taken = np.empty_like(c_rate)
     for k in range(c_rate.size):
         change = c_rate[k] * DT_S / 3600.0
-        outside = soc + change > high[k] if change > 0.0 else soc + change < low
+        outside = soc + change > high[k] if change > 0.0 else soc + change < SOC_WINDOW[0]
         taken[k] = 0.0 if outside else c_rate[k]
         soc += taken[k] * DT_S / 3600.0
     return taken
@@ -109,8 +108,8 @@ def string_current(plan: RackPlan, battery: Battery) -> tuple[np.ndarray, float]
     The state of charge may be fixed at a later sample: before it, time runs backwards.
     """
     at, soc = plan.soc_at
-    back = follow_dispatch(-plan.c_rate[:at][::-1], soc, SOC_WINDOW[0], plan.soc_limit[:at][::-1])
-    ahead = follow_dispatch(plan.c_rate[at:], soc, SOC_WINDOW[0], plan.soc_limit[at:])
+    back = follow_dispatch(-plan.c_rate[:at][::-1], soc, plan.soc_limit[:at][::-1])
+    ahead = follow_dispatch(plan.c_rate[at:], soc, plan.soc_limit[at:])
     start = soc + back.sum() * DT_S / 3600.0
     ampere_hours = ph.CELL_AH * battery.parallel
     return ampere_hours * np.concatenate([-back[::-1], ahead]), start
@@ -122,7 +121,7 @@ def plan_rack(
     room_C: np.ndarray,
     events: Sequence[Event],
     rng: np.random.Generator,
-    battery: Battery = MODULE,
+    battery: Battery,
 ) -> RackPlan:
     """Draw a rack, let the events act on it and return what drives it."""
     n, n_modules = room_C.size, battery.modules
@@ -177,7 +176,7 @@ def noiseless_readings(
     readings = {
         col.TEMP_AVG: s + column(average) * (f - s),
         col.TEMP_MAX: s + column(visibility) * (f - s) + column(hot_spot_K) + warm_core,
-        col.VOLTAGE: truth.voltage_V * np.float32(MODULE.series / battery.series),
+        col.VOLTAGE: truth.voltage_V * np.float32(BATTERIES["module"].series / battery.series),
         col.CURRENT: current_A,
         col.SOC: 100.0 * truth.soc,
         col.AMBIENT: truth.air_C,
@@ -192,9 +191,8 @@ def noiseless_readings(
     return out
 
 
-def scatter(rng: np.random.Generator, shape: tuple[int, ...], share: float) -> np.ndarray:
+def scatter(rng: np.random.Generator, size: int, share: float) -> np.ndarray:
     """Return the flat positions of a random share of an array's values."""
-    size = int(np.prod(shape))
     return rng.integers(size, size=rng.binomial(size, share))
 
 
@@ -217,7 +215,7 @@ def measure(
     noiseless = noiseless_readings(truth, current_A[drives], rng, battery)[..., :n_steps]
     readings = rng.standard_normal(noiseless.shape, np.float32)
     readings[SENSOR[col.AMBIENT]] = readings[SENSOR[col.AMBIENT], 0]
-    wild = scatter(rng, readings.shape, OUTLIERS)
+    wild = scatter(rng, readings.size, OUTLIERS)
     readings.reshape(-1)[wild] = OUTLIER_SD * rng.choice([-1.0, 1.0], wild.size)
     readings *= NOISE_SD[:, None, None]
     readings += noiseless
@@ -231,7 +229,7 @@ def measure(
     readings *= per_unit
     np.rint(readings, out=readings)
     readings /= per_unit
-    readings.reshape(-1)[scatter(rng, readings.shape, MISSING)] = np.nan
+    readings.reshape(-1)[scatter(rng, readings.size, MISSING)] = np.nan
     return readings
 
 
@@ -263,14 +261,13 @@ def fates(rack: int, events: Sequence[Event], truth: RackTruth) -> list[Fate]:
     before it, else to propagation: a look-alike is not to blame for a neighbour's fire.
     """
     result, first_s = [], truth.pnr_s.min()
-    propagates = int(np.ceil(min(first_s / DT_S, 2**31)))
     for m, pnr_s in enumerate(truth.pnr_s):
         own = [event for event in events if event.module == m]
         begun = [event for event in own if event.onset * DT_S < pnr_s]
         begun = [event for event in begun if event.cause in HAZARDS or pnr_s == first_s]
         blamed = max(begun, key=lambda e: (e.cause in HAZARDS, e.onset), default=None)
         if blamed is None and np.isfinite(pnr_s):
-            blamed = Event("propagation", propagates, rack=rack, module=m)
+            blamed = Event("propagation", int(np.ceil(first_s / DT_S)), rack=rack, module=m)
             own.append(blamed)
         result += [Fate(e, pnr_s) if e is blamed else Fate(e) for e in own]
     return result

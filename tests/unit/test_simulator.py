@@ -251,6 +251,12 @@ def test_resting_rack_settles_at_the_room_temperature():
     assert np.ptp(truth.soc, axis=1).max() == 0.0
 
 
+def test_a_room_may_stay_warm_until_the_last_sample():
+    until_the_last = (1800 - 180 - 0.5) / 6.0  # minutes from the onset, half a sample of 10 s early
+    short, forever = (planned_rack("hot_day", lasts_min=m) for m in (until_the_last, 1e4))
+    np.testing.assert_array_equal(short.around["room_C"], forever.around["room_C"])
+
+
 def forced_site(monkeypatch, events, site=0, hours=6.0):
     """Return telemetry and events table of a site that goes through the events, all rows kept."""
     monkeypatch.setattr(simulated, "draw_events", lambda *_: events)
