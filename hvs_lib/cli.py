@@ -92,7 +92,9 @@ def run(notebook: tuple, params: tuple, profile: str, fresh: bool, in_place: boo
     if runner.COMPARISON in planned:
         _show_verdict()
     if runner.FIELD_TRIAL in seconds.index:
-        _show_trial()
+        from hvs_lib.tracking.runs import last_trial
+
+        click.echo(f"\nField trial: {last_trial()}")
     click.echo("\n" + runner.timing_report(seconds))
     click.echo("\nEvery run, figure and model: `make ui`, then open http://127.0.0.1:5000")
 
@@ -213,21 +215,20 @@ def score(file: str, columns: str, keep_fill_values: bool, output: Path, model: 
 @click.argument("run_id")
 def reproduce(run_id: str) -> None:
     """Run the notebook of RUN_ID again and compare its metrics with the logged ones."""
-    from hvs_lib.reproduce import TOLERANCE
-    from hvs_lib.reproduce import reproduce as execute_again
+    from hvs_lib import reproduce as reproduction
     from hvs_lib.tracking.store import store_failures_told
 
     with store_failures_told():
-        table = execute_again(run_id, say=click.echo)
+        table = reproduction.reproduce(run_id, say=click.echo)
     for name, metrics in table.groupby("run", sort=False):
         click.echo(f"\n{name}")
         shown = metrics.drop(columns=["run", "same"])
-        click.echo(shown.to_string(index=False, float_format=lambda value: f"{value:.12g}"))
-    differing = int((~table["same"]).sum())
-    if differing:
-        click.echo(f"\n{differing} of {len(table)} metrics differ by more than {TOLERANCE:g}")
+        click.echo(shown.to_string(index=False, float_format="{:.12g}".format))
+    limit = f"{reproduction.TOLERANCE:g}"
+    if differing := int((~table["same"]).sum()):
+        click.echo(f"\n{differing} of {len(table)} metrics differ by more than {limit}")
         sys.exit(1)
-    click.echo(f"\nreproduced: all {len(table)} metrics agree within {TOLERANCE:g}")
+    click.echo(f"\nreproduced: all {len(table)} metrics agree within {limit}")
 
 
 def _show_verdict() -> None:
@@ -247,10 +248,3 @@ def _show_verdict() -> None:
         f"\nChampion: {leader}, registered as {REGISTERED_MODEL} version "
         f"{tags['champion_version']}, alias {CHAMPION}"
     )
-
-
-def _show_trial() -> None:
-    """Print the verdict that 05_field_trial has logged last."""
-    from hvs_lib.tracking.runs import last_trial
-
-    click.echo(f"\nField trial: {last_trial()}")

@@ -48,13 +48,12 @@ def reproduce(run_id: str, *, say: Callable[[str], None]) -> pd.DataFrame:
     """
     connect()
     run, parent = _find(run_id)
-    tags = parent.data.tags
-    params = parent.data.params
+    tags, params = parent.data.tags, parent.data.params
     _check_data(params["data_path"], params.get("columns", ""), tags["data_sha256"])
     for warning in version_warnings(tags):
         say(f"Warning: {warning}")
     notebook = Path(tags["mlflow.source.name"]).stem
-    parameters = plan([notebook], parameters=parent.data.params)[notebook]
+    parameters = plan([notebook], parameters=params)[notebook]
     logged = search_runs(f"tags.mlflow.parentRunId = '{run_id}'") if run is parent else [run]
     say(f"Executing {notebook} again, in a store of its own")
     again = _execute(notebook, parameters)

@@ -41,8 +41,6 @@ from hvs_lib.project import (
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 PROFILES = ("smoke", "default", "full")
 COMPARISON, FIELD_TRIAL = "04_comparison", "05_field_trial"
-# What the ratio of hazardous to normal rows in the folds follows from, beside the telemetry.
-_OF_FOLDS = ("test_size", "n_folds", "seed", "split", "normal_stride", "hazard_stride")
 _PNG = "image/png"
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -141,10 +139,11 @@ def _check_folds(rows: pd.DataFrame, parameters: Mapping[str, object]) -> None:
     from hvs_lib.evaluation.splits import rows_to_fit, split_fleet
     from hvs_lib.samplers import check_folds
 
-    if not {*_OF_FOLDS} <= {*parameters}:
+    if "n_folds" not in parameters:
         return
-    split = split_fleet(rows, **{name: parameters[name] for name in _OF_FOLDS[:4]})
-    strides = {name: parameters[name] for name in _OF_FOLDS[4:]}
+    names = ("test_size", "n_folds", "seed", "split")
+    split = split_fleet(rows, **{name: parameters[name] for name in names})
+    strides = {name: parameters[name] for name in ("normal_stride", "hazard_stride")}
     try:
         chosen = rows_to_fit(rows, split, **strides)
         if "sampling_strategy" in parameters:
@@ -336,26 +335,23 @@ def _check_values(parameters: Mapping[str, object]) -> None:
 
     budget = ("max_nuisance_alarms_per_site_day", "missed_event_costs")
     memory = ("drop_sensors", "max_rows_in_memory", "n_jobs")
+    trial = ("trial_sites", "trial_seed", "trial_battery")
     checks = {
-        check_fleet: ("sites", "seed", "battery"),
-        check_split: ("test_size", "n_folds", "split"),
-        check_protocol: ("normal_stride", "hazard_stride", *budget, *memory),
-        check_search: ("scoring", "n_iter"),
-        check_sampling: ("smote_k_neighbors", "sampling_strategy"),
-        check_policy: ("policy", "min_precision"),
+        ("sites", "seed", "battery"): check_fleet,
+        trial: check_fleet,
+        ("test_size", "n_folds", "split"): check_split,
+        ("normal_stride", "hazard_stride", *budget, *memory): check_protocol,
+        ("scoring", "n_iter"): check_search,
+        ("smote_k_neighbors", "sampling_strategy"): check_sampling,
+        ("policy", "min_precision"): check_policy,
     }
-    for check, names in checks.items():
+    for names, check in checks.items():
         if parameters.keys() >= set(names):  # the notebook has them
             try:
-                check(**{name: parameters[name] for name in names})
+                check(**{name.removeprefix("trial_"): parameters[name] for name in names})
             except ValueError as error:
-                raise RunError(str(error)) from error
-    if "trial_sites" in parameters:
-        trial = [parameters[name] for name in ("trial_sites", "trial_seed", "trial_battery")]
-        try:
-            check_fleet(*trial)
-        except ValueError as error:
-            raise RunError(f"in the field trial, {error}") from error
+                where = "in the field trial, " if names == trial else ""
+                raise RunError(f"{where}{error}") from error
 
 
 def _typed(parameter: str, value: object, default: object) -> object:

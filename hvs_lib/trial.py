@@ -139,14 +139,15 @@ def try_on(telemetry: pd.DataFrame, champion: Champion) -> list[Tried]:
         if sensor_set == NO_SET:
             parts.append(Tried(pd.DataFrame(), {}, 0.0, pd.DataFrame(), racks))
             continue
-        (scores, outside), alarms, swept, days = _scored(own, champion, sensor_set), [], {}, 0.0
+        scores, outside = _scored(own, champion, sensor_set)
+        alarms, swept = [], {}
         for rule, alarm, y_score in zip(RULES, champion.alarms(sensor_set), scores, strict=True):
             track = AlarmTrack(champion.outcomes(own, y_score), alarm.rule)
-            swept[rule], days = track.sweep([alarm.threshold]), track.rows.module_days
-            alarms.append(raise_alarms(track.outcomes, alarm).assign(rule=rule))
-        alarms = pd.concat([each.astype(dict.fromkeys(col.KEYS[:3], str)) for each in alarms])
+            swept[rule] = track.sweep([alarm.threshold])
+            raised = raise_alarms(track.outcomes, alarm).assign(rule=rule)
+            alarms.append(raised.astype(dict.fromkeys(col.KEYS[:3], str)))
         outside *= max(racks["interval_s"].median(), 1.0)
-        parts.append(Tried(alarms, swept, days, outside, racks))
+        parts.append(Tried(pd.concat(alarms), swept, track.rows.module_days, outside, racks))
     return parts
 
 

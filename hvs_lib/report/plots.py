@@ -19,6 +19,7 @@ from hvs_lib.telemetry.codes import pnr_of
 
 # Nuisance alarms per site-day, named by how long a site waits for one.
 _BUDGETS = {1 / 30: "1/month", 1 / 7: "1/week", 1: "1/day", 24: "1/hour"}
+_LEFT = min(_BUDGETS)  # where a logarithmic axis shows that there is none
 
 # The colour of each model, in the order of all figures; grey needs no fit.
 _MODELS = {
@@ -92,6 +93,13 @@ def legend_beside(ax: Axes, title: str = "") -> None:
     legend = ax.legend(title=title, fontsize="small", title_fontsize="small", **place)
     for text in legend.get_texts():  # a long name leaves the axes their width
         text.set_text(textwrap.fill(text.get_text(), 30))
+
+
+def _legend_below(fig: Figure, axes: Iterable[Axes]) -> None:
+    """Put one legend below the figure, with each label of the axes once."""
+    handles = [handle for ax in axes for handle in ax.get_legend_handles_labels()[0]]
+    entries = {handle.get_label(): handle for handle in handles}
+    fig.legend(handles=entries.values(), loc="outside lower center", ncols=7)
 
 
 def plain(text: str) -> str:
@@ -241,19 +249,19 @@ def outcome_timelines(
         Of the alarm.
     """
     fig, axes = plt.subplots(2, 2, figsize=(11, 6.5))
-    scored, entries = telemetry.assign(y_score=y_score), {}
+    scored = telemetry.assign(y_score=y_score)
     for ax, outcome in zip(axes.flat, OUTCOMES, strict=True):
         found = alarms[alarms["outcome"] == outcome]
         if found.empty:
             ax.set(title=f"{outcome}: no alarm", xticks=[], yticks=[])
         else:
-            entries |= _draw_outcome(ax, scored, found.iloc[0], threshold)
-    fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=7)
+            _draw_outcome(ax, scored, found.iloc[0], threshold)
+    _legend_below(fig, fig.axes)
     return fig
 
 
-def _draw_outcome(ax: Axes, scored: pd.DataFrame, alarm: pd.Series, threshold: float) -> dict:
-    """Draw one panel of `outcome_timelines`; return its legend's entries by label."""
+def _draw_outcome(ax: Axes, scored: pd.DataFrame, alarm: pd.Series, threshold: float) -> None:
+    """Draw one panel of `outcome_timelines`."""
     own = _before(scored, scored[col.TIMESTAMP].max(), np.inf, **alarm[col.KEYS[:3]])
     own["minute"] = (own[col.TIMESTAMP] - alarm[col.TIMESTAMP]) / pd.Timedelta(minutes=1)
     event = own[own["minute"] == 0].iloc[0]
@@ -279,8 +287,6 @@ def _draw_outcome(ax: Axes, scored: pd.DataFrame, alarm: pd.Series, threshold: f
     ax.set_ylabel("max. surface [°C]", color="C5")
     right.set_ylabel("score", color="C0")
     right.grid(False)
-    handles = [entry for each in (ax, right) for entry in each.get_legend_handles_labels()[0]]
-    return {handle.get_label(): handle for handle in handles}
 
 
 def around_alarms(found: dict[str, pd.DataFrame], *, title: str) -> Figure:
@@ -301,8 +307,7 @@ def around_alarms(found: dict[str, pd.DataFrame], *, title: str) -> Figure:
         above.tick_params(axis="y", labelcolor="C5")
         gas.tick_params(axis="y", labelcolor="C4")
         gas.set_ylim(0, max(300, np.nanmax([0, *own[col.VOC]])))  # or noise fills the panel
-        rules = [name for name in own if name not in {*col.TELEMETRY, "minute"}]
-        for rule in rules:
+        for rule in own.columns.difference([*col.TELEMETRY, "minute"], sort=False):
             below.plot(own["minute"], own[rule].clip(lower=1e-3), label=rule)
         window = own.loc[own.get(col.LABEL, 0 * own["minute"]) == 1, "minute"]
         for ax in (above, below):
@@ -315,10 +320,7 @@ def around_alarms(found: dict[str, pd.DataFrame], *, title: str) -> Figure:
     axes[0, 0].set_ylabel("max. surface [°C]", color="C5")
     gas.set_ylabel("VOC [ppm]", color="C4")
     axes[1, 0].set_ylabel("score / alarm threshold")
-    entries = {}
-    for ax in (gas, *axes.flat):
-        entries |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=7)
+    _legend_below(fig, [gas, *axes.flat])
     fig.suptitle(title)
     return fig
 
@@ -393,12 +395,13 @@ def budget_curves(
     fig, ax = plt.subplots(figsize=(10, 4.8))
     for name, color in model_colors(curves).items():
         best = curves[name].sort_values("nuisance_alarms_per_site_day").cummax()
-        rate = _on_budget_axis(ax, best["nuisance_alarms_per_site_day"])
+        rate = best["nuisance_alarms_per_site_day"].clip(lower=_LEFT)
         ax.step(rate, best["event_recall"], where="post", color=color, label=name)
         ax.step(rate, best["event_recall_5min"], where="post", color=color, linestyle="--")
         if name in points:
             rate, recall = points[name]
-            ax.plot(*_on_budget_axis(ax, np.array([rate])), recall, "o", color=color, markersize=9)
+            ax.plot(max(rate, _LEFT), recall, "o", color=color, markersize=9)
+    _set_budget_axis(ax)
     for style, label in (("-", "caught"), ("--", "caught at least 5 min ahead")):
         ax.plot([], [], color="0.3", linestyle=style, label=label)
     ax.plot([], [], "o", color="0.3", label="the chosen alarm")
@@ -407,29 +410,26 @@ def budget_curves(
     return fig
 
 
-def _on_budget_axis(ax: Axes, rate: np.ndarray) -> np.ndarray:
-    """Give the axes the log axis of nuisance alarms; return where rates are drawn on it."""
+def _set_budget_axis(ax: Axes) -> None:
+    """Give the axes the log axis of nuisance alarms."""
     ax.set_xscale("log")
     ax.set_xticks(list(_BUDGETS), _BUDGETS.values())
     ax.set_xticks([], minor=True)
-    ax.set_xlim(min(_BUDGETS) * 0.9, max(_BUDGETS) * 1.1)
+    ax.set_xlim(_LEFT * 0.9, max(_BUDGETS) * 1.1)
     ax.set_xlabel("nuisance alarms per site (left edge: none)")
-    return np.maximum(rate, min(_BUDGETS))
 
 
 def operating_point(curve: pd.DataFrame, threshold: float) -> Figure:
     """Draw what a threshold of an `alarm_curve` buys: events caught, lead time, nuisance alarms."""
-    at = curve.iloc[[(curve["threshold"] - threshold).abs().argmin()]]
+    rate = curve["nuisance_alarms_per_site_day"].clip(lower=_LEFT)
+    at = curve.iloc[(curve["threshold"] - threshold).abs().argmin()]
     fig, axes = plt.subplots(1, 2, figsize=(10, 3.6))
     for ax, name in zip(axes, ("event_recall", "lead_time_median_min"), strict=True):
-        rate, marked = (
-            _on_budget_axis(ax, rows["nuisance_alarms_per_site_day"]) for rows in (curve, at)
-        )
         ax.step(rate, curve[name], where="post", color="C0")
-        ax.plot(marked, at[name], "o", color="C3", markersize=10)
+        ax.plot(rate[at.name], at[name], "o", color="C3", markersize=10)
+        _set_budget_axis(ax)
     axes[0].set(ylabel="event recall", ylim=(0, 1.03))
     axes[1].set_ylabel("median lead time [min]")
-    at = at.iloc[0]
     lead = at["lead_time_median_min"]
     fig.suptitle(
         f"threshold {at['threshold']:.3f}: recall {at['event_recall']:.2f}, "

@@ -181,11 +181,10 @@ def complete_champion(version: str, sets: Mapping[str, SensorSet], card: str) ->
     run_id = client.get_model_version(REGISTERED_MODEL, version).run_id
     known = json.dumps({name: asdict(each) for name, each in sets.items()}, indent=1)
     with tempfile.TemporaryDirectory() as folder:
-        for name, text in {"model_card.md": card, SENSOR_SETS_FILE: known}.items():
-            path = Path(folder) / name
-            path.write_text(text, encoding="utf-8")
-            client.log_artifact(run_id, str(path))
-            client.log_model_artifact(_logged_model_id(client, run_id), str(path))
+        (Path(folder) / "model_card.md").write_text(card, encoding="utf-8")
+        (Path(folder) / SENSOR_SETS_FILE).write_text(known, encoding="utf-8")
+        client.log_artifacts(run_id, folder)
+        client.log_model_artifacts(_logged_model_id(client, run_id), folder)
     shown = card[:_MOST_SHOWN].rsplit("\n", 1)[0] if len(card) > _MOST_SHOWN else card
     client.update_model_version(REGISTERED_MODEL, version, description=shown)
 

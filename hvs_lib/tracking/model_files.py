@@ -13,7 +13,6 @@ from typing import Any
 import mlflow
 import skops.io
 import yaml
-from mlflow.models import Model
 from sklearn.base import BaseEstimator
 
 from hvs_lib.project import HvsError
@@ -85,19 +84,20 @@ def load_model(uri: str | Path) -> tuple[BaseEstimator, dict[str, Any]]:
     except Exception as error:  # the package of each store, such as boto3, raises its own
         raise ModelError(f"there is no model {uri}: {first_line(error)}") from error
     try:
-        # Not Model.load, which unescapes the percent signs of a path.
-        described = Model.from_dict(yaml.safe_load((folder / "MLmodel").read_text("utf-8")))
-        flavor = described.flavors.get("sklearn", {})
+        # Not mlflow.models.Model.load, which unescapes the percent signs of a path.
+        described = yaml.safe_load((folder / "MLmodel").read_text("utf-8"))
+        flavors = described.get("flavors", {})
+        flavor = flavors.get("sklearn", {})
         name = str(flavor.get("pickled_model", ""))
         if flavor.get("serialization_format") != "skops" or not name or Path(name).name != name:
             raise ModelError(
                 f"the model {uri} is refused: it is not stored as skops, and loading another "
                 "format can execute code. Log it again with the workbook."
             )
-        if any(each.get("code") for each in described.flavors.values()):
+        if any(each.get("code") for each in flavors.values()):
             raise ModelError(f"the model {uri} is refused: it brings code of its own.")
         types = _checked(skops.io.get_untrusted_types(file=folder / name), f"the model {uri}")
-        metadata = dict(described.metadata or {})
+        metadata = dict(described.get("metadata") or {})
         if (folder / SENSOR_SETS_FILE).exists():
             metadata["sensor_sets"] = json.loads((folder / SENSOR_SETS_FILE).read_text("utf-8"))
         return skops.io.load(folder / name, trusted=types), metadata

@@ -43,8 +43,6 @@ from hvs_lib.telemetry.fleet import Fleet
 from hvs_lib.tracking.model_files import load_model, types_to_trust
 from hvs_lib.tracking.store import connect, make_experiments, search_runs, store_failures_told
 
-_GOAL = ("max_nuisance_alarms_per_site_day", "missed_event_costs", "drop_sensors")
-
 # ---- the run of a notebook ---------------------------------------------------------------------
 
 
@@ -361,10 +359,9 @@ def comparable_runs(*, data_sha256: str = "") -> pd.DataFrame:
     ValueError
         Where there is none yet.
     """
-    found = search_runs("attributes.status = 'FINISHED' and params.protocol_digest LIKE '_%'")
-    runs = pd.DataFrame([row_of(run) for run in found if is_current(run)])
-    if data_sha256 and len(runs):
-        runs = runs[runs["data_sha256"] == data_sha256]
+    wanted = "attributes.status = 'FINISHED' and params.protocol_digest LIKE '_%'"
+    wanted += f" and tags.data_sha256 = '{data_sha256}'" if data_sha256 else ""
+    runs = pd.DataFrame([row_of(run) for run in search_runs(wanted) if is_current(run)])
     if runs.empty:
         raise ValueError("there is no run to compare: run 01_baseline, 02_tuning, 03_smote first.")
     runs = runs.sort_values(["started", "run_id"])
@@ -422,15 +419,15 @@ def fit_again(
     """
     params, split = mlflow.get_run(run_id).data.params, _artifact(run_id, "splits.json")
     split = Split.from_dict(json.loads(Path(split).read_text()), fleet.rows)
-    numbers = {name: float(params[name]) for name in _GOAL}
-    counts = {name: int(params[name]) for name in ("normal_stride", "hazard_stride")}
+    names = ("max_nuisance_alarms_per_site_day", "missed_event_costs", "drop_sensors")
+    options = {name: float(params[name]) for name in names}
+    options |= {name: int(params[name]) for name in ("normal_stride", "hazard_stride")}
     # An earlier version held all rows in memory.
-    counts["max_rows_in_memory"] = int(params.get("max_rows_in_memory", 2**62))
-    faults = {"fault_types": tuple(json.loads(params["fault_types"]))}
+    options["max_rows_in_memory"] = int(params.get("max_rows_in_memory", 2**62))
+    options["fault_types"] = tuple(json.loads(params["fault_types"]))
     protocol = Protocol(
-        fleet, split, **counts, **numbers, **faults, seed=split.seed, n_jobs=n_jobs,
-        memory=cache.memory(),
-    )  # fmt: skip
+        fleet, split, **options, seed=split.seed, n_jobs=n_jobs, memory=cache.memory()
+    )
     model, _ = load_model(f"runs:/{run_id}/model")
     logged = model.estimator.estimator
     fits = protocol.fit(clone(logged.classifier), build_up=params["build_up"])
@@ -457,9 +454,9 @@ def stops_registration(run_id: str) -> list[str]:
     reasons = [f"{leak.result} ({leak.check}: {leak.found:g})" for leak in leaks]
     finished = f"attributes.status = 'FINISHED' and tags.data_sha256 = '{sha256}'"
     looked_at = search_runs(f"{finished} and tags.stage = 'data'")
-    for found in [each.data.metrics.get("single_column_pr_auc_max", 0.0) for each in looked_at[:1]]:
-        if found > GIVEAWAY:
-            reasons.append(f"leak suspected (single column of 00_data: {found:.3f})")
+    found = looked_at[0].data.metrics.get("single_column_pr_auc_max", 0.0) if looked_at else 0.0
+    if found > GIVEAWAY:
+        reasons.append(f"leak suspected (single column of 00_data: {found:.3f})")
     if events < FEWEST_EVENTS:
         reasons.append(f"the test part holds {events} event: one result is no evidence")
     return reasons
