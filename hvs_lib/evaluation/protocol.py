@@ -111,7 +111,7 @@ class Fits:
     seconds : float
         That fitting took, of all fits together [s].
     limit_power : float
-        Of `weigh_by_limits`, for the models.
+        Of `weigh_by_limits`, before the calibration.
     build_up : str
         What they were fitted on the build-up as, one of `BUILD_UP`.
     n_rows : int
@@ -133,8 +133,8 @@ class Assessment:
 
     Attributes
     ----------
-    model : Pipeline or None
-        Fitted on all training rows; None for a reference that is not fitted.
+    fits : Fits
+        What was assessed.
     calibration : Calibration
         Of its scores, chosen on the out-of-fold scores of the training rows.
     alarm : Alarm
@@ -146,31 +146,25 @@ class Assessment:
         Scores frames, calibrated.
     raw_cv_scores : array, shape (n_samples,)
         Out-of-fold scores of the training rows before calibration.
-    seconds : float
-        That fitting took, of all fits together [s].
-    limit_power : float
-        Of `weigh_by_limits`, before the calibration.
-    build_up : str
-        What it was fitted on the build-up as.
-    n_rows : int
-        That it was fitted on.
     """
 
-    model: Pipeline | None
+    fits: Fits
     calibration: Calibration
     alarm: Alarm
     metrics: dict[str, float]
     cv_scores: pd.DataFrame
     test_scores: pd.DataFrame
     raw_cv_scores: np.ndarray
-    seconds: float
-    limit_power: float
-    build_up: str
-    n_rows: int
+
+    @property
+    def model(self) -> Pipeline | None:
+        """What was fitted on all training rows; None for a reference."""
+        return self.fits.models[-1] if self.fits.models else None
 
     def deployable(self) -> FixedThresholdClassifier:
         """Return the model with its calibration and its threshold, as it is logged."""
-        calibrated = CalibratedClassifier(self.model, self.calibration.calibrator, self.limit_power)
+        calibrator, limit_power = self.calibration.calibrator, self.fits.limit_power
+        calibrated = CalibratedClassifier(self.model, calibrator, limit_power)
         fixed = FixedThresholdClassifier(
             FrozenEstimator(calibrated), threshold=self.alarm.threshold, pos_label=1,
             response_method="predict_proba",
@@ -328,10 +322,8 @@ class Protocol:
         if calibration.brier:  # that of the calibrated scores would be in-sample
             metrics["cv_brier"] = calibration.brier[calibration.method]
         return Assessment(
-            fits.models[-1] if fits.models else None, calibration, alarm, metrics,
-            cv.rows.frame, test.rows.frame, raw_cv, fits.seconds, fits.limit_power, fits.build_up,
-            fits.n_rows,
-        )  # fmt: skip
+            fits, calibration, alarm, metrics, cv.rows.frame, test.rows.frame, raw_cv
+        )
 
     @cached_property
     def training(self) -> TrainingRows:
