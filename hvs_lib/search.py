@@ -110,12 +110,11 @@ def _prepare(
     pipeline: Pipeline, rows: TrainingRows, number: int
 ) -> tuple[QuantileDMatrix, QuantileDMatrix, Lock]:
     held = rows.fold == number
-    X, y, weight = rows.X[~held], rows.y[~held], rows.weight[~held]
+    X, y, max_bin = rows.X[~held], rows.y[~held], pipeline[-1].max_bin
+    weight = None if sets_ratio(pipeline) else rows.weight[~held]
     prepare = clone(pipeline[:-1]).fit(X)
-    bins = {"max_bin": pipeline[-1].max_bin} if pipeline[-1].max_bin else {}
-    weights = {} if sets_ratio(pipeline) else {"weight": weight}
-    fitting = QuantileDMatrix(prepare.transform(X), label=y, **weights, **bins)
-    held_out = QuantileDMatrix(prepare.transform(rows.X_whole[held]), ref=fitting, **bins)
+    fitting = QuantileDMatrix(prepare.transform(X), label=y, weight=weight, max_bin=max_bin)
+    held_out = QuantileDMatrix(prepare.transform(rows.X_whole[held]), ref=fitting, max_bin=max_bin)
     return fitting, held_out, Lock()
 
 

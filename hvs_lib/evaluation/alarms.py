@@ -23,9 +23,8 @@ from numba import njit
 
 from hvs_lib import columns as col
 from hvs_lib.evaluation.outcomes import FAULT, NOTHING, Outcomes
-from hvs_lib.evaluation.scores import IS_FAULT, Y_SCORE, ScoreRows, check_scores
+from hvs_lib.evaluation.scores import IS_FAULT, MINUTE_US, Y_SCORE, ScoreRows, check_scores
 
-MINUTE_US = 60_000_000
 N_CANDIDATES = 1000  # thresholds that are tried, besides one for each event
 _HIGHEST, _FEW = 0.05, 100_000  # share of the levels among which thresholds lie, and at least
 BUDGET_SHARES = (0.1, 0.3, 1.0)  # of the alarm budget, for `early_recall`
@@ -124,7 +123,7 @@ def event_table(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
     0  event 0    True            3.5
     """
     outcomes = outcomes_of(scores)
-    first = np.array([rows[0] for rows in outcomes.event_rows], dtype=np.int64)
+    first = [rows[0] for rows in outcomes.event_rows]
     at_start = outcomes.rows.frame.iloc[first].reset_index(drop=True)
     table = at_start[[col.SITE, col.RACK, col.MODULE]].copy()
     table[col.EVENT_ID] = pd.Series(outcomes.event_names, dtype=object)
@@ -195,14 +194,12 @@ def alarm_curve(
     track = AlarmTrack(outcomes_of(scores), rule, modules_per_site)
     thresholds = track.candidates()
     found = track.sweep(thresholds)
-    lead = np.full(len(thresholds), np.nan)
-    lead[found.n_caught > 0] = np.nanmedian(found.lead_min[found.n_caught > 0], axis=1)
     return pd.DataFrame(
         {
             "threshold": thresholds,
             "event_recall": found.n_caught / len(track.outcomes.event_rows),
             **{f"event_recall_{m}min": found.recall_with(m) for m in LEADS_MIN},
-            "lead_time_median_min": lead,
+            "lead_time_median_min": pd.DataFrame(found.lead_min).median(axis=1),
             "nuisance_alarms_per_site_day": _rate(found.n_nuisance, track.site_days),
             "fault_alarms_per_site_day": _rate(found.n_fault, track.site_days),
         }
@@ -290,11 +287,10 @@ def best_alarm(
 
 
 def best_threshold(
-    swept: Sweep, site_days: float, max_nuisance_alarms_per_site_day: float, costs: float
+    swept: Sweep, site_days: float, budget: float, costs: float
 ) -> tuple[int, tuple]:
     """Choose one of some thresholds as `best_alarm` does; return its place and what it is worth."""
-    n_caught, n_nuisance = swept.n_caught, swept.n_nuisance
-    n_events, budget = swept.lead_min.shape[1], max_nuisance_alarms_per_site_day
+    n_caught, n_nuisance, n_events = swept.n_caught, swept.n_nuisance, swept.lead_min.shape[1]
     worths = _worth(n_caught, n_nuisance, n_events, site_days, budget, costs)
     # Rounded, so that equal warning times are equal in whichever order they were added.
     warning = np.nan_to_num(swept.lead_min).mean(axis=1).round(6)
@@ -345,7 +341,7 @@ class Sweep:
 
     def recall_with(self, lead_min: float) -> np.ndarray:
         """Share of the events caught with so much lead at least, shape (n_thresholds,)."""
-        return np.mean(np.nan_to_num(self.lead_min, nan=-np.inf) >= lead_min, axis=1)
+        return np.mean(self.lead_min >= lead_min, axis=1)
 
 
 @dataclass(frozen=True)

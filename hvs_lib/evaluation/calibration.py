@@ -40,9 +40,6 @@ class Calibration:
         return calibrate(self.calibrator, y_score)
 
 
-NO_CALIBRATION = Calibration("none", None, {})
-
-
 def choose_calibration(
     y_true: np.ndarray, y_score: np.ndarray, fold: np.ndarray, weight: np.ndarray | None = None
 ) -> Calibration:
@@ -83,9 +80,9 @@ def choose_calibration(
         held_out = fold == number
         calibrator = fit_platt(y_true[~held_out], y_score[~held_out], weight[~held_out])
         mapped[held_out] = calibrate(calibrator, y_score[held_out])
-    scores = {"none": y_score, "platt": mapped}
     brier = {
-        method: brier_score_loss(y_true, scores[method], sample_weight=weight) for method in METHODS
+        "none": brier_score_loss(y_true, y_score, sample_weight=weight),
+        "platt": brier_score_loss(y_true, mapped, sample_weight=weight),
     }
     if brier["platt"] < brier["none"]:
         return Calibration("platt", fit_platt(y_true, y_score, weight), brier)

@@ -70,8 +70,7 @@ def evaluate(
     """
     track = AlarmTrack(outcomes_of(scores), alarm.rule, modules_per_site)
     rows = track.rows
-    result = {"threshold": float(alarm.threshold)}
-    result |= _row_metrics(rows, alarm.threshold)
+    result = {"threshold": alarm.threshold} | _row_metrics(rows, alarm.threshold)
     result |= event_metrics(track.sweep([alarm.threshold]), track.site_days)
     if n_alarms := len(track.alarms(alarm.threshold)):
         result["alarm_precision"] = 1 - result["n_nuisance_alarms"] / n_alarms

@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 
 from hvs_lib import columns as col
-from hvs_lib.evaluation.scores import IS_FAULT, ScoreRows
+from hvs_lib.evaluation.scores import IS_FAULT, MINUTE_US, ScoreRows
 from hvs_lib.telemetry.codes import pnr_of
 
 OUTCOMES = ("early", "timely", "fault", "nuisance")
@@ -87,7 +87,7 @@ class Outcomes:
         is_fault = (event_id >= 0) & np.asarray(rows.frame.get(IS_FAULT, False), dtype=bool)
         latest = np.maximum.accumulate(np.where(is_fault, np.arange(len(is_fault)), 0))
         shows_it = is_fault[latest] & (rows.module[latest] == rows.module)
-        shows_it &= rows.time_us - rows.time_us[latest] <= COOLING_MIN * 60e6
+        shows_it &= rows.time_us - rows.time_us[latest] <= COOLING_MIN * MINUTE_US
         alarm_on = np.where(shows_it, FAULT, NOTHING).astype(np.int32)
         for labelled in self.event_rows:
             first, last = rows.time_us[labelled[[0, -1]]]
@@ -104,7 +104,7 @@ class Outcomes:
                 onset, later = own[0], own[own > last]
                 alarm_on[later[alarm_on[later] < 0]] = FAULT
             else:
-                onset_us = self.pnr_us[number] - EARLY_MIN * 60e6
+                onset_us = self.pnr_us[number] - EARLY_MIN * MINUTE_US
                 onset = first + np.searchsorted(rows.time_us[first : last + 1], onset_us)
             alarm_on[onset : last + 1] = number
         return np.where(rows.event >= 0, rows.event, alarm_on)  # in a window, its own event
@@ -113,7 +113,7 @@ class Outcomes:
         """Return the time from some rows to the PNR of the event there [min], NaN elsewhere."""
         alarm_on = self.alarm_on[rows]
         pnr_us = np.append(self.pnr_us, 0)[np.maximum(alarm_on, NOTHING)]
-        return np.where(alarm_on >= 0, (pnr_us - self.rows.time_us[rows]) / 60e6, np.nan)
+        return np.where(alarm_on >= 0, (pnr_us - self.rows.time_us[rows]) / MINUTE_US, np.nan)
 
     def names(self, raised: np.ndarray) -> np.ndarray:
         """Name the outcome of alarms raised at some rows, one of `OUTCOMES` for each."""

@@ -22,7 +22,6 @@ from hvs_lib import cache, models
 from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import RULES, Alarm, AlarmRule, best_alarm, early_recall, outcomes_of
 from hvs_lib.evaluation.calibration import (
-    NO_CALIBRATION,
     CalibratedClassifier,
     Calibration,
     choose_calibration,
@@ -84,16 +83,15 @@ class TrainingRows:
         if build_up not in BUILD_UP:
             raise ValueError(f"build_up must be one of {', '.join(BUILD_UP)}, got {build_up!r}.")
         is_build_up = (self.alarm_on >= 0) & (self.y == 0)
-        normal = (self.y == 0) & ~(is_build_up & (build_up != "normal"))
-        empty = np.setdiff1d(self.fold, self.fold[normal])
+        fitted = ~(is_build_up & (build_up == "left out"))
+        y = self.y | (is_build_up & (build_up == "hazard"))
+        empty = np.setdiff1d(self.fold, self.fold[fitted & (y == 0)])
         if len(empty):  # as where all telemetry is of the hour before events without Event_ID
             raise ValueError(
                 f"build_up must leave normal rows to fit on in each fold, got {build_up!r} and "
                 f'none in fold {empty[0] + 1}: choose "normal", or add telemetry of quiet times.'
             )
-        if build_up == "left out":
-            return ~is_build_up, self.y
-        return np.ones(len(self.y), bool), self.y | (is_build_up & (build_up == "hazard"))
+        return fitted, y
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ class Fits:
     seconds : float
         That fitting took, of all fits together [s].
     limit_power : float
-        Of `weigh_by_limits`, for the models.
+        Of `weigh_by_limits`, before the calibration.
     build_up : str
         What they were fitted on the build-up as, one of `BUILD_UP`.
     n_rows : int
@@ -133,8 +131,8 @@ class Assessment:
 
     Attributes
     ----------
-    model : Pipeline or None
-        Fitted on all training rows; None for a reference that is not fitted.
+    fits : Fits
+        What was assessed.
     calibration : Calibration
         Of its scores, chosen on the out-of-fold scores of the training rows.
     alarm : Alarm
@@ -146,37 +144,30 @@ class Assessment:
         Scores frames, calibrated.
     raw_cv_scores : array, shape (n_samples,)
         Out-of-fold scores of the training rows before calibration.
-    seconds : float
-        That fitting took, of all fits together [s].
-    limit_power : float
-        Of `weigh_by_limits`, before the calibration.
-    build_up : str
-        What it was fitted on the build-up as.
-    n_rows : int
-        That it was fitted on.
     """
 
-    model: Pipeline | None
+    fits: Fits
     calibration: Calibration
     alarm: Alarm
     metrics: dict[str, float]
     cv_scores: pd.DataFrame
     test_scores: pd.DataFrame
     raw_cv_scores: np.ndarray
-    seconds: float
-    limit_power: float
-    build_up: str
-    n_rows: int
+
+    @property
+    def model(self) -> Pipeline | None:
+        """What was fitted on all training rows; None for a reference."""
+        return self.fits.models[-1] if self.fits.models else None
 
     def deployable(self) -> FixedThresholdClassifier:
         """Return the model with its calibration and its threshold, as it is logged."""
-        calibrated = CalibratedClassifier(self.model, self.calibration.calibrator, self.limit_power)
+        calibrator, limit_power = self.calibration.calibrator, self.fits.limit_power
+        calibrated = CalibratedClassifier(self.model, calibrator, limit_power)
         fixed = FixedThresholdClassifier(
             FrozenEstimator(calibrated), threshold=self.alarm.threshold, pos_label=1,
             response_method="predict_proba",
         )  # fmt: skip
-        features = self.model.feature_names_in_
-        nothing = pd.DataFrame(np.zeros((2, len(features)), np.float32), columns=features)
+        nothing = pd.DataFrame(0, [0, 1], self.model.feature_names_in_, dtype=np.float32)
         return fixed.fit(nothing, [0, 1])  # fits nothing: what is frozen stays as it is
 
 
@@ -268,9 +259,8 @@ class Protocol:
 
         parts = (*range(self.split.n_folds), None)
         keys = [cache.key(of_rows, chosen, left_out) for left_out in parts]
-        fits = list(side_by_side(fit, parts, keys, n_jobs=self.n_jobs))
-        found = {"seconds": sum(seconds for _, seconds in fits), "n_rows": int(drawn.sum())}
-        return Fits([model for model, _ in fits], build_up=build_up, **found)
+        found, seconds = zip(*side_by_side(fit, parts, keys, n_jobs=self.n_jobs), strict=True)
+        return Fits([*found], seconds=sum(seconds), build_up=build_up, n_rows=int(drawn.sum()))
 
     def reference(self, score: Score, *, threshold: float | None = None) -> Fits:
         """Take a rule that is not fitted for a model.
@@ -286,8 +276,8 @@ class Protocol:
 
     def assess(self, pipeline: Pipeline) -> Assessment:
         """Fit a pipeline, score, calibrate, choose the alarm, and judge."""
-        (found,) = self.assess_all({"": self.fit(pipeline)})
-        return found[1]
+        ((_, found),) = self.assess_all({"": self.fit(pipeline)})
+        return found
 
     def assess_all(self, fits: Mapping[str, Fits]) -> Iterator[tuple[str, Assessment]]:
         """Score all rows with several models in one pass over the partitions, and judge each.
@@ -313,7 +303,7 @@ class Protocol:
     def _assess(self, fits: Fits, raw: np.ndarray) -> Assessment:
         """Calibrate the scores of all rows, choose the alarm, and judge."""
         rows, raw_cv = self.training, raw[self.training.X.index]
-        calibration = NO_CALIBRATION
+        calibration = Calibration("none", None, {})
         if fits.models:
             calibration = choose_calibration(rows.y, raw_cv, rows.fold, rows.weight)
         cv, test = (
@@ -327,11 +317,7 @@ class Protocol:
         metrics = self._judge(cv, test, alarm)
         if calibration.brier:  # that of the calibrated scores would be in-sample
             metrics["cv_brier"] = calibration.brier[calibration.method]
-        return Assessment(
-            fits.models[-1] if fits.models else None, calibration, alarm, metrics,
-            cv.rows.frame, test.rows.frame, raw_cv, fits.seconds, fits.limit_power, fits.build_up,
-            fits.n_rows,
-        )  # fmt: skip
+        return Assessment(fits, calibration, alarm, metrics, cv.rows.frame, test.rows.frame, raw_cv)
 
     @cached_property
     def training(self) -> TrainingRows:
@@ -385,8 +371,8 @@ class Protocol:
         return self._thinned(1)
 
     def _thinned(self, times: int) -> np.ndarray:
-        strides = {name: times * getattr(self, name) for name in ("normal_stride", "hazard_stride")}
-        return rows_to_fit(self.fleet.rows, self.split, **strides)
+        normal, hazard = times * self.normal_stride, times * self.hazard_stride
+        return rows_to_fit(self.fleet.rows, self.split, normal_stride=normal, hazard_stride=hazard)
 
     def _described(
         self,
@@ -404,10 +390,8 @@ class Protocol:
         on, lead_min = outcomes.alarm_on[place[rows]], outcomes.lead_min(place[rows])
         return TrainingRows(X, y, weight, self.split.fold[rows], on, lead_min, whole)
 
-    def drawn(self, share: float, rows: TrainingRows | None = None) -> np.ndarray:
+    def drawn(self, share: float, rows: TrainingRows) -> np.ndarray:
         """Tell which training rows are of a share of each fold's sites or racks, shape (n,).
-
-        By default of `training`.
 
         Those with an event and those without are drawn separately, at least one of each.
         """
@@ -421,7 +405,6 @@ class Protocol:
             own = np.unique(groups[self.split.fold == number])
             for kind in (np.intersect1d(own, with_event), np.setdiff1d(own, with_event)):
                 drawn.append(rng.permutation(kind)[: int(np.ceil(share * len(kind)))])
-        rows = self.training if rows is None else rows
         return np.isin(groups[rows.X.index], np.concatenate(drawn))
 
     def _score(self, fits: Sequence[Fits]) -> np.ndarray:
@@ -478,12 +461,11 @@ class Protocol:
         metrics["cv_early_recall"] = early_recall(
             cv, alarm.rule, modules_per_site=self.modules_per_site, **budget
         )
-        if self.split.kind == "row":
-            # An alarm needs consecutive samples, which random rows are not.
-            of_alarms = (*EVENT_METRICS, "early_recall")
-            names = [n for n in metrics if not any(metric in n for metric in of_alarms)]
-            metrics = {name: metrics[name] for name in names}
-        return metrics
+        if self.split.kind != "row":
+            return metrics
+        # An alarm needs consecutive samples, which random rows are not.
+        of_alarms = (*EVENT_METRICS, "early_recall")
+        return {n: metrics[n] for n in metrics if not any(metric in n for metric in of_alarms)}
 
     @property
     def y(self) -> np.ndarray:
@@ -542,7 +524,7 @@ class Protocol:
     @cached_property
     def key(self) -> str:
         """What the training rows, code and packages are, for what is cached."""
-        rows = [self.digests[f"digest_{what}"] for what in ("features", "training_rows")]
+        rows = [self.digests["digest_features"], self.digests["digest_training_rows"]]
         return cache.key(rows, list(self.training.X.columns))
 
 

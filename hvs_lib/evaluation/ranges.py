@@ -10,7 +10,6 @@ import pandas as pd
 from hvs_lib.features import SIGNALS
 
 QUANTILES = (0.001, 0.999)  # of the rows that a model is fitted on, unweighted: what it has seen
-_COUNTS = ["below", "above", "rows"]
 
 
 def ranges_to_json(X: pd.DataFrame) -> str:
@@ -57,7 +56,7 @@ def count_outside(X: pd.DataFrame, ranges: pd.DataFrame) -> pd.DataFrame:
         values = X[name].to_numpy(dtype=float)
         values = values[~np.isnan(values)]
         found.append([np.sum(values < low), np.sum(~(values <= high)), len(values)])
-    return pd.DataFrame(found, ranges.index, _COUNTS, dtype=int)
+    return pd.DataFrame(found, ranges.index, ["below", "above", "rows"], dtype=int)
 
 
 def outside_by_sensor(counts: pd.DataFrame) -> pd.DataFrame:

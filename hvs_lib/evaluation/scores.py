@@ -8,14 +8,14 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
-from numba import njit
 
 from hvs_lib import columns as col
 from hvs_lib.telemetry.codes import event_codes, hazard_types, module_codes, order_of, rack_codes
+from hvs_lib.telemetry.quality import median_steps
 
 Y_SCORE = "y_score"
 IS_FAULT = "is_fault"  # whether the cause is that of a real fault; a look-alike's is not
-DAY_US = 86_400_000_000
+MINUTE_US, DAY_US = 60_000_000, 86_400_000_000
 
 
 def scores_frame(
@@ -138,9 +138,8 @@ class ScoreRows:
     @cached_property
     def interval_us(self) -> np.ndarray:
         """Median sampling interval of each module [us]; of the others where it has one sample."""
-        interval = _median_steps(self.time_us, self.module_start)
-        known = interval[~np.isnan(interval)]
-        return np.where(np.isnan(interval), np.median(known) if len(known) else 0.0, interval)
+        interval = pd.Series(median_steps(self.time_us, self.module_start))
+        return interval.fillna(interval.median()).fillna(0.0).to_numpy()
 
     @property
     def module_days(self) -> float:
@@ -203,13 +202,3 @@ def _in_order_of_names(column: pd.Series) -> pd.Series:
     """Sort the categories: their order in a table follows from other rows of it."""
     column = column.astype("category")
     return column.cat.reorder_categories(sorted(column.cat.categories, key=str))
-
-
-@njit(cache=True, nogil=True)
-def _median_steps(time_us, module_start):
-    median = np.full(len(module_start) - 1, np.nan)
-    for m in range(len(median)):
-        steps = np.diff(time_us[module_start[m] : module_start[m + 1]])
-        if len(steps):
-            median[m] = np.median(steps)
-    return median

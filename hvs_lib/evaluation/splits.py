@@ -278,14 +278,11 @@ def _deal_groups(rows, groups, kind, test_size, n_folds, seed):
     events = event_codes(rows)
     has_event = np.isin(np.arange(groups.max() + 1), groups[events >= 0])
     _check_groups(has_event, kind, int(events.max()) + 1, test_size, n_folds)
-    fold, train = np.full(len(has_event), TEST, dtype=np.int8), []
+    train = []
     for of_kind in (np.flatnonzero(has_event), np.flatnonzero(~has_event)):
         # two plain draws give exact counts; one stratified draw rounds them as it likes
         train.append(_drawn(of_kind, round(test_size * len(of_kind)), seed))
-    train = np.sort(np.concatenate(train))
-    for number, held_out in enumerate(_stratified_folds(has_event[train], n_folds, seed)):
-        fold[train[held_out]] = number
-    return fold[groups]
+    return _in_folds(has_event, np.concatenate(train), n_folds, seed)[groups]
 
 
 def _check_groups(has_event, kind, n_events, test_size, n_folds) -> None:
@@ -332,34 +329,31 @@ def _deal_rows(rows, test_size, n_folds, seed):
             f" test_size={test_size}",
             "bring more telemetry, or use fewer folds or another test_size.",
         )
-    fold = np.full(len(label), TEST, dtype=np.int8)
     numbers = np.arange(len(label))
     train, _ = train_test_split(numbers, test_size=test_size, stratify=label, random_state=seed)
-    train.sort()
-    for number, held_out in enumerate(_stratified_folds(label[train], n_folds, seed)):
-        fold[train[held_out]] = number
-    return fold
+    return _in_folds(label, train, n_folds, seed)
 
 
-def _stratified_folds(y: np.ndarray, n_folds: int, seed: int) -> list[np.ndarray]:
+def _in_folds(y: np.ndarray, train: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
+    """Return the fold of each member, stratified by `y`; those not to train on are `TEST`."""
+    fold, train = np.full(len(y), TEST, dtype=np.int8), np.sort(train)
     folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # fewer quiet racks than folds is sound: a rack with an event has normal rows as well
         warnings.filterwarnings("ignore", message="The least populated class in y")
-        return [held_out for _, held_out in folds.split(np.zeros(len(y)), y)]
+        for number, (_, held_out) in enumerate(folds.split(train, y[train])):
+            fold[train[held_out]] = number
+    return fold
 
 
 def _describe(rows: pd.DataFrame, parts: dict[str, np.ndarray]) -> dict[str, dict]:
     """Name the racks of each part, as "site/rack", and count what is in it."""
     racks, modules, events = rack_codes(rows), module_codes(rows), event_codes(rows)
-    sites = site_codes(rows.iloc[np.unique(racks, return_index=True)[1]])
-    names = _rack_names(rows)
-    described = {}
+    names, described = _rack_names(rows), {}
     for name, inside in parts.items():
-        own = np.unique(racks[inside])
         described[name] = {
-            "sites": len(np.unique(sites[own])),
-            "racks": names[own].tolist(),
+            "sites": rows.loc[inside, col.SITE].nunique(),
+            "racks": names[np.unique(racks[inside])].tolist(),
             "modules": len(np.unique(modules[inside])),
             "rows": int(inside.sum()),
             "events": len(np.unique(events[inside & (events >= 0)])),

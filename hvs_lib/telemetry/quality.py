@@ -74,11 +74,19 @@ def module_intervals_s(telemetry: pd.DataFrame) -> np.ndarray:
     codes = module_codes(telemetry)
     bounds = np.searchsorted(codes, np.arange(codes.max() + 2))
     times_us = telemetry[col.TIMESTAMP].to_numpy("datetime64[us]").astype(np.int64)
-    steps = (np.diff(times_us[first:end]) for first, end in pairwise(bounds))
-    usual = np.array([np.median(step) / 1e6 if len(step) else np.nan for step in steps])
+    usual = median_steps(times_us, bounds) / 1e6
     if (single := np.isnan(usual)).any():
         usual[single] = sampling_interval_s(telemetry) or 1.0
     return usual
+
+
+def median_steps(times: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Return the median step between the times of each module, NaN where it has one row.
+
+    The rows of module i are those from ``bounds[i]`` to ``bounds[i + 1]``.
+    """
+    steps = (np.diff(times[first:end]) for first, end in pairwise(bounds))
+    return np.array([np.median(step) if len(step) else np.nan for step in steps])
 
 
 def clear_fill_values(frame: pd.DataFrame) -> list[Finding]:

@@ -144,7 +144,7 @@ def log_assessment(
     With all its artifacts. The tags `model_name` and `imbalance_technique` tell the runs of a stage
     apart; `params` are logged beside those of the model, the alarm and the protocol.
     """
-    model = assessment.model
+    model, fits = assessment.model, assessment.fits
     tags = {
         "role": "reference" if model is None else "model",
         "model_name": model_name,
@@ -166,11 +166,11 @@ def log_assessment(
     with tempfile.TemporaryDirectory() as folder:
         _write_artifacts(Path(folder), assessment, protocol, title=model_name)
         if model is not None:
-            described |= {"build_up": assessment.build_up, "rows_fitted": assessment.n_rows}
+            described |= {"build_up": fits.build_up, "rows_fitted": fits.n_rows}
             described |= _model_params(model)
             to_log = _model_to_log(assessment, protocol)
         with _child(title, tags) as run_id:
-            _log(described, assessment.metrics | {"seconds": assessment.seconds})
+            _log(described, assessment.metrics | {"seconds": fits.seconds})
             mlflow.log_artifacts(folder)
             if model is not None:
                 mlflow.sklearn.log_model(name="model", **to_log)
@@ -262,7 +262,7 @@ def _alarm_params(assessment: Assessment) -> dict[str, object]:
         "alarm_threshold": alarm.threshold,
         **{f"alarm_{name}": value for name, value in asdict(alarm.rule).items()},
         "calibration": assessment.calibration.method,
-        "limit_power": assessment.limit_power,
+        "limit_power": assessment.fits.limit_power,
     }
 
 

@@ -126,7 +126,7 @@ def test_a_model_in_parts_is_like_any_other(in_parts):
     np.testing.assert_array_equal(logged.predict_proba(X), found.model.predict_proba(X))
     assert str(clone(found.model)) == str(clone(RANDOM))  # and is fitted again from its settings
     assert clone(found.model)[-1].get_params() == RANDOM[-1].get_params()
-    assert found.n_rows == len(in_parts.rows)
+    assert found.fits.n_rows == len(in_parts.rows)
     assert found.deployable().predict_proba(X).shape == (len(X), 2)
 
 

@@ -334,13 +334,13 @@ def test_a_share_of_the_sites_or_racks_is_fitted_on_and_all_are_judged(make_flee
     drawn, rows = [], whole.training
     of_row = codes[rows.X.index]
     for share in (0.01, 0.5, 1.0):
-        kept = whole.drawn(share)
+        kept = whole.drawn(share, rows)
         drawn.append(set(of_row[kept]))
         assert {*rows.fold[kept & (rows.y == 1)]} == {0, 1}, "each fold has an event"
-        np.testing.assert_array_equal(whole.drawn(share), kept)
+        np.testing.assert_array_equal(whole.drawn(share, rows), kept)
         assert not drawn[-1] & set(of_row[~kept]), "groups are whole"
     assert all(one < other for one, other in pairwise(drawn)), "a share holds the smaller ones"
-    drawn = [replace(whole, seed=seed).drawn(0.5).tolist() for seed in (1, 2)]
+    drawn = [replace(whole, seed=seed).drawn(0.5, rows).tolist() for seed in (1, 2)]
     assert drawn[0] != drawn[1]
     fits = {f"{share}": whole.fit(pipeline, share=share) for share in (0.3, 1.0)}
     found = dict(whole.assess_all(fits))
