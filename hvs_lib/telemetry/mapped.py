@@ -33,6 +33,7 @@ from hvs_lib.telemetry.folders import TelemetryFolder, open_files, sha256_of_fil
 from hvs_lib.telemetry.mapping import Source, load_map, named
 from hvs_lib.telemetry.quality import LEFT_OUT, Finding
 
+_CELLS_OF_A_MODULE = 14  # in series, of the simulated modules: the voltage per cell is what counts
 _ADVICE_NUMBER = "write decimals with a point, or name the word in `missing`."
 _ADVICE_TIME = "add `format` or, for numbers, `elapsed: s` and `start`, or `epoch: s`."
 _ADVICE_ZONE = "correct the zone, to UTC if the clock has no daylight saving."
@@ -64,9 +65,6 @@ def _with_map(sha256: str, columns: str | Path) -> str:
     return hashlib.sha256(f"{sha256} {sha256_of_file(columns)}".encode()).hexdigest()
 
 
-_CELLS_OF_A_MODULE = 14  # in series, of the simulated modules: the voltage per cell is what counts
-
-
 class MappedFile:
     """The telemetry of a file and a map, held in memory, with what `TelemetryFile` offers.
 
@@ -93,16 +91,14 @@ class MappedFile:
         self.label_until_s = self.map.label_until_s
         self._file = open_files(path)
         self._title = f"{path} cannot be read with the map {columns}"
+        runaway = self.map.runaway
+        made = {col.TIMESTAMP} | ({col.LABEL, col.PNR} if runaway else set())
         own = {name: Source("column", (name,)) for name in self._file.known}
-        self._sources = {**own, **self.map.sources}
-        self._sources.pop(col.TIMESTAMP, None)
-        made = {col.TIMESTAMP, *self._sources}
-        if self.map.runaway:
-            made |= {col.LABEL, col.PNR}
-            for name in (col.LABEL, col.PNR):
-                self._sources.pop(name, None)
-            if isinstance(self.map.runaway, str):
-                self._sources[col.LABEL] = Source("column", (self.map.runaway,))
+        sources = own | self.map.sources
+        self._sources = {name: source for name, source in sources.items() if name not in made}
+        if runaway and isinstance(runaway, str):
+            self._sources[col.LABEL] = Source("column", (runaway,))
+        made |= {*self._sources}
         if any(source.how == "each" for source in self._sources.values()):
             made.add(col.MODULE)
         self.known = [name for name in col.TELEMETRY if name in made]
@@ -295,7 +291,7 @@ class MappedFile:
         else:
             has_zone, parse, cure = "%z" in clock.format, as_times, _ADVICE_TIME
             if clock.format:
-                parse = partial(_as_formatted, format=clock.format)
+                parse = partial(as_times, format=clock.format)
                 cure = f"correct the format {clock.format!r}, or these cells."
             elif styles := zone_styles(array):
                 has_zone = True in styles
@@ -363,8 +359,3 @@ class MappedFile:
 
 def _as_flags(words: pd.Series) -> pd.Series:
     return as_numbers(words.replace({r"(?i)true": "1", r"(?i)false": "0"}, regex=True))
-
-
-def _as_formatted(words: pd.Series, format: str) -> pd.Series:
-    times = pd.to_datetime(words, format=format, errors="coerce", utc=True)
-    return times.dt.tz_localize(None).astype("datetime64[us]")
