@@ -28,6 +28,7 @@ MISSING = ["", "nan", "NaN", "null", "NULL", "None", "NaT", "<NA>"]
 MISSING_NUMBERS = [*MISSING, "NA", "N/A", "n/a", "#N/A", "-nan", "-NaN"]
 READ_ERRORS = (arrow.ArrowException, OSError, EOFError, UnicodeError)
 READ_ERRORS += (csv.Error, zipfile.BadZipFile, zlib.error)
+WORDS = arrow.dictionary(arrow.int32(), arrow.string())  # the type of a text column
 _BLOCK = 2**23  # bytes that the parser takes at a time, and that a line or a cell must fit into
 _EMPTY = "The file must hold telemetry, got an empty file; export it again."
 
@@ -118,8 +119,7 @@ class TelemetryFile:
 
     def select(self, names: Sequence[str], numbers: dict[str, arrow.DataType]) -> None:
         """Choose the columns to read, and which cells of a CSV file are numbers, of which type."""
-        self.known = list(names)
-        self._numbers = {name: kind for name, kind in numbers.items() if name in names}
+        self.known, self._numbers = list(names), numbers
         self.problems = [
             f"{name} must appear once, got {self.names.count(name)} columns of this name; rename or"
             " drop the others."
@@ -179,9 +179,7 @@ class TelemetryFile:
             self._skipped.append(row.number)
             return "skip"
 
-        types = dict.fromkeys(self.known, arrow.dictionary(arrow.int32(), arrow.string()))
-        if not as_text:
-            types |= self._numbers
+        types = dict.fromkeys(self.known, WORDS) | ({} if as_text else self._numbers)
         with (
             _stream(self.path) as stream,
             arrow.csv.open_csv(

@@ -10,9 +10,7 @@ from pathlib import Path
 import pyarrow as arrow
 
 from hvs_lib import columns as col
-from hvs_lib.telemetry.files import TelemetryFile, readable, refusal, sha256_of_file
-
-_WORDS = arrow.dictionary(arrow.int32(), arrow.string())  # as those of a CSV file are read
+from hvs_lib.telemetry.files import WORDS, TelemetryFile, readable, refusal, sha256_of_file
 
 
 def open_files(path: Path) -> "TelemetryFile | TelemetryFolder":
@@ -115,8 +113,10 @@ class TelemetryFolder:
 
     def _common_schema(self) -> arrow.Schema | None:
         """Find types that can hold those of all Parquet files, of which some may lack values."""
-        schema = arrow.schema([]) if self._files[0].types else None
-        for file in self._files if schema is not None else ():
+        if not self._files[0].types:
+            return None
+        schema = arrow.schema([])
+        for file in self._files:
             own = arrow.schema([(name, _plain(file.types[name])) for name in self.known])
             try:
                 schema = arrow.unify_schemas([schema, own], promote_options="permissive")
@@ -140,4 +140,4 @@ def _files(path: Path) -> list[Path]:
 def _plain(kind: arrow.DataType) -> arrow.DataType:
     """Return one type for text, however a Parquet file stores it."""
     kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
-    return _WORDS if str(kind) in ("string", "large_string", "string_view") else kind
+    return WORDS if str(kind) in ("string", "large_string", "string_view") else kind
