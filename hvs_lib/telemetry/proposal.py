@@ -83,15 +83,12 @@ def propose_map(path: str | Path) -> str:
         If the path leads to no telemetry file.
     """
     with brought(path) as local:
-        return _proposal(local)
-
-
-def _proposal(path: Path) -> str:
-    columns = _columns(path)
-    entries = {col.TIMESTAMP: _time(columns)} | _ids(columns) | _sensors(columns) | _label(columns)
-    if any("each" in value for value, _ in entries.values() if isinstance(value, dict)):
-        entries.pop(col.MODULE, None)
-    problems = _try(path, entries)
+        columns = _columns(local)
+        entries = {col.TIMESTAMP: _time(columns)}
+        entries |= _ids(columns) | _sensors(columns) | _label(columns)
+        if any("each" in value for value, _ in entries.values() if isinstance(value, dict)):
+            entries.pop(col.MODULE, None)
+        problems = _try(local, entries)
     lines = ["# Proposed by `hvs map` from names and values: read every line before you trust it."]
     lines += [f"# to mend: {problem}" for problem in problems]
     keys = sorted(entries, key=[*col.TELEMETRY, *entries].index)
@@ -175,11 +172,10 @@ def _clock(column: _Column) -> Entry | None:
 def _ids(columns: list[_Column]) -> dict[str, Entry]:
     entries = {}
     for name, words in _IDS.items():
-        single = [each for each in columns if each.size == 1 and each.tokens & words]
-        found = [each.name for each in single if each.tokens <= words | _ID_WORDS]
         if any(each.name == name for each in columns):
             continue
-        if found:
+        single = [each for each in columns if each.size == 1 and each.tokens & words]
+        if found := [each.name for each in single if each.tokens <= words | _ID_WORDS]:
             entries[name] = found[0], ""
         elif name != col.SITE:
             entries[name] = {"constant": name.replace("_ID", "1")}, "no column looks like it"
