@@ -7,6 +7,7 @@ import io
 import stat
 import zipfile
 import zlib
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -150,15 +151,14 @@ class TelemetryFile:
             if self.is_text:
                 # Rare and slower, but then each bad cell can be named.
                 _check_lines(self.path)
-                for _ in _first_lines(self.path):
-                    pass  # refuses a quote that is not closed
+                lines = array("q", _first_lines(self.path))  # refuses a quote that is not closed
                 batches = list(self._csv_batches(as_text=True))
                 if self._skipped:
-                    line = next(islice(_first_lines(self.path), self._skipped[0] - 1, None))
                     self.problems.append(
                         f"Every row must have the {len(self.names)} columns of the header,"
-                        f" {count_rows(len(self._skipped))} not, the first at line {line}; the file"
-                        " is cut off or a cell holds an unquoted comma: export it again."
+                        f" {count_rows(len(self._skipped))} not, the first at line"
+                        f" {lines[self._skipped[0] - 1]}; the file is cut off or a cell holds an"
+                        " unquoted comma: export it again."
                     )
         table = arrow.concat_tables(batches) if batches else arrow.table({})
         return dict(zip(table.column_names, table.columns, strict=True))
