@@ -55,7 +55,6 @@ _FORMATS = [
 _FILLS = sorted({0.0}.union(*FILL_VALUES.values()))
 _MANY = 3  # columns that differ in a number alone make a group
 _ROWS = 200_000  # to look at
-_ATTEMPTS = 4
 
 Entry = tuple[object, str]  # what stands in the map, and why
 
@@ -284,7 +283,7 @@ def _try(path: Path, entries: dict[str, Entry]) -> list[str]:
     """Read the file with the proposal, mend what can be, and return what is left to mend."""
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / "map.yaml"
-        for _ in range(_ATTEMPTS):
+        while True:  # each time round mends one of two things, once
             lines = [_line(key, value, "") for key, (value, _) in entries.items()]
             trial.write_text("\n".join(lines), encoding="utf-8")
             try:
@@ -303,7 +302,6 @@ def _try(path: Path, entries: dict[str, Entry]) -> list[str]:
             entry = entry if isinstance(entry, dict) else {"column": entry}
             entry["factor"] = -entry.get("factor", 1.0)
             entries[col.CURRENT] = entry, "it was positive while the charge fell"
-    return []
 
 
 def _line(key: str, value: object, why: str) -> str:
