@@ -92,6 +92,7 @@ class MappedFile:
         self._file = open_files(path)
         self._title = f"{path} cannot be read with the map {columns}"
         runaway = self.map.runaway
+        # of the clock and the runaway, whatever columns the file has
         made = {col.TIMESTAMP} | ({col.LABEL, col.PNR} if runaway else set())
         own = {name: Source("column", (name,)) for name in self._file.known}
         sources = own | self.map.sources
@@ -123,18 +124,18 @@ class MappedFile:
 
     def _resolve(self) -> dict[str, dict[str, str]]:
         """Find the columns that the map names in the file, and choose them to be read."""
-        sources, problems = self._sources.items(), []
-        theirs = {n: self._found(n, source, problems) for n, source in sources}
+        self._bad, sources = [], self._sources.items()
+        theirs = {name: self._found(name, source) for name, source in sources}
         clocks = [*self.map.clock.columns, *(source.time for _, source in sources if source.time)]
         missing = [each for each in clocks if each not in self._file.names]
-        problems += [self._lacks(col.TIMESTAMP, each) for each in missing]
+        self._bad += [self._lacks(col.TIMESTAMP, each) for each in missing]
         for name in [name for name in (col.RACK, col.MODULE) if name not in self.known]:
-            problems.append(
+            self._bad.append(
                 f"{name} must come from the file or the map, got neither; add `{name}: COLUMN` or"
                 f" `{name}: {{constant: {name[:-3]}1}}`."
             )
         if col.MODULE in self._sources and any(source.how == "each" for _, source in sources):
-            problems.append(
+            self._bad.append(
                 f"{col.MODULE} must not be given beside `each`, whose * names the modules; drop it."
             )
         used = {each for found in theirs.values() for each in found.values()}.union(clocks)
@@ -143,27 +144,27 @@ class MappedFile:
         )
         names = [name for name in dict.fromkeys(self._file.names) if name in used]
         self._file.select(names, dict.fromkeys(used - texts, arrow.float64()))
-        self._bad = problems + self._file.problems
+        self._bad += self._file.problems
         self._refuse_bad()
         return theirs
 
-    def _found(self, name: str, source: Source, problems: list[str]) -> dict[str, str]:
+    def _found(self, name: str, source: Source) -> dict[str, str]:
         """Return the columns of a source by module: what `*` stands for, or a number from 1."""
         found: dict[str, str] = {}
         for number, each in enumerate(source.columns * (source.how != "constant"), start=1):
             matches = named(each, self._file.names)
             if not matches:
-                problems.append(self._lacks(name, each))
+                self._bad.append(self._lacks(name, each))
             for match in matches:
                 module = "_".join(match.groups()) or str(number)
                 key = module if source.how == "each" else match[0]
                 if key in found:
                     what = f"{found[key]!r} and {match[0]!r}"
-                    problems.append(f"{name} must take a column once, got {what}; drop one.")
+                    self._bad.append(f"{name} must take a column once, got {what}; drop one.")
                 found[key] = match[0]
         if source.how == "column" and len(found) > 1:
             cure = "name one, or say `mean`, `max`, `sum` or `each`"
-            problems.append(f"{name} must be made of one column, got {', '.join(found)}; {cure}.")
+            self._bad.append(f"{name} must be made of one column, got {', '.join(found)}; {cure}.")
         return found
 
     def _lacks(self, name: str, wanted: str) -> str:
