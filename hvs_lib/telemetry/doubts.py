@@ -88,7 +88,7 @@ def unlike_modules(telemetry: pd.DataFrame, starts: np.ndarray) -> list[Finding]
     found = []
     for name in _TEMPERATURES:
         values = telemetry[name].to_numpy()
-        over = values - (np.nan if name == col.AMBIENT else air)
+        over = values - air
         is_hot = _mostly(values > _NEVER_COOL_C, values, starts)
         is_hot |= _mostly(over > _OVER_AIR_K, over, starts)
         found += _told(name, hot, values, starts, is_hot & long)

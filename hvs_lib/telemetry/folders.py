@@ -68,12 +68,12 @@ class TelemetryFolder:
 
     def batches(self) -> Iterator[arrow.Table]:
         """Yield the known columns piece by piece; a bad cell of a CSV file raises ArrowInvalid."""
-        self._ends, rows = [], 0
+        self._starts, rows = [], 0
         for file in self._files:
+            self._starts.append(rows)
             for batch in file.batches():
                 rows += len(batch)
                 yield self._alike(batch)
-            self._ends.append(rows)
 
     def columns(self) -> dict[str, arrow.ChunkedArray]:
         """Return the known columns whole; where one CSV file has a bad cell, all are text."""
@@ -85,15 +85,15 @@ class TelemetryFolder:
                     parts[number] = file.columns()
         with readable(self.path):
             tables = [self._alike(arrow.table(part)) for part in parts]
-        self._ends = [*accumulate(map(len, tables))]
+        self._starts = [*accumulate(map(len, tables), initial=0)]
         table = arrow.concat_tables(tables)
         return dict(zip(table.column_names, table.columns, strict=True))
 
     def row_name(self, row: int) -> str:
         """Say where the row is, counted from 0 over all files."""
-        number = bisect_right(self._ends, row)
-        file, before = self._files[number], self._ends[number - 1] if number else 0
-        return f"{file.row_name(int(row) - before)} of {file.path.name}"
+        number = bisect_right(self._starts, row) - 1
+        file = self._files[number]
+        return f"{file.row_name(int(row) - self._starts[number])} of {file.path.name}"
 
     def _check_alike(self) -> None:
         """Refuse files of two kinds, or with different columns."""
