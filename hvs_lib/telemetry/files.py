@@ -433,7 +433,7 @@ def write(telemetry: pd.DataFrame, path: Path, stamps: dict[bytes, bytes]) -> No
     with whole_file(path) as unfinished:
         if _is_parquet(path):
             arrow.parquet.write_table(
-                table.replace_schema_metadata({**(table.schema.metadata or {}), **stamps}),
+                table.replace_schema_metadata(table.schema.metadata | stamps),
                 unfinished,
                 compression="zstd",
                 row_group_size=131_072,  # so that the cores share the reading

@@ -190,7 +190,7 @@ def _runaway(value: object) -> pd.Timestamp | str | float:
 
 
 def _one_of(*words: str) -> tuple[Callable, str]:
-    return lambda value: {word: word for word in words}[value], f"one of {', '.join(words)}"
+    return lambda value: words[words.index(value)], f"one of {', '.join(words)}"
 
 
 # entry -> how its value is read, and what it must be
