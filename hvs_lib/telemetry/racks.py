@@ -38,6 +38,7 @@ class Racks:
             path = self._folder / f"{len(self._runs)}.arrow"
             try:
                 with arrow.ipc.new_file(str(path), rows.schema, options=_COMPRESSED) as file:
+                    # in one chunk, so that all batches but the last have so many rows
                     file.write_table(rows.combine_chunks(), _ROWS_ON_DISK)
             except OSError as error:
                 problem = (
