@@ -68,7 +68,7 @@ def _on_workers(client: Client, function: Callable, calls: Iterable[tuple]) -> I
     joblib's own backend would wait forever where the workers of a task are killed, and would lose
     the function with the worker that holds it; as the result of a task it is made again.
     """
-    ours, running = tuple(_versions().items()), deque()
+    ours, running = _versions(), deque()
     function = _submit(client, _same, function)
     for each in calls:
         running.append(_submit(client, _call, ours, function, each))
@@ -170,7 +170,7 @@ def _checked(client: Client) -> Client:
 
 
 def _compare(client: Client) -> None:
-    ours, problems = tuple(_versions().items()), []
+    ours, problems = _versions(), []
     for worker, found in client.run(_differences, ours, on_error="return").items():
         if isinstance(found, OSError):  # it has left
             continue
@@ -184,7 +184,7 @@ def _compare(client: Client) -> None:
 
 @once
 def _differences(ours: tuple[tuple[str, str], ...]) -> list[str]:
-    theirs = _versions()
+    theirs = dict(_versions())
     return [
         f"{name} {theirs.get(name)}, here it is {our}"
         for name, our in ours
@@ -192,10 +192,10 @@ def _differences(ours: tuple[tuple[str, str], ...]) -> list[str]:
     ]
 
 
-def _versions() -> dict[str, str]:
+def _versions() -> tuple[tuple[str, str], ...]:
     """Return what must be the same in each worker; linear algebra becomes repeatable there, too."""
     set_environment()
-    return cache.versions() | {"distributed": version("distributed")}
+    return (*cache.versions().items(), ("distributed", version("distributed")))
 
 
 def _dask():

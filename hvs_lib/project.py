@@ -98,10 +98,10 @@ def code_version() -> dict[str, str]:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        commit, dirty = git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+        commit = git("rev-parse", "HEAD")
+        dirty = "true" if git("status", "--porcelain") else "false"
     except (OSError, subprocess.CalledProcessError):
         commit, dirty = "none", "unknown"
-    dirty = str(dirty).lower()
     return {"git_commit": commit, "git_dirty": dirty, "workbook_version": __version__}
 
 

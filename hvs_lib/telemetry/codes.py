@@ -46,7 +46,7 @@ def _numbered(telemetry: pd.DataFrame, keys: list[str]) -> np.ndarray:
 def _category_codes(values: pd.Series) -> tuple[np.ndarray, int]:
     if not isinstance(values.dtype, pd.CategoricalDtype):
         values = values.astype("category")
-    return values.cat.codes.to_numpy(), max(len(values.cat.categories), 1)
+    return values.cat.codes.to_numpy(), len(values.cat.categories)
 
 
 def event_codes(telemetry: pd.DataFrame) -> np.ndarray:

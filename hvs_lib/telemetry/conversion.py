@@ -36,8 +36,7 @@ def codes_and_words(array: arrow.ChunkedArray) -> tuple[np.ndarray, pd.Series]:
         array = _text(array).dictionary_encode()
     # other codes may have no room for "missing" or for the words of all chunks
     array = array.cast(arrow.dictionary(arrow.int32(), array.type.value_type, array.type.ordered))
-    array = array.unify_dictionaries().combine_chunks()
-    encoded = array.chunk(0) if isinstance(array, arrow.ChunkedArray) else array
+    encoded = array.unify_dictionaries().combine_chunks()
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     words = pd.Series(encoded.dictionary.to_pylist(), dtype="str").str.strip()
     used = np.zeros(len(words), dtype=bool)  # a category may be without rows
@@ -82,12 +81,13 @@ def _as_words(codes: np.ndarray, words: pd.Series) -> pd.Series:
     return pd.Series(np.append(words.to_numpy(object), None)[codes], dtype="str")
 
 
-def as_times(values: pd.Series) -> pd.Series:
-    """Return the values as UTC times, NaT where they are text that is not ISO 8601."""
+def as_times(values: pd.Series, format: str = "") -> pd.Series:
+    """Return the values as UTC times, NaT where text is not of a format, by default ISO 8601."""
     if pd.api.types.is_datetime64_any_dtype(values):
         return values
-    iso = values.where(values.str.contains(_ISO, na=False))
-    parsed = pd.to_datetime(iso, format="ISO8601", errors="coerce", utc=True)
+    if not format:
+        values = values.where(values.str.contains(_ISO, na=False))
+    parsed = pd.to_datetime(values, format=format or "ISO8601", errors="coerce", utc=True)
     return parsed.dt.tz_localize(None).astype("datetime64[us]")
 
 
@@ -127,8 +127,7 @@ def one_zone_style(values: pd.Series) -> pd.Series:
         return pd.Series(True, index=values.index)
     zoned = _has_zone(values)
     bare = ~zoned & values.notna()
-    odd = zoned if zoned.sum() <= bare.sum() else bare
-    return ~odd | (not (zoned.any() and bare.any()))
+    return ~zoned if zoned.sum() <= bare.sum() else ~bare
 
 
 def _has_zone(values: pd.Series) -> pd.Series:

@@ -68,7 +68,7 @@ def doubtful_current(
 
     size = np.sqrt(added_up(moved**2) * added_up(rise**2))
     against = (size > 0) & (added_up(moved * rise) <= _AGAINST * size)
-    rows = int(np.isin(racks, racks[lag:][starts[against]]).sum()) if against.any() else 0
+    rows = int(np.isin(racks, racks[lag:][starts[against]]).sum())
     what = "positive while the state of charge falls; flip its sign: charging is positive"
     return [[col.CURRENT, what, rows]] if rows else []
 
@@ -88,7 +88,7 @@ def unlike_modules(telemetry: pd.DataFrame, starts: np.ndarray) -> list[Finding]
     found = []
     for name in _TEMPERATURES:
         values = telemetry[name].to_numpy()
-        over = values - (np.nan if name == col.AMBIENT else air)
+        over = values - air
         is_hot = _mostly(values > _NEVER_COOL_C, values, starts)
         is_hot |= _mostly(over > _OVER_AIR_K, over, starts)
         found += _told(name, hot, values, starts, is_hot & long)
@@ -157,23 +157,19 @@ def several_events_of_one_id(
     """Find an Event_ID with labels in two modules of a rack, or in two label windows."""
     if col.EVENT_ID not in telemetry:
         return []
-    rows = np.flatnonzero(telemetry[col.LABEL].to_numpy() == 1)
-    ids = telemetry[col.EVENT_ID].iloc[rows].cat.codes.to_numpy()
-    rows, ids = rows[ids >= 0], ids[ids >= 0]
-    order = np.lexsort((rows, ids, racks[rows]))
-    rows, ids = rows[order], ids[order]
-    racks = racks[rows]
-    later = np.diff(telemetry[col.TIMESTAMP].to_numpy()[rows])
-    window = np.timedelta64(round(col.LABEL_FROM_MIN * 60), "s")
-    again = (np.diff(modules[rows]) != 0) | (later > window)
-    again &= (np.diff(ids) == 0) & (np.diff(racks) == 0)
-    pairs = np.unique(np.stack([racks[1:][again], ids[1:][again]]), axis=1).T
-    if not len(pairs):
+    rows = np.flatnonzero((telemetry[col.LABEL] == 1) & telemetry[col.EVENT_ID].notna())
+    by_event = [racks[rows], telemetry[col.EVENT_ID].cat.codes.to_numpy()[rows]]
+    times = telemetry[col.TIMESTAMP].to_numpy()[rows]
+    table = pd.DataFrame({"row": rows, "module": modules[rows], "time": times})
+    step, window = table.groupby(by_event).diff(), pd.Timedelta(minutes=col.LABEL_FROM_MIN)
+    table["again"] = (step["module"] > 0) | (step["time"] > window)
+    events = table.groupby(by_event).agg({"row": ["first", "size"], "again": "any"})
+    events = events[events["again", "any"]]
+    if events.empty:
         return []
-    of_pair = [np.flatnonzero((racks == rack) & (ids == code)) for rack, code in pairs]
-    names = event_names(telemetry, np.array([rows[each[0]] for each in of_pair]))
+    names = event_names(telemetry, events["row", "first"].to_numpy())
     what = "labelled in two modules, or twice in one; give each event an id of its own"
-    return [[col.EVENT_ID, what, sum(map(len, of_pair)), *names]]
+    return [[col.EVENT_ID, what, int(events["row", "size"].sum()), *names]]
 
 
 def _starts(codes: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import io
 import stat
 import zipfile
 import zlib
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -28,6 +29,7 @@ MISSING = ["", "nan", "NaN", "null", "NULL", "None", "NaT", "<NA>"]
 MISSING_NUMBERS = [*MISSING, "NA", "N/A", "n/a", "#N/A", "-nan", "-NaN"]
 READ_ERRORS = (arrow.ArrowException, OSError, EOFError, UnicodeError)
 READ_ERRORS += (csv.Error, zipfile.BadZipFile, zlib.error)
+WORDS = arrow.dictionary(arrow.int32(), arrow.string())  # the type of a text column
 _BLOCK = 2**23  # bytes that the parser takes at a time, and that a line or a cell must fit into
 _EMPTY = "The file must hold telemetry, got an empty file; export it again."
 
@@ -118,8 +120,7 @@ class TelemetryFile:
 
     def select(self, names: Sequence[str], numbers: dict[str, arrow.DataType]) -> None:
         """Choose the columns to read, and which cells of a CSV file are numbers, of which type."""
-        self.known = list(names)
-        self._numbers = {name: kind for name, kind in numbers.items() if name in names}
+        self.known, self._numbers = list(names), numbers
         self.problems = [
             f"{name} must appear once, got {self.names.count(name)} columns of this name; rename or"
             " drop the others."
@@ -150,15 +151,14 @@ class TelemetryFile:
             if self.is_text:
                 # Rare and slower, but then each bad cell can be named.
                 _check_lines(self.path)
-                for _ in _first_lines(self.path):
-                    pass  # refuses a quote that is not closed
+                lines = array("q", _first_lines(self.path))  # refuses a quote that is not closed
                 batches = list(self._csv_batches(as_text=True))
                 if self._skipped:
-                    line = next(islice(_first_lines(self.path), self._skipped[0] - 1, None))
                     self.problems.append(
                         f"Every row must have the {len(self.names)} columns of the header,"
-                        f" {count_rows(len(self._skipped))} not, the first at line {line}; the file"
-                        " is cut off or a cell holds an unquoted comma: export it again."
+                        f" {count_rows(len(self._skipped))} not, the first at line"
+                        f" {lines[self._skipped[0] - 1]}; the file is cut off or a cell holds an"
+                        " unquoted comma: export it again."
                     )
         table = arrow.concat_tables(batches) if batches else arrow.table({})
         return dict(zip(table.column_names, table.columns, strict=True))
@@ -179,9 +179,7 @@ class TelemetryFile:
             self._skipped.append(row.number)
             return "skip"
 
-        types = dict.fromkeys(self.known, arrow.dictionary(arrow.int32(), arrow.string()))
-        if not as_text:
-            types |= self._numbers
+        types = dict.fromkeys(self.known, WORDS) | ({} if as_text else self._numbers)
         with (
             _stream(self.path) as stream,
             arrow.csv.open_csv(
@@ -435,7 +433,7 @@ def write(telemetry: pd.DataFrame, path: Path, stamps: dict[bytes, bytes]) -> No
     with whole_file(path) as unfinished:
         if _is_parquet(path):
             arrow.parquet.write_table(
-                table.replace_schema_metadata({**(table.schema.metadata or {}), **stamps}),
+                table.replace_schema_metadata(table.schema.metadata | stamps),
                 unfinished,
                 compression="zstd",
                 row_group_size=131_072,  # so that the cores share the reading

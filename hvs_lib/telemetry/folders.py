@@ -10,9 +10,7 @@ from pathlib import Path
 import pyarrow as arrow
 
 from hvs_lib import columns as col
-from hvs_lib.telemetry.files import TelemetryFile, readable, refusal, sha256_of_file
-
-_WORDS = arrow.dictionary(arrow.int32(), arrow.string())  # as those of a CSV file are read
+from hvs_lib.telemetry.files import WORDS, TelemetryFile, readable, refusal, sha256_of_file
 
 
 def open_files(path: Path) -> "TelemetryFile | TelemetryFolder":
@@ -70,12 +68,12 @@ class TelemetryFolder:
 
     def batches(self) -> Iterator[arrow.Table]:
         """Yield the known columns piece by piece; a bad cell of a CSV file raises ArrowInvalid."""
-        self._ends, rows = [], 0
+        self._starts, rows = [], 0
         for file in self._files:
+            self._starts.append(rows)
             for batch in file.batches():
                 rows += len(batch)
                 yield self._alike(batch)
-            self._ends.append(rows)
 
     def columns(self) -> dict[str, arrow.ChunkedArray]:
         """Return the known columns whole; where one CSV file has a bad cell, all are text."""
@@ -87,15 +85,15 @@ class TelemetryFolder:
                     parts[number] = file.columns()
         with readable(self.path):
             tables = [self._alike(arrow.table(part)) for part in parts]
-        self._ends = [*accumulate(map(len, tables))]
+        self._starts = [*accumulate(map(len, tables), initial=0)]
         table = arrow.concat_tables(tables)
         return dict(zip(table.column_names, table.columns, strict=True))
 
     def row_name(self, row: int) -> str:
         """Say where the row is, counted from 0 over all files."""
-        number = bisect_right(self._ends, row)
-        file, before = self._files[number], self._ends[number - 1] if number else 0
-        return f"{file.row_name(int(row) - before)} of {file.path.name}"
+        number = bisect_right(self._starts, row) - 1
+        file = self._files[number]
+        return f"{file.row_name(int(row) - self._starts[number])} of {file.path.name}"
 
     def _check_alike(self) -> None:
         """Refuse files of two kinds, or with different columns."""
@@ -115,8 +113,10 @@ class TelemetryFolder:
 
     def _common_schema(self) -> arrow.Schema | None:
         """Find types that can hold those of all Parquet files, of which some may lack values."""
-        schema = arrow.schema([]) if self._files[0].types else None
-        for file in self._files if schema is not None else ():
+        if not self._files[0].types:
+            return None
+        schema = arrow.schema([])
+        for file in self._files:
             own = arrow.schema([(name, _plain(file.types[name])) for name in self.known])
             try:
                 schema = arrow.unify_schemas([schema, own], promote_options="permissive")
@@ -140,4 +140,4 @@ def _files(path: Path) -> list[Path]:
 def _plain(kind: arrow.DataType) -> arrow.DataType:
     """Return one type for text, however a Parquet file stores it."""
     kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
-    return _WORDS if str(kind) in ("string", "large_string", "string_view") else kind
+    return WORDS if str(kind) in ("string", "large_string", "string_view") else kind

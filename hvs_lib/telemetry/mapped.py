@@ -33,6 +33,7 @@ from hvs_lib.telemetry.folders import TelemetryFolder, open_files, sha256_of_fil
 from hvs_lib.telemetry.mapping import Source, load_map, named
 from hvs_lib.telemetry.quality import LEFT_OUT, Finding
 
+_CELLS_OF_A_MODULE = 14  # in series, of the simulated modules: the voltage per cell is what counts
 _ADVICE_NUMBER = "write decimals with a point, or name the word in `missing`."
 _ADVICE_TIME = "add `format` or, for numbers, `elapsed: s` and `start`, or `epoch: s`."
 _ADVICE_ZONE = "correct the zone, to UTC if the clock has no daylight saving."
@@ -64,9 +65,6 @@ def _with_map(sha256: str, columns: str | Path) -> str:
     return hashlib.sha256(f"{sha256} {sha256_of_file(columns)}".encode()).hexdigest()
 
 
-_CELLS_OF_A_MODULE = 14  # in series, of the simulated modules: the voltage per cell is what counts
-
-
 class MappedFile:
     """The telemetry of a file and a map, held in memory, with what `TelemetryFile` offers.
 
@@ -93,16 +91,15 @@ class MappedFile:
         self.label_until_s = self.map.label_until_s
         self._file = open_files(path)
         self._title = f"{path} cannot be read with the map {columns}"
+        runaway = self.map.runaway
+        # of the clock and the runaway, whatever columns the file has
+        made = {col.TIMESTAMP} | ({col.LABEL, col.PNR} if runaway else set())
         own = {name: Source("column", (name,)) for name in self._file.known}
-        self._sources = {**own, **self.map.sources}
-        self._sources.pop(col.TIMESTAMP, None)
-        made = {col.TIMESTAMP, *self._sources}
-        if self.map.runaway:
-            made |= {col.LABEL, col.PNR}
-            for name in (col.LABEL, col.PNR):
-                self._sources.pop(name, None)
-            if isinstance(self.map.runaway, str):
-                self._sources[col.LABEL] = Source("column", (self.map.runaway,))
+        sources = own | self.map.sources
+        self._sources = {name: source for name, source in sources.items() if name not in made}
+        if runaway and isinstance(runaway, str):
+            self._sources[col.LABEL] = Source("column", (runaway,))
+        made |= {*self._sources}
         if any(source.how == "each" for source in self._sources.values()):
             made.add(col.MODULE)
         self.known = [name for name in col.TELEMETRY if name in made]
@@ -127,18 +124,18 @@ class MappedFile:
 
     def _resolve(self) -> dict[str, dict[str, str]]:
         """Find the columns that the map names in the file, and choose them to be read."""
-        sources, problems = self._sources.items(), []
-        theirs = {n: self._found(n, source, problems) for n, source in sources}
+        self._bad, sources = [], self._sources.items()
+        theirs = {name: self._found(name, source) for name, source in sources}
         clocks = [*self.map.clock.columns, *(source.time for _, source in sources if source.time)]
         missing = [each for each in clocks if each not in self._file.names]
-        problems += [self._lacks(col.TIMESTAMP, each) for each in missing]
+        self._bad += [self._lacks(col.TIMESTAMP, each) for each in missing]
         for name in [name for name in (col.RACK, col.MODULE) if name not in self.known]:
-            problems.append(
+            self._bad.append(
                 f"{name} must come from the file or the map, got neither; add `{name}: COLUMN` or"
                 f" `{name}: {{constant: {name[:-3]}1}}`."
             )
         if col.MODULE in self._sources and any(source.how == "each" for _, source in sources):
-            problems.append(
+            self._bad.append(
                 f"{col.MODULE} must not be given beside `each`, whose * names the modules; drop it."
             )
         used = {each for found in theirs.values() for each in found.values()}.union(clocks)
@@ -147,27 +144,27 @@ class MappedFile:
         )
         names = [name for name in dict.fromkeys(self._file.names) if name in used]
         self._file.select(names, dict.fromkeys(used - texts, arrow.float64()))
-        self._bad = problems + self._file.problems
+        self._bad += self._file.problems
         self._refuse_bad()
         return theirs
 
-    def _found(self, name: str, source: Source, problems: list[str]) -> dict[str, str]:
+    def _found(self, name: str, source: Source) -> dict[str, str]:
         """Return the columns of a source by module: what `*` stands for, or a number from 1."""
         found: dict[str, str] = {}
         for number, each in enumerate(source.columns * (source.how != "constant"), start=1):
             matches = named(each, self._file.names)
             if not matches:
-                problems.append(self._lacks(name, each))
+                self._bad.append(self._lacks(name, each))
             for match in matches:
                 module = "_".join(match.groups()) or str(number)
                 key = module if source.how == "each" else match[0]
                 if key in found:
                     what = f"{found[key]!r} and {match[0]!r}"
-                    problems.append(f"{name} must take a column once, got {what}; drop one.")
+                    self._bad.append(f"{name} must take a column once, got {what}; drop one.")
                 found[key] = match[0]
         if source.how == "column" and len(found) > 1:
             cure = "name one, or say `mean`, `max`, `sum` or `each`"
-            problems.append(f"{name} must be made of one column, got {', '.join(found)}; {cure}.")
+            self._bad.append(f"{name} must be made of one column, got {', '.join(found)}; {cure}.")
         return found
 
     def _lacks(self, name: str, wanted: str) -> str:
@@ -295,7 +292,7 @@ class MappedFile:
         else:
             has_zone, parse, cure = "%z" in clock.format, as_times, _ADVICE_TIME
             if clock.format:
-                parse = partial(_as_formatted, format=clock.format)
+                parse = partial(as_times, format=clock.format)
                 cure = f"correct the format {clock.format!r}, or these cells."
             elif styles := zone_styles(array):
                 has_zone = True in styles
@@ -363,8 +360,3 @@ class MappedFile:
 
 def _as_flags(words: pd.Series) -> pd.Series:
     return as_numbers(words.replace({r"(?i)true": "1", r"(?i)false": "0"}, regex=True))
-
-
-def _as_formatted(words: pd.Series, format: str) -> pd.Series:
-    times = pd.to_datetime(words, format=format, errors="coerce", utc=True)
-    return times.dt.tz_localize(None).astype("datetime64[us]")

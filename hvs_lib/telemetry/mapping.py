@@ -111,15 +111,16 @@ def load_map(path: str | Path) -> ColumnMap:
     runaway = options.get("runaway")
     if isinstance(runaway, float) and not clock.elapsed:
         problems.append("runaway must be a time or a column, got a number; or add `elapsed`.")
-    for name in {col.LABEL, col.PNR} & {*sources} if runaway is not None else ():
-        problems.append(f"{name} must not stand beside `runaway`, which makes it; drop one.")
-    if "label_from_min" in options and runaway is None:
+    if runaway is not None:
+        for name in [name for name in (col.LABEL, col.PNR) if name in sources]:
+            problems.append(f"{name} must not stand beside `runaway`, which makes it; drop one.")
+        until_s = options.get("label_until_s", col.LABEL_UNTIL_S)
+        from_min = options.get("label_from_min", col.LABEL_FROM_MIN)
+        if until_s >= from_min * 60:
+            found = f"{until_s:g} s and {from_min:g} min"
+            problems.append(f"label_until_s must be shorter than label_from_min, got {found}.")
+    elif "label_from_min" in options:
         problems.append("label_from_min must stand beside `runaway`, got none; drop it.")
-    until_s = options.get("label_until_s", col.LABEL_UNTIL_S)
-    from_min = options.get("label_from_min", col.LABEL_FROM_MIN)
-    if runaway is not None and until_s >= from_min * 60:
-        found = f"{until_s:g} s and {from_min:g} min"
-        problems.append(f"label_until_s must be shorter than label_from_min, got {found}.")
     if problems:
         raise DataError(title, problems)
     if isinstance(runaway, float):
@@ -189,7 +190,7 @@ def _runaway(value: object) -> pd.Timestamp | str | float:
 
 
 def _one_of(*words: str) -> tuple[Callable, str]:
-    return lambda value: {word: word for word in words}[value], f"one of {', '.join(words)}"
+    return lambda value: words[words.index(value)], f"one of {', '.join(words)}"
 
 
 # entry -> how its value is read, and what it must be

@@ -55,7 +55,6 @@ _FORMATS = [
 _FILLS = sorted({0.0}.union(*FILL_VALUES.values()))
 _MANY = 3  # columns that differ in a number alone make a group
 _ROWS = 200_000  # to look at
-_ATTEMPTS = 4
 
 Entry = tuple[object, str]  # what stands in the map, and why
 
@@ -83,15 +82,12 @@ def propose_map(path: str | Path) -> str:
         If the path leads to no telemetry file.
     """
     with brought(path) as local:
-        return _proposal(local)
-
-
-def _proposal(path: Path) -> str:
-    columns = _columns(path)
-    entries = {col.TIMESTAMP: _time(columns)} | _ids(columns) | _sensors(columns) | _label(columns)
-    if any("each" in value for value, _ in entries.values() if isinstance(value, dict)):
-        entries.pop(col.MODULE, None)
-    problems = _try(path, entries)
+        columns = _columns(local)
+        entries = {col.TIMESTAMP: _time(columns)}
+        entries |= _ids(columns) | _sensors(columns) | _label(columns)
+        if any("each" in value for value, _ in entries.values() if isinstance(value, dict)):
+            entries.pop(col.MODULE, None)
+        problems = _try(local, entries)
     lines = ["# Proposed by `hvs map` from names and values: read every line before you trust it."]
     lines += [f"# to mend: {problem}" for problem in problems]
     keys = sorted(entries, key=[*col.TELEMETRY, *entries].index)
@@ -175,11 +171,10 @@ def _clock(column: _Column) -> Entry | None:
 def _ids(columns: list[_Column]) -> dict[str, Entry]:
     entries = {}
     for name, words in _IDS.items():
-        single = [each for each in columns if each.size == 1 and each.tokens & words]
-        found = [each.name for each in single if each.tokens <= words | _ID_WORDS]
         if any(each.name == name for each in columns):
             continue
-        if found:
+        single = [each for each in columns if each.size == 1 and each.tokens & words]
+        if found := [each.name for each in single if each.tokens <= words | _ID_WORDS]:
             entries[name] = found[0], ""
         elif name != col.SITE:
             entries[name] = {"constant": name.replace("_ID", "1")}, "no column looks like it"
@@ -288,7 +283,7 @@ def _try(path: Path, entries: dict[str, Entry]) -> list[str]:
     """Read the file with the proposal, mend what can be, and return what is left to mend."""
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / "map.yaml"
-        for _ in range(_ATTEMPTS):
+        while True:  # each time round mends one of two things, once
             lines = [_line(key, value, "") for key, (value, _) in entries.items()]
             trial.write_text("\n".join(lines), encoding="utf-8")
             try:
@@ -307,7 +302,6 @@ def _try(path: Path, entries: dict[str, Entry]) -> list[str]:
             entry = entry if isinstance(entry, dict) else {"column": entry}
             entry["factor"] = -entry.get("factor", 1.0)
             entries[col.CURRENT] = entry, "it was positive while the charge fell"
-    return []
 
 
 def _line(key: str, value: object, why: str) -> str:

@@ -15,6 +15,7 @@ from hvs_lib.telemetry.files import refusal
 ROW = "row of the file"
 ROWS_IN_MEMORY = 500_000  # wait for the end of their rack before they go to the disk
 _ROWS_ON_DISK = 20_000  # that are written, and read again, together
+_COMPRESSED = arrow.ipc.IpcWriteOptions(compression="lz4")
 
 
 class Racks:
@@ -36,7 +37,9 @@ class Racks:
             sizes, rows = _sorted(self._waiting)
             path = self._folder / f"{len(self._runs)}.arrow"
             try:
-                _write(rows, path)
+                with arrow.ipc.new_file(str(path), rows.schema, options=_COMPRESSED) as file:
+                    # in one chunk, so that all batches but the last have so many rows
+                    file.write_table(rows.combine_chunks(), _ROWS_ON_DISK)
             except OSError as error:
                 problem = (
                     "The rows of racks that are not complete yet must find room there, got:"
@@ -78,13 +81,6 @@ def _sorted(tables: list[arrow.Table]) -> tuple[Counter, arrow.Table]:
     by_rack = ids.groupby(list(ids), observed=True)
     order = np.argsort(by_rack.ngroup().to_numpy(), kind="stable")
     return Counter(by_rack.size().to_dict()), table.take(arrow.array(order))
-
-
-def _write(rows: arrow.Table, path: Path) -> None:
-    options = arrow.ipc.IpcWriteOptions(compression="lz4")
-    with arrow.ipc.new_file(str(path), rows.schema, options=options) as file:
-        for start in range(0, len(rows), _ROWS_ON_DISK):
-            file.write_table(rows.slice(start, _ROWS_ON_DISK).combine_chunks())
 
 
 def _read(path: Path, start: int, length: int) -> arrow.Table:

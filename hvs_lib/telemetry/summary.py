@@ -68,12 +68,11 @@ def summarize(telemetry: pd.DataFrame, missing: Mapping[str, float] | None = Non
     }
     if col.EVENT_ID in telemetry:
         ids = telemetry[col.EVENT_ID]
-        hazards = set(ids[labelled].dropna().unique())
-        summary["look_alikes"] = len(set(ids.dropna().unique()) - hazards)
+        summary["look_alikes"] = ids.nunique() - ids[labelled].nunique()
     if {col.EVENT_ID, col.EVENT_TYPE} <= set(telemetry.columns):
         named = telemetry[[col.EVENT_TYPE, col.EVENT_ID]].dropna().drop_duplicates()
         counts = named[col.EVENT_TYPE].astype("str").value_counts()
-        summary["event_types"] = {str(kind): int(n) for kind, n in sorted(counts.items())}
+        summary["event_types"] = counts.sort_index().to_dict()
     return summary
 
 
