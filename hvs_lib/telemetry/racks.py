@@ -65,7 +65,8 @@ class Racks:
                 parts = []
                 for k, (of_run, between) in enumerate(runs):
                     length = sum(of_run[rack] for rack in racks)
-                    parts.append(between(starts[k], length))
+                    # a copy: a slice would take all of its run along to a worker
+                    parts.append(between(starts[k], length).take(np.arange(length)))
                     starts[k] += length
                 yield arrow.concat_tables(parts)
                 racks, n_rows, n_done = [], 0, n_done + n_rows

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import pickle
 import signal
 import sys
 import tempfile
@@ -161,6 +162,22 @@ def test_rows_that_wait_on_the_disk_come_back_whole(file, tmp_path, monkeypatch,
     assert again[col.MODULE].astype(str).tolist() == plain[col.MODULE].astype(str).tolist()
     pd.testing.assert_frame_equal(again[col.SENSORS], plain[col.SENSORS])
     assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("rows_in_memory", [500, 10_000])
+def test_racks_take_no_other_rows_along_to_a_worker(
+    tmp_path, monkeypatch, rows_in_memory, telemetry
+):
+    monkeypatch.setattr(racks, "ROWS_IN_MEMORY", rows_in_memory)
+    table, sorter = (
+        pyarrow.Table.from_pandas(telemetry, preserve_index=False),
+        racks.Racks(tmp_path),
+    )
+    for first in range(0, len(table), 100):
+        sorter.add(table.slice(first, 100))
+    sent = [len(pickle.dumps(rows)) for rows in sorter.complete(1)]
+    assert len(sent) == 8
+    assert sum(sent) < 2 * len(pickle.dumps(table))
 
 
 def test_a_temporary_folder_without_room_is_told(file, monkeypatch):
