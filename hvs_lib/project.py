@@ -7,8 +7,10 @@ import os
 import platform
 import subprocess
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
 
@@ -139,14 +141,31 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def set_environment() -> None:
-    """Make linear algebra repeatable and MLflow quiet, in this process and its children.
+    """Make linear algebra repeatable and libraries quiet, in this process and its children.
 
     Variables that are set already stay. Libraries that are loaded already have read theirs, so
     they are told directly.
     """
+    if not hasattr(warnings.showwarning, "__wrapped__"):
+        warnings.showwarning = _without_deprecations(warnings.showwarning)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     threadpool_limits(1, user_api="blas")
     for library in ("mlflow", "alembic"):
         with suppress(ValueError):  # the user's own may be none
             logging.getLogger(library).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
+
+
+def _without_deprecations(show: Callable) -> Callable:
+    """Hide the deprecations in packages, which Python's filters do until threads mix them up.
+
+    scikit-learn and pandas change the filters for a moment and put back those from before, which
+    in threads may be those that another thread has changed.
+    """
+
+    @wraps(show)
+    def shown(message, category, filename, *where) -> None:
+        if not (issubclass(category, DeprecationWarning) and "site-packages" in filename):
+            show(message, category, filename, *where)
+
+    return shown

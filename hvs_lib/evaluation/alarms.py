@@ -194,12 +194,14 @@ def alarm_curve(
     track = AlarmTrack(outcomes_of(scores), rule, modules_per_site)
     thresholds = track.candidates()
     found = track.sweep(thresholds)
+    lead = np.full(len(thresholds), np.nan)
+    lead[found.n_caught > 0] = np.nanmedian(found.lead_min[found.n_caught > 0], axis=1)
     return pd.DataFrame(
         {
             "threshold": thresholds,
             "event_recall": found.n_caught / len(track.outcomes.event_rows),
             **{f"event_recall_{m}min": found.recall_with(m) for m in LEADS_MIN},
-            "lead_time_median_min": pd.DataFrame(found.lead_min).median(axis=1),
+            "lead_time_median_min": lead,
             "nuisance_alarms_per_site_day": _rate(found.n_nuisance, track.site_days),
             "fault_alarms_per_site_day": _rate(found.n_fault, track.site_days),
         }

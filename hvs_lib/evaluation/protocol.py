@@ -323,8 +323,7 @@ class Protocol:
     def training(self) -> TrainingRows:
         """The thinned training rows with their features.
 
-        Where they are more than `max_rows_in_memory`, the strides are multiplied, so that about so
-        many remain; the log says so.
+        Where they are more than `max_rows_in_memory`, every so many-th is kept; the log says so.
         """
         rows = self.rows
         times = int(np.ceil(len(rows) / self.max_rows_in_memory))
@@ -336,13 +335,12 @@ class Protocol:
                 f"{times}. Larger strides fit all models on the same rows."
             )
             log_line(f"{STEP}{told}")
-            try:
-                rows = self._thinned(times)
-            except ValueError as error:
+            rows = rows[::times]
+            if len(np.unique(2 * self.split.fold[rows] + self.y[rows])) < 2 * self.split.n_folds:
                 raise ValueError(
                     "max_rows_in_memory must leave rows of both classes in each fold, got "
                     f"{self.max_rows_in_memory}: raise it."
-                ) from error
+                )
         X = whole = features_of(self.fleet, rows, n_jobs=self.n_jobs)
         if self.drop_sensors:
             X = with_sensors_dropped(whole, share=self.drop_sensors, seed=self.seed)
@@ -368,11 +366,8 @@ class Protocol:
     @cached_property
     def rows(self) -> np.ndarray:
         """Numbers of all thinned training rows, ascending."""
-        return self._thinned(1)
-
-    def _thinned(self, times: int) -> np.ndarray:
-        normal, hazard = times * self.normal_stride, times * self.hazard_stride
-        return rows_to_fit(self.fleet.rows, self.split, normal_stride=normal, hazard_stride=hazard)
+        strides = {"normal_stride": self.normal_stride, "hazard_stride": self.hazard_stride}
+        return rows_to_fit(self.fleet.rows, self.split, **strides)
 
     def _described(
         self,

@@ -138,8 +138,9 @@ class ScoreRows:
     @cached_property
     def interval_us(self) -> np.ndarray:
         """Median sampling interval of each module [us]; of the others where it has one sample."""
-        interval = pd.Series(median_steps(self.time_us, self.module_start))
-        return interval.fillna(interval.median()).fillna(0.0).to_numpy()
+        interval = median_steps(self.time_us, self.module_start)
+        known = interval[~np.isnan(interval)]
+        return np.where(np.isnan(interval), np.median(known) if len(known) else 0.0, interval)
 
     @property
     def module_days(self) -> float:

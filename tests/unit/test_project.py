@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import warnings
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,18 @@ def _imports_of_the_library(path: Path) -> set[str]:
             parts = node.module.split(".")
             found.update(parts[1:2] or [alias.name for alias in node.names])
     return found - {"__version__"}
+
+
+def test_filters_that_threads_mix_up_show_no_deprecation_in_a_package():
+    with warnings.catch_warnings(record=True) as told:
+        set_environment()
+        warnings.simplefilter("always")  # as pandas does for a moment
+        for place in ("site-packages", "notebooks"):
+            for category in (FutureWarning, DeprecationWarning):
+                warnings.warn_explicit(place, category, f"/{place}/code.py", 1)
+    shown = [(str(each.message), each.category) for each in told]
+    hidden = ("site-packages", DeprecationWarning)
+    assert len(shown) == 3 and hidden not in shown
 
 
 @pytest.mark.parametrize("level", ["", "no level"])
