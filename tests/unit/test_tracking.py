@@ -117,6 +117,26 @@ def test_store_goes_where_its_folder_goes(
     assert [path.name for path in folder.parent.iterdir()] == [name]  # nothing lands beside it
 
 
+def test_a_process_leaves_a_whole_store_and_frees_nothing_else(tmp_path):
+    """What is in the log of the database would be lost on who copies `mlflow.db` alone."""
+    program = (
+        "import mlflow\n"
+        "from hvs_lib.tracking.store import connect\n"
+        "class Cycle:\n"
+        "    def __del__(self): print('freed')\n"
+        "cycle = Cycle()\n"
+        "cycle.itself = cycle\n"
+        "connect()\n"
+        "mlflow.set_experiment('one')\n"
+        "print('done')"
+    )
+    own = os.environ | {"HVS_PROJECT_ROOT": str(tmp_path)}
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, env=own, capture_output=True, text=True, check=True)
+    assert done.stdout == "done\n"
+    assert {path.name for path in tmp_path.glob("mlflow.db*")} == {"mlflow.db", "mlflow.db.lock"}
+
+
 def test_a_new_store_may_have_any_name(tmp_path, monkeypatch):
     monkeypatch.setenv("HVS_PROJECT_ROOT", str(tmp_path / "what? now" / "100%25"))
     connect()
