@@ -1,4 +1,4 @@
-"""What was fitted, kept in the project, so that an interrupted run fits nothing twice.
+"""The fits of the protocol and of the search, kept so that an interrupted run does not repeat them.
 
 The files are pickles, which execute code when they are loaded: use no cache from elsewhere.
 """

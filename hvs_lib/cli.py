@@ -216,9 +216,9 @@ def score(file: str, columns: str, keep_fill_values: bool, output: Path, model: 
 def reproduce(run_id: str) -> None:
     """Run the notebook of RUN_ID again and compare its metrics with the logged ones."""
     from hvs_lib import reproduce as reproduction
-    from hvs_lib.tracking.store import store_failures_told
+    from hvs_lib.tracking.store import as_store_errors
 
-    with store_failures_told():
+    with as_store_errors():
         table = reproduction.reproduce(run_id, say=click.echo)
     for name, metrics in table.groupby("run", sort=False):
         click.echo(f"\n{name}")

@@ -25,6 +25,7 @@ KEYS = [SITE, RACK, MODULE, TIMESTAMP]
 TELEMETRY = [TIMESTAMP, SITE, RACK, MODULE, *SENSORS, LABEL, EVENT_ID, EVENT_TYPE, PNR]
 
 # The label window, unless the telemetry says otherwise: an event is labelled from LABEL_FROM_MIN to
-# LABEL_UNTIL_S before its point of no return (PNR), to which lead times count.
+# LABEL_UNTIL_S before its point of no return (PNR), to which lead times count. In simulated
+# telemetry the label lasts LABEL_FROM_MIN, so it starts LABEL_UNTIL_S earlier.
 LABEL_FROM_MIN = 20.0
 LABEL_UNTIL_S = 30.0

@@ -41,7 +41,7 @@ KEPT = {
     **dict.fromkeys(VS_RACK, ("mean_5min", "mean_10min", "slope_5min", "slope_10min")),
 }
 
-# What a site may lack, by what is in the names of the features that it is needed for.
+# Kinds of sensor that a site may lack, each with what the names of its features contain.
 SENSOR_KINDS = {
     "gas": (col.CO, col.H2, col.VOC),
     "current and charge": (col.CURRENT, col.SOC),

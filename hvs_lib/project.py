@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import subprocess
+import sys
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -146,7 +147,7 @@ def set_environment() -> None:
     Variables that are set already stay. Libraries that are loaded already have read theirs, so
     they are told directly.
     """
-    if not hasattr(warnings.showwarning, "__wrapped__"):
+    if not sys.warnoptions and not hasattr(warnings.showwarning, "__wrapped__"):
         warnings.showwarning = _without_deprecations(warnings.showwarning)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -157,15 +158,15 @@ def set_environment() -> None:
 
 
 def _without_deprecations(show: Callable) -> Callable:
-    """Hide the deprecations in packages, which Python's filters do until threads mix them up.
+    """Hide deprecations in packages, as Python does by default.
 
-    scikit-learn and pandas change the filters for a moment and put back those from before, which
-    in threads may be those that another thread has changed.
+    Its filters are not safe in threads: scikit-learn and pandas change them for a moment, and may
+    then restore what another thread has changed.
     """
 
     @wraps(show)
-    def shown(message, category, filename, *where) -> None:
+    def shown(message, category, filename, *args, **kwargs) -> None:
         if not (issubclass(category, DeprecationWarning) and "site-packages" in filename):
-            show(message, category, filename, *where)
+            show(message, category, filename, *args, **kwargs)
 
     return shown

@@ -34,6 +34,7 @@ from hvs_lib.telemetry.read import read_racks
 from hvs_lib.tracking.champion import CHAMPION, REGISTERED_MODEL
 from hvs_lib.tracking.model_files import ModelError, load_model
 from hvs_lib.tracking.runs import read_alarm
+from hvs_lib.tracking.store import without_password
 
 CHAMPION_URI = f"models:/{REGISTERED_MODEL}@{CHAMPION}"
 N_TOP = 3
@@ -93,8 +94,9 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
     try:
         fixed, metadata = load_model(uri)
     except ModelError as error:
+        store = without_password(mlflow.get_registry_uri())
         raise ModelError(
-            f"{error}\nThe store is {mlflow.get_registry_uri()}: `hvs run` trains and registers "
+            f"{error}\nThe store is {store}: `hvs run` trains and registers "
             "one, or set MLFLOW_TRACKING_URI (MLFLOW_REGISTRY_URI, if you use it) to the store "
             "that has it."
         ) from error
@@ -143,10 +145,13 @@ def score_file(
     output = Path(output).resolve()
     check_output(output, (".csv",), not_over=Path(path))
     tally, findings, intervals_s, judged, n_events, n_rows = Tally(), [], [], [], 0, 0
-    options = {"columns": columns, "keep_fill_values": keep_fill_values}
-    options["then"] = partial(_score_part, champion)
-    # in threads, more racks at once would need more memory
-    parts = read_racks(path, **options, n_jobs=1)
+    parts = read_racks(
+        path,
+        columns=columns,
+        keep_fill_values=keep_fill_values,
+        then=partial(_score_part, champion),
+        n_jobs=1,  # more racks at once would need more memory
+    )
     with whole_file(output) as unfinished, closing(parts):
         for share, part in parts:
             findings += part.findings

@@ -140,7 +140,7 @@ def event_table(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
 
 
 def other_table(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
-    """List what is no event in a scores frame, faults and look-alikes, and the alarms of each.
+    """List the faults and look-alikes in a scores frame, with the number of alarms on each.
 
     Returns
     -------
@@ -255,8 +255,8 @@ def best_alarm(
     max_nuisance_alarms_per_site_day : float
         The alarm budget [1/d].
     missed_event_costs : float
-        Cost of a missed event, in nuisance alarms. Above 0 it takes the budget's place: the alarm
-        that costs least in all is chosen.
+        Cost of a missed event, in nuisance alarms. Above 0 it replaces the budget: the alarm that
+        costs least in all is chosen.
     rules : sequence of AlarmRule
         To choose from; ties go to the first.
     modules_per_site : float, optional
@@ -342,7 +342,7 @@ class Sweep:
         return np.sum(~np.isnan(self.lead_min), axis=1)
 
     def recall_with(self, lead_min: float) -> np.ndarray:
-        """Share of the events caught with so much lead at least, shape (n_thresholds,)."""
+        """Share of the events caught with at least this lead, shape (n_thresholds,)."""
         return np.mean(self.lead_min >= lead_min, axis=1)
 
 

@@ -131,7 +131,7 @@ def event_metrics(swept: Sweep, site_days: float, *, place: int = 0) -> dict[str
     site_days : float
         Observed time [d].
     place : int
-        Of the threshold.
+        Index of the threshold.
 
     Returns
     -------

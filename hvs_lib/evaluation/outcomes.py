@@ -79,7 +79,7 @@ class Outcomes:
 
     @cached_property
     def alarm_on(self) -> np.ndarray:
-        """What an alarm is on that is raised at a row, shape (n_rows,).
+        """What an alarm raised at each row would be on, shape (n_rows,).
 
         The number of an event, `FAULT` or `NOTHING`.
         """

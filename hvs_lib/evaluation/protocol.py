@@ -107,13 +107,13 @@ class Fits:
     threshold : float or None
         A reference's own, for 3 of 5 samples; None chooses the alarm.
     seconds : float
-        That fitting took, of all fits together [s].
+        Total time of all fits [s].
     limit_power : float
         Of `weigh_by_limits`, before the calibration.
     build_up : str
         What they were fitted on the build-up as, one of `BUILD_UP`.
     n_rows : int
-        That the last model was fitted on.
+        Rows that the last model was fitted on.
     """
 
     models: list[Pipeline]
@@ -192,7 +192,8 @@ class Protocol:
         The alarm budget out of fold [1/d]; a site has as many modules as the fleet's sites have on
         average.
     missed_event_costs : float
-        Cost of a missed event, in nuisance alarms; above 0 it takes the budget's place.
+        Cost of a missed event, in nuisance alarms; above 0 it replaces the budget when the alarm is
+        chosen. The search and the ranking of the models keep to the budget.
     fault_types : tuple of str
         Causes (Event_Type) of real faults, besides those that occur with label 1.
     drop_sensors : float
@@ -242,15 +243,15 @@ class Protocol:
         build_up : {"normal", "left out", "hazard"}
             What to fit the rows of an event before its label window as.
         """
-        own = any(type(step).__module__ == "__main__" for _, step in pipeline.steps)
-        memory = None if own else self.memory  # the key holds no code of a notebook
+        from_notebook = any(type(step).__module__ == "__main__" for _, step in pipeline.steps)
+        memory = None if from_notebook else self.memory  # the key holds no code of a notebook
         cached = check_memory(memory).cache(models.fit, ignore=["X", "y", "weight"])
         rows = self.rows_of(pipeline)
         fitted, y = rows.to_fit(build_up)
         drawn = fitted & self.drawn(share, rows)
         chosen = joblib.hash([drawn, y])  # the build-up follows from ids, which no feature holds
         X, weight, fold, of_rows = rows.X, rows.weight, rows.fold, self.key
-        if rows is not self.training:
+        if rows is not self.training:  # whose features `self.key` holds already
             of_rows = cache.key(of_rows, self.fleet.sha256, X.index)
 
         def fit(left_out: int | None, key: str) -> tuple[Pipeline, float]:
@@ -263,7 +264,7 @@ class Protocol:
         return Fits([*found], seconds=sum(seconds), build_up=build_up, n_rows=int(drawn.sum()))
 
     def reference(self, score: Score, *, threshold: float | None = None) -> Fits:
-        """Take a rule that is not fitted for a model.
+        """Wrap a rule that is not fitted, so that it is assessed like a model.
 
         Parameters
         ----------
@@ -308,11 +309,11 @@ class Protocol:
             calibration = choose_calibration(rows.y, raw_cv, rows.fold, rows.weight)
         cv, test = (
             outcomes.with_scores(calibration.apply(raw[numbers]))
-            for numbers, outcomes in self._parts
+            for numbers, outcomes in (self._cv, self._test)
         )
 
-        own = None if fits.threshold is None else Alarm(AlarmRule(), fits.threshold)
-        alarm = own or self.choose_alarm(cv)
+        given = None if fits.threshold is None else Alarm(AlarmRule(), fits.threshold)
+        alarm = given or self.choose_alarm(cv)
 
         metrics = self._judge(cv, test, alarm)
         if calibration.brier:  # that of the calibrated scores would be in-sample
@@ -323,7 +324,8 @@ class Protocol:
     def training(self) -> TrainingRows:
         """The thinned training rows with their features.
 
-        Where they are more than `max_rows_in_memory`, every so many-th is kept; the log says so.
+        Where they are more than `max_rows_in_memory`, one in n is kept, n as small as possible, and
+        the log says so.
         """
         rows = self.rows
         times = int(np.ceil(len(rows) / self.max_rows_in_memory))
@@ -344,7 +346,7 @@ class Protocol:
         X = whole = features_of(self.fleet, rows, n_jobs=self.n_jobs)
         if self.drop_sensors:
             X = with_sensors_dropped(whole, share=self.drop_sensors, seed=self.seed)
-        return self._described(rows, times, X, whole)
+        return self._training_rows(rows, times, X, whole)
 
     @cached_property
     def _all_training(self) -> TrainingRows:
@@ -356,7 +358,7 @@ class Protocol:
             self.memory,
         )  # fmt: skip
         X.build(n_jobs=self.n_jobs)
-        return self._described(rows, 1, X, None)
+        return self._training_rows(rows, 1, X, None)
 
     def rows_of(self, pipeline: Pipeline) -> TrainingRows:
         """Return the rows to fit a pipeline on: all, or as many as fit into memory."""
@@ -369,7 +371,7 @@ class Protocol:
         strides = {"normal_stride": self.normal_stride, "hazard_stride": self.hazard_stride}
         return rows_to_fit(self.fleet.rows, self.split, **strides)
 
-    def _described(
+    def _training_rows(
         self,
         rows: np.ndarray,
         times: int,
@@ -379,7 +381,7 @@ class Protocol:
         """Put what models and the search need to know of training rows beside their features."""
         y = self.y[rows]
         weight = times * np.where(y == 1, float(self.hazard_stride), float(self.normal_stride))
-        numbers, outcomes = self._parts[0]
+        numbers, outcomes = self._cv
         place = np.empty(len(self.y), np.int64)
         place[numbers] = np.arange(len(numbers))
         on, lead_min = outcomes.alarm_on[place[rows]], outcomes.lead_min(place[rows])
@@ -397,8 +399,8 @@ class Protocol:
         with_event = np.unique(groups[self.y == 1])
         drawn = []
         for number in range(self.split.n_folds):
-            own = np.unique(groups[self.split.fold == number])
-            for kind in (np.intersect1d(own, with_event), np.setdiff1d(own, with_event)):
+            in_fold = np.unique(groups[self.split.fold == number])
+            for kind in (np.intersect1d(in_fold, with_event), np.setdiff1d(in_fold, with_event)):
                 drawn.append(rng.permutation(kind)[: int(np.ceil(share * len(kind)))])
         return np.isin(groups[rows.X.index], np.concatenate(drawn))
 
@@ -413,10 +415,10 @@ class Protocol:
             X = build_features(fleet.telemetry(partition))
             scores = np.empty((len(fits), len(X)))
             for number in np.unique(fold):  # the test rows have the number -1, of the last
-                own = fold == number
-                part = X if own.all() else X[own]
+                in_fold = fold == number
+                part = X if in_fold.all() else X[in_fold]
                 with config_context(assume_finite=True):  # but for NaN, which the models take
-                    scores[:, own] = _scores_of(fits, number, part)
+                    scores[:, in_fold] = _scores_of(fits, number, part)
             return scores
 
         scores = np.empty((len(fits), len(fleet.rows)))
@@ -426,17 +428,22 @@ class Protocol:
         return scores
 
     @cached_property
-    def _parts(self) -> list[tuple[np.ndarray, Outcomes]]:
-        """Training and test rows in the order of a scores frame, with what no score changes."""
-        parts = []
-        for rows in (self.split.train, self.split.test):
-            place = np.arange(len(rows))
-            frame = scores_frame(self.fleet.rows, rows, place, fault_types=self.faults)
-            outcomes = outcomes_of(frame)
-            order = outcomes.rows.score
-            in_order = np.array_equal(order, place)  # as a fleet's rows are: no copy of millions
-            parts.append((rows if in_order else rows[order.astype(np.int64)], outcomes))
-        return parts
+    def _cv(self) -> tuple[np.ndarray, Outcomes]:
+        return self._in_order(self.split.train)
+
+    @cached_property
+    def _test(self) -> tuple[np.ndarray, Outcomes]:
+        return self._in_order(self.split.test)
+
+    def _in_order(self, rows: np.ndarray) -> tuple[np.ndarray, Outcomes]:
+        """Return rows in the order of a scores frame, with what no score changes."""
+        place = np.arange(len(rows))
+        frame = scores_frame(self.fleet.rows, rows, place, fault_types=self.faults)
+        outcomes = outcomes_of(frame)
+        order = outcomes.rows.score
+        if not np.array_equal(order, place):  # the rows of a fleet are in it: no copy of millions
+            rows = rows[order.astype(np.int64)]
+        return rows, outcomes
 
     def choose_alarm(self, cv_scores: pd.DataFrame | Outcomes) -> Alarm:
         """Choose the alarm's rule and threshold on out-of-fold scores."""
@@ -487,7 +494,8 @@ class Protocol:
     @property
     def site_days(self) -> float:
         """Observed time of the training rows, in days of an average site."""
-        return self._parts[0][1].rows.module_days / self.modules_per_site
+        _, outcomes = self._cv
+        return outcomes.rows.module_days / self.modules_per_site
 
     @cached_property
     def ranges(self) -> str:

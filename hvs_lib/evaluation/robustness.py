@@ -1,4 +1,4 @@
-"""Robustness: what is left of a model where sensors are missing, or telemetry comes otherwise."""
+"""Robustness: how a model does where sensors are missing, or telemetry arrives differently."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _GAP = 3  # intervals between two rows, above which nothing is interpolated
 
 
 def every(telemetry: pd.DataFrame, rng: np.random.Generator, *, seconds: float) -> pd.DataFrame:
-    """Sample each module so often, but in no gap; between two rows, sensors are interpolated."""
+    """Sample each module at a fixed interval, but not in gaps; interpolate between two rows."""
     modules = telemetry.groupby(module_codes(telemetry))
     return pd.concat([_sampled(rows, seconds) for _, rows in modules], ignore_index=True)
 
@@ -98,7 +98,7 @@ def assess_changes(
     model : estimator
         From `load_model`.
     alarm : Alarm
-        It was logged with.
+        The one that the model was logged with.
     sets : mapping of str to SensorSet
         From `assess_sensor_sets`, each with its threshold.
 

@@ -22,7 +22,7 @@ from hvs_lib.telemetry.quality import module_intervals_s
 
 SPLITS = ("auto", "site", "rack", "row")
 ENOUGH_SITES = 12  # with an event, for a split by site
-TEST = -1
+TEST = -1  # as an index, the last: the test rows are scored by the model of all folds
 
 
 @dataclass(frozen=True, eq=False)

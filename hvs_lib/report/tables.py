@@ -57,7 +57,7 @@ def at_budgets(curve: pd.DataFrame, n_events: int) -> dict[str, str]:
     curve : DataFrame, shape (n_thresholds, n_columns)
         From `alarm_curve`.
     n_events : int
-        Behind it.
+        Events behind the curve.
 
     Returns
     -------

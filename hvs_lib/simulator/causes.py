@@ -122,7 +122,7 @@ def hot_joint(event: Event, plan: RackPlan) -> None:
 
 
 def external_heat(event: Event, plan: RackPlan) -> None:
-    """Heat a module from outside after a 5 min ramp; half of them lose the fan, too."""
+    """Heat a module from outside after a 5 min ramp; in half of the cases its fan fails, too."""
     p, m, rows = event.params, event.module, event.rows(plan.c_rate.size)
     watt = p["heat_W"] * np.minimum(event.minutes(rows.stop) / 5.0, 1.0)
     plan.drive["cell_W"][m, rows] += p["cell_share"] * watt
@@ -132,7 +132,7 @@ def external_heat(event: Event, plan: RackPlan) -> None:
 
 
 def warm_room(event: Event, plan: RackPlan) -> None:
-    """Warm the room towards a higher temperature; it recovers alike."""
+    """Warm the room towards a higher temperature; it recovers at the same rate."""
     p, t = event.params, event.minutes(plan.c_rate.size)
     rise = p["rise_K"] * -np.expm1(-t / p["tau_min"])
     after = t > p["lasts_min"]

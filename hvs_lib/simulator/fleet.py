@@ -17,7 +17,7 @@ from hvs_lib.simulator.rack import Fate, draw_dispatch, draw_room, fates, measur
 
 START = np.datetime64("2025-01-01T00:00:00", "us")
 LABEL_FROM_S = col.LABEL_FROM_MIN * 60.0 + col.LABEL_UNTIL_S  # before the PNR
-HORIZON = int(np.ceil(LABEL_FROM_S / DT_S))  # samples past the end: the last labels know them
+HORIZON = int(np.ceil(LABEL_FROM_S / DT_S))  # samples past the end, for events that end there
 RACKS = [f"Rack{row}{i}" for row in "AB" for i in range(1, 5)]
 
 

@@ -15,7 +15,7 @@ _WITHOUT_VERSION = {"name", "size", "type", "url", "mimetype", "partial"}  # as 
 
 
 @contextmanager
-def brought(path: str | Path) -> Iterator[Path]:
+def local_copy(path: str | Path) -> Iterator[Path]:
     """Give a local path to telemetry; what lies at an address is copied there for the while.
 
     A DataError that is raised meanwhile names the address in place of the copy.
@@ -38,7 +38,7 @@ def brought(path: str | Path) -> Iterator[Path]:
                 (copy / name).mkdir()  # to be refused as one among files on the disk is
             else:
                 files[each["name"]] = str(copy / name)
-        with _told(address):
+        with _refused_if_it_fails(address):
             filesystem.get([*files], [*files.values()])
         try:
             yield copy
@@ -51,7 +51,7 @@ def listing_sha256(address: str) -> str:
     """Return a digest of the names and versions of the files at an address, unread if it can be."""
     _, _, entries = _listed(address)
     if any(each.keys() <= _WITHOUT_VERSION for each in entries.values()):
-        with brought(address) as local:
+        with local_copy(address) as local:
             return sha256_of_files(local)
     lines = [
         f"{name} {each.get('ETag') or each.get('etag') or sorted(each.items())}"
@@ -71,7 +71,9 @@ def _listed(address: str) -> tuple:
         raise refusal(f"{protocol}://...", problem)
     from fsspec.core import url_to_fs  # here, not at the top: few need it
 
-    with _told(address):  # as it is now, not as an earlier listing in this process had it
+    with _refused_if_it_fails(
+        address
+    ):  # as it is now, not as an earlier listing in this process had it
         filesystem, root = url_to_fs(address, skip_instance_cache=True, use_listings_cache=False)
         info = filesystem.info(root)
         if info["type"] != "directory":
@@ -83,7 +85,7 @@ def _listed(address: str) -> tuple:
 
 
 @contextmanager
-def _told(address: str) -> Iterator[None]:
+def _refused_if_it_fails(address: str) -> Iterator[None]:
     """Refuse an address where its filesystem fails."""
     try:
         yield

@@ -35,7 +35,7 @@ def doubts(
     telemetry: pd.DataFrame, modules: np.ndarray, *, keep_fill_values: bool = False
 ) -> list[Finding]:
     """Return what is doubtful about sound telemetry in order, with its `module_codes`."""
-    starts, racks = _starts(modules), rack_codes(telemetry)
+    starts, racks = _first_rows(modules), rack_codes(telemetry)
     found = doubtful_current(telemetry, modules, racks)
     found += unlike_modules(telemetry, starts)
     found += whole_degrees(telemetry, starts)
@@ -61,7 +61,7 @@ def doubtful_current(
     gap = times[lag:] - times[:-lag] > np.timedelta64(round(2 * _CURRENT_OVER_S), "s")
     unknown = (modules[lag:] != modules[:-lag]) | np.isnan(rise) | gap  # what moves there is unseen
     moved[unknown] = rise[unknown] = 0.0
-    starts = _starts(racks[lag:])
+    starts = _first_rows(racks[lag:])
 
     def added_up(values: np.ndarray) -> np.ndarray:
         return np.add.reduceat(values, starts)
@@ -91,11 +91,11 @@ def unlike_modules(telemetry: pd.DataFrame, starts: np.ndarray) -> list[Finding]
         over = values - air
         is_hot = _mostly(values > _NEVER_COOL_C, values, starts)
         is_hot |= _mostly(over > _OVER_AIR_K, over, starts)
-        found += _told(name, hot, values, starts, is_hot & long)
+        found += _finding(name, hot, values, starts, is_hot & long)
     is_cell = _mostly((volts >= low) & (volts <= high), volts, starts)
-    found += _told(col.VOLTAGE, cell, volts, starts, is_cell)
+    found += _finding(col.VOLTAGE, cell, volts, starts, is_cell)
     is_pack = _mostly(volts > _PACK_V, volts, starts)
-    return found + _told(col.VOLTAGE, pack, volts, starts, is_pack)
+    return found + _finding(col.VOLTAGE, pack, volts, starts, is_pack)
 
 
 def whole_degrees(telemetry: pd.DataFrame, starts: np.ndarray) -> list[Finding]:
@@ -107,13 +107,13 @@ def whole_degrees(telemetry: pd.DataFrame, starts: np.ndarray) -> list[Finding]:
         whole = np.logical_and.reduceat((values == np.rint(values)) | np.isnan(values), starts)
         if whole.any():
             whole &= np.fmax.reduceat(values, starts) - np.fmin.reduceat(values, starts) >= 2
-            found += _told(name, what, values, starts, whole)
+            found += _finding(name, what, values, starts, whole)
     return found
 
 
 def far_and_repeated(telemetry: pd.DataFrame, racks: np.ndarray) -> list[Finding]:
     """Find racks where the largest or smallest reading repeats, far outside all others."""
-    starts = _starts(racks)
+    starts = _first_rows(racks)
     sizes = np.diff(starts, append=len(racks))
     found = []
     for name in _MAY_BE_FILLED:
@@ -172,7 +172,7 @@ def several_events_of_one_id(
     return [[col.EVENT_ID, what, int(events["row", "size"].sum()), *names]]
 
 
-def _starts(codes: np.ndarray) -> np.ndarray:
+def _first_rows(codes: np.ndarray) -> np.ndarray:
     """Return the first row of each stretch of equal numbers."""
     return np.flatnonzero(np.diff(codes, prepend=-1))
 
@@ -183,7 +183,7 @@ def _mostly(is_so: np.ndarray, values: np.ndarray, starts: np.ndarray) -> np.nda
     return np.add.reduceat(is_so, starts, dtype=np.int64) > _THROUGHOUT * read
 
 
-def _told(
+def _finding(
     name: str, what: str, values: np.ndarray, starts: np.ndarray, found: np.ndarray
 ) -> list[Finding]:
     if not found.any():

@@ -170,7 +170,10 @@ class TelemetryFile:
         left_out = {1, *self._skipped}
         numbered = enumerate(_first_lines(self.path), start=1)
         lines = (line for number, line in numbered if number not in left_out)
-        return f"line {next(islice(lines, row, None))}"
+        try:
+            return f"line {next(islice(lines, row, None))}"
+        except OSError:  # a Dask worker may be on a machine without the file
+            return f"row {row} (the first is 0)"
 
     def _csv_batches(self, *, as_text: bool) -> Iterator[arrow.Table]:
         """Read the known columns; as text, rows of the wrong length are skipped and noted."""
@@ -349,7 +352,8 @@ def _first_lines(path: Path) -> Iterator[int]:
     DataError
         Where a quote is not closed, or not at the end of its cell.
     """
-    limit, ended = csv.field_size_limit(_BLOCK), 0
+    csv.field_size_limit(_BLOCK)  # for good: other threads may be reading as well
+    ended = 0
     try:
         # Arrow ends a line at a CR alone, too; which bytes a line holds does not matter here.
         with _open(path) as file, io.TextIOWrapper(file, encoding="latin-1") as text:
@@ -364,8 +368,6 @@ def _first_lines(path: Path) -> Iterator[int]:
             f" line {ended + 1}; close it, or export the file again."
         )
         raise refusal(path, problem) from error
-    finally:
-        csv.field_size_limit(limit)
 
 
 def save_telemetry(telemetry: pd.DataFrame, path: str | Path) -> None:

@@ -29,7 +29,7 @@ from hvs_lib.parallel import side_by_side
 from hvs_lib.progress import STEP, log_line, steps
 from hvs_lib.project import is_address, project_root, remove_unfinished, sources_sha256
 from hvs_lib.simulator.battery import check_battery
-from hvs_lib.telemetry.addresses import brought
+from hvs_lib.telemetry.addresses import local_copy
 from hvs_lib.telemetry.files import READ_ERRORS, DataError, sha256_of_file, write
 from hvs_lib.telemetry.mapped import open_telemetry, telemetry_sha256, telemetry_version
 from hvs_lib.telemetry.mapping import load_map
@@ -233,7 +233,7 @@ def _converted(path: str | Path, options: dict) -> Fleet:
         for left in folders.glob(f".{folder.name}.*"):  # by one that was killed
             shutil.rmtree(left, ignore_errors=True)
         with (
-            brought(path) as local,
+            local_copy(path) as local,
             tempfile.TemporaryDirectory(
                 prefix=f".{folder.name}.", dir=folders, ignore_cleanup_errors=True
             ) as unfinished,
@@ -252,6 +252,8 @@ def _converted(path: str | Path, options: dict) -> Fleet:
             except DataError:
                 load_telemetry(local, **options)  # names the problems of the whole file
                 raise
+            for left in Path(unfinished).glob(".*"):  # by workers that were killed
+                left.unlink()
             about["sha256"] = telemetry_sha256(local, options["columns"])
             (Path(unfinished) / _ABOUT).write_text(json.dumps(about))
             shutil.rmtree(folder, ignore_errors=True)

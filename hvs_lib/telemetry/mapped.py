@@ -12,7 +12,7 @@ import pyarrow.compute
 
 from hvs_lib import columns as col
 from hvs_lib.project import did_you_mean, is_address
-from hvs_lib.telemetry.addresses import brought, listing_sha256
+from hvs_lib.telemetry.addresses import listing_sha256, local_copy
 from hvs_lib.telemetry.codes import module_codes
 from hvs_lib.telemetry.conversion import (
     TEXTS,
@@ -48,7 +48,7 @@ def open_telemetry(
 
 def telemetry_sha256(path: str | Path, columns: str | Path = "") -> str:
     """Return the SHA-256 of a file or folder or, where there is a map, of both."""
-    with brought(path) as local:
+    with local_copy(path) as local:
         return _with_map(sha256_of_files(local), columns)
 
 
@@ -92,7 +92,7 @@ class MappedFile:
         self._file = open_files(path)
         self._title = f"{path} cannot be read with the map {columns}"
         runaway = self.map.runaway
-        # of the clock and the runaway, whatever columns the file has
+        # what the clock and the runaway give, whatever columns the file has
         made = {col.TIMESTAMP} | ({col.LABEL, col.PNR} if runaway else set())
         own = {name: Source("column", (name,)) for name in self._file.known}
         sources = own | self.map.sources

@@ -12,7 +12,7 @@ import pyarrow as arrow
 import yaml
 
 from hvs_lib import columns as col
-from hvs_lib.telemetry.addresses import brought
+from hvs_lib.telemetry.addresses import local_copy
 from hvs_lib.telemetry.conversion import as_numbers, as_times, codes_and_words, is_number
 from hvs_lib.telemetry.files import MISSING_NUMBERS, DataError
 from hvs_lib.telemetry.folders import open_files
@@ -81,7 +81,7 @@ def propose_map(path: str | Path) -> str:
     DataError
         If the path leads to no telemetry file.
     """
-    with brought(path) as local:
+    with local_copy(path) as local:
         columns = _columns(local)
         entries = {col.TIMESTAMP: _time(columns)}
         entries |= _ids(columns) | _sensors(columns) | _label(columns)
@@ -283,7 +283,7 @@ def _try(path: Path, entries: dict[str, Entry]) -> list[str]:
     """Read the file with the proposal, mend what can be, and return what is left to mend."""
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / "map.yaml"
-        while True:  # each time round mends one of two things, once
+        while True:  # each round mends one of two things, and each of them once
             lines = [_line(key, value, "") for key, (value, _) in entries.items()]
             trial.write_text("\n".join(lines), encoding="utf-8")
             try:

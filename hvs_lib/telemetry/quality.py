@@ -115,7 +115,7 @@ def clear_fill_values(frame: pd.DataFrame) -> list[Finding]:
 
 
 def zero_columns(frame: pd.DataFrame, names: Iterable[str]) -> list[Finding]:
-    """Report the sensors named, which are 0 in all rows of a file, for some rows of it."""
+    """Report sensors that are 0 throughout a file, with the number of rows in this part of it."""
     rows = {name: int((frame[name] == 0).sum()) for name in names}
     return [[name, f"0 throughout; {_MISSING}", n] for name, n in rows.items() if n]
 
@@ -204,7 +204,8 @@ def complete_pnr(
             problems.append(f"{col.PNR} must {rule} ({len(names):,}: {shown}); {cure}")
     pnr_of_event = told.fillna(last + pd.Timedelta(seconds=label_until_s))
     telemetry[col.PNR] = pnr_of_event.reindex(telemetry.index)
-    same = [modules, pd.factorize(told.fillna(pnr))[0]]  # a row without Event_ID, of an event with
+    # a row without Event_ID belongs to the event of its module that has the same PNR
+    same = [modules, pd.factorize(told.fillna(pnr))[0]]
     groups = [[where, what], same]
     has_label = np.any([pd.Series(labelled).groupby(g).transform("any") for g in groups], axis=0)
     lost = np.flatnonzero(pnr.notna() & ~has_label)

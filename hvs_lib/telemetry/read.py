@@ -11,7 +11,7 @@ import pyarrow as arrow
 
 from hvs_lib import columns as col
 from hvs_lib.parallel import side_by_side
-from hvs_lib.telemetry.addresses import brought
+from hvs_lib.telemetry.addresses import local_copy
 from hvs_lib.telemetry.codes import module_codes, order_of
 from hvs_lib.telemetry.conversion import to_frame, zone_styles
 from hvs_lib.telemetry.doubts import doubts
@@ -69,7 +69,7 @@ def load_telemetry(
         If the file cannot be read or breaks a rule of the table.
     """
     options = {"require_label": require_label, "keep_fill_values": keep_fill_values}
-    with brought(path) as local:
+    with local_copy(path) as local:
         reader = _Reader(local, columns, **options)
         return reader.telemetry(reader.file.columns())
 
@@ -97,7 +97,8 @@ def read_racks(
         Gets the number of each table, from 0, and the table, as from `load_telemetry`. By default
         it returns the table.
     n_jobs : int
-        Tables at once, in threads.
+        Threads. With several, results wait in memory until they are taken: let `then` return
+        little.
 
     Yields
     ------
@@ -110,7 +111,7 @@ def read_racks(
         If the file or a rack of it breaks a rule of the table, or the folder has no room.
     """
     options = {"require_label": require_label, "keep_fill_values": keep_fill_values}
-    with brought(path) as local, TemporaryDirectory(prefix="hvs-racks-") as folder:
+    with local_copy(path) as local, TemporaryDirectory(prefix="hvs-racks-") as folder:
         reader = _Reader(local, columns, **options)
         racks = Racks(Path(folder))
         sample = reader.sort_into(racks)
@@ -179,7 +180,8 @@ class _Reader:
         file, whole = self.file, rows is None
         with readable(file.path):
             frame, findings = self._to_frame(columns)
-        findings += self.file.findings * is_first  # of all rows, told once
+        if is_first:
+            findings += self.file.findings  # of all rows
         if whole:
             self._note(frame)
         findings += zero_columns(frame, [name for name in frame if name in self.zero])
@@ -188,7 +190,7 @@ class _Reader:
         problems += broken_rules(
             frame,
             file.names,
-            lambda row: self._row_name(row if whole else rows[row]),
+            lambda row: file.row_name(row if whole else rows[row]),
             require_label=self.require_label,
         )
         if self._is_silent:
@@ -216,12 +218,6 @@ class _Reader:
     @property
     def _is_silent(self) -> bool:
         return (self.empty | self.zero).issuperset(col.SENSORS)
-
-    def _row_name(self, row: int) -> str:
-        try:
-            return self.file.row_name(row)
-        except OSError:  # the file is not on this machine
-            return f"row {row} (the first is 0)"
 
     def _note(self, frame: pd.DataFrame) -> None:
         """Note which columns have values in these rows."""

@@ -41,7 +41,7 @@ from hvs_lib.project import EXECUTION, MODEL_PACKAGES, code_version, package_ver
 from hvs_lib.report import plots
 from hvs_lib.telemetry.fleet import Fleet
 from hvs_lib.tracking.model_files import load_model, types_to_trust
-from hvs_lib.tracking.store import connect, make_experiments, search_runs, store_failures_told
+from hvs_lib.tracking.store import as_store_errors, connect, make_experiments, search_runs
 
 # ---- the run of a notebook ---------------------------------------------------------------------
 
@@ -59,7 +59,7 @@ def prepare() -> None:
     """
     connect()
     make_experiments()
-    with store_failures_told():
+    with as_store_errors():
         close_killed_runs()
     _close_active()
     atexit.register(_close_active)  # MLflow would call it FINISHED
@@ -96,7 +96,7 @@ def close_killed_runs() -> None:
 def close_execution(execution_id: str, executed: Path, *, status: str, error: str) -> None:
     """Log an executed notebook, as far as it came, with its run; close that where it failed."""
     connect()
-    with store_failures_told():
+    with as_store_errors():
         client = MlflowClient()
         for run in search_runs(f"tags.execution_id = '{execution_id}' and tags.role = 'parent'"):
             if executed.exists():
@@ -200,9 +200,9 @@ def _child(name: str, tags: Mapping[str, str]) -> Iterator[str]:
         if not name.startswith("mlflow.") or name.startswith("mlflow.source.")
     }
     with (
-        store_failures_told(),
+        as_store_errors(),
         mlflow.start_run(run_name=name, nested=True, tags=shared | tags) as run,
-        store_failures_told(),  # first, so that a store that is away is not waited for again
+        as_store_errors(),  # first, so that a store that is away is not waited for again
     ):
         yield run.info.run_id
 
@@ -464,14 +464,14 @@ def stops_registration(run_id: str) -> list[str]:
 
 def last_trial() -> str:
     """Return the verdict of the last finished 05_field_trial, empty where there is none."""
-    with store_failures_told():
+    with as_store_errors():
         runs = search_runs("attributes.status = 'FINISHED' and tags.stage = 'field_trial'")
         return runs[0].data.tags.get("verdict", "") if runs else ""
 
 
 def last_comparison() -> tuple[pd.DataFrame, dict[str, str]]:
     """Return the leaderboard and the tags of the last finished 04_comparison."""
-    with store_failures_told():
+    with as_store_errors():
         run = search_runs("attributes.status = 'FINISHED' and tags.stage = 'comparison'")[0]
         return pd.read_csv(_artifact(run.info.run_id, "leaderboard.csv")), run.data.tags
 

@@ -20,6 +20,7 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from hvs_lib.project import (
+    EXECUTION,
     StoreError,
     environment,
     project_root,
@@ -44,7 +45,7 @@ _FAILURES = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ModuleNot
 
 
 @contextmanager
-def store_failures_told() -> Iterator[None]:
+def as_store_errors() -> Iterator[None]:
     """Turn whatever MLflow raises where its store fails into a StoreError."""
     try:
         yield
@@ -72,8 +73,7 @@ def connect() -> None:
         Where one does not answer, or refuses.
     """
     set_environment()
-    atexit.register(_leave_quickly)
-    with store_failures_told():
+    with as_store_errors():
         uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(project_root() / "mlflow.db")
         mlflow.set_tracking_uri(_absolute(uri))
         if registry := os.environ.get("MLFLOW_REGISTRY_URI"):
@@ -83,12 +83,14 @@ def connect() -> None:
         with environment({_RETRIES: "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}):
             MlflowClient().search_experiments(max_results=1)
             MlflowClient().search_registered_models(max_results=1)
+    if EXECUTION in os.environ:
+        _keep_until_exit()
 
 
 def make_experiments() -> None:
     """Make the workbook's experiments where they are missing; a deleted one is a StoreError."""
     client = MlflowClient()
-    with store_failures_told(), one_at_a_time():
+    with as_store_errors(), one_at_a_time():
         found = {e.name: e for e in client.search_experiments(view_type=ViewType.ALL)}
         for name in EXPERIMENTS:
             if name not in found and sqlite_path(mlflow.get_tracking_uri()):
@@ -116,11 +118,15 @@ def without_password(text: str) -> str:
     return re.sub(r"//[^/@]*@", "//", text)
 
 
-def _leave_quickly() -> None:
-    """Close databases at exit, and spare Python to free all else: MLflow's objects take seconds."""
+def _keep_until_exit() -> None:
+    """Spare a kernel of `hvs run` two seconds in which Python would free what MLflow has loaded.
+
+    Databases are closed nevertheless, so that no write-ahead log stays beside `mlflow.db`; files of
+    the notebook are, because IPython clears its variables at exit.
+    """
     for each in gc.get_objects():
         if type(each) is Engine:
-            each.dispose()
+            atexit.register(each.dispose)
     gc.freeze()
 
 
@@ -135,7 +141,7 @@ def _make_ready(uri: str) -> None:
     if path is None:
         if re.split(r"[+:]", uri)[0] in DATABASE_ENGINES:
             with create_engine(uri).connect():  # MLflow would try for an hour
-                each.dispose()
+                pass
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     # Several processes that create the tables of a fresh file at once break it, and so does one

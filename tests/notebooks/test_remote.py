@@ -168,6 +168,12 @@ def test_a_wrong_uri_is_told_at_once(hvs, tmp_path, uri, reason):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_database_may_be_the_store_without_a_server(hvs, postgres):
+    _, complained = hvs(postgres, "score", "nothing.csv").communicate()
+    assert complained.startswith("Error: there is no model models:/hvs-fire-prediction@champion")
+    assert "The store is postgresql://127.0.0.1" in complained, "its password is not shown"
+
+
 def test_a_refused_login_is_told_at_once(hvs, postgres):
     process = hvs(postgres.replace("of%20the%20test", "wrong"), "run", "--profile", "smoke")
     said, complained = process.communicate()

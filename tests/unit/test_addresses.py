@@ -93,7 +93,7 @@ def test_an_address_is_read_like_the_folder(address, folder, bucket):
 def test_an_address_is_converted_once_until_it_changes(address, folder, bucket, monkeypatch):
     first = load_fleet(address)
     with monkeypatch.context() as patch:
-        patch.setattr(fleets, "brought", None)  # would not read any more
+        patch.setattr(fleets, "local_copy", None)  # would not read any more
         again = load_fleet(address)
     assert (again.sha256, again.paths) == (first.sha256, first.paths)
     first.paths[0].unlink()

@@ -86,7 +86,7 @@ def test_all_training_rows_are_fitted_on_in_parts(in_memory, in_parts, options):
 
 
 def test_what_needs_memory_gets_fewer_rows_and_says_so(in_memory, in_parts):
-    assert len(in_parts.training.y) <= 1.05 * in_parts.max_rows_in_memory
+    assert len(in_parts.training.y) <= in_parts.max_rows_in_memory
     assert "get one in 2" in log_file().read_text()
     linear = make_pipeline(LogisticRegression())
     assert in_parts.fit(linear).n_rows == len(in_parts.training.y)

@@ -117,23 +117,23 @@ def test_store_goes_where_its_folder_goes(
     assert [path.name for path in folder.parent.iterdir()] == [name]  # nothing lands beside it
 
 
-def test_a_process_leaves_a_whole_store_and_frees_nothing_else(tmp_path):
-    """What is in the log of the database would be lost on who copies `mlflow.db` alone."""
+@pytest.mark.parametrize("variables", [{}, {"HVS_EXECUTION_ID": "of a runner"}])
+def test_a_kernel_of_the_runner_frees_little_at_exit_but_closes_its_store(tmp_path, variables):
+    """Whoever copies `mlflow.db` alone would lose what is in a log beside it."""
     program = (
         "import mlflow\n"
         "from hvs_lib.tracking.store import connect\n"
         "class Cycle:\n"
+        "    def __init__(self): self.itself = self\n"
         "    def __del__(self): print('freed')\n"
         "cycle = Cycle()\n"
-        "cycle.itself = cycle\n"
         "connect()\n"
         "mlflow.set_experiment('one')\n"
-        "print('done')"
     )
-    own = os.environ | {"HVS_PROJECT_ROOT": str(tmp_path)}
+    own = os.environ | {"HVS_PROJECT_ROOT": str(tmp_path)} | variables
     words = [sys.executable, "-c", program]
     done = subprocess.run(words, env=own, capture_output=True, text=True, check=True)
-    assert done.stdout == "done\n"
+    assert done.stdout == ("" if variables else "freed\n")
     assert {path.name for path in tmp_path.glob("mlflow.db*")} == {"mlflow.db", "mlflow.db.lock"}
 
 
