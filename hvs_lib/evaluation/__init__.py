@@ -1,1 +1,1 @@
-"""What models are worth: split, fit, score, calibrate, alarms, metrics and their intervals."""
+"""Model evaluation: splits, fits, scores, calibration, alarms, metrics and their intervals."""

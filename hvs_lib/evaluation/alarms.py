@@ -1,14 +1,14 @@
 """Alarms: when a score raises one, and which threshold keeps within an alarm budget.
 
-Everything here works on a scores frame (see `hvs_lib.evaluation.scores`): any real `y_score`,
-higher = more dangerous. What an alarm is worth is in `hvs_lib.evaluation.outcomes`.
+Everything here works on a scores frame (see `hvs_lib.evaluation.scores`): `y_score` is any real
+number, higher = more dangerous. `hvs_lib.evaluation.outcomes` says what an alarm is worth.
 
 - The level of a row is the k-th highest score of its module's last n samples. The alarm condition,
-  "at or above the threshold in k of the last n samples", therefore is `level >= threshold`. A gap
+  "at or above the threshold in k of the last n samples", is therefore `level >= threshold`. A gap
   longer than 3 n median sampling intervals of the module restarts the window.
-- An alarm is raised at a module's first row with the alarm condition outside a refractory period,
-  which lasts `AlarmRule.refractory_min` from the raise. If the condition still holds afterwards, a
-  new alarm is raised.
+- An alarm is raised at a module's first row that meets the alarm condition outside a refractory
+  period, which lasts `AlarmRule.refractory_min` from the raise. If the condition still holds
+  afterwards, a new alarm is raised.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from hvs_lib import columns as col
 from hvs_lib.evaluation.outcomes import FAULT, NOTHING, Outcomes
 from hvs_lib.evaluation.scores import IS_FAULT, MINUTE_US, Y_SCORE, ScoreRows, check_scores
 
-N_CANDIDATES = 1000  # thresholds that are tried, besides one for each event
-_HIGHEST, _FEW = 0.05, 100_000  # share of the levels among which thresholds lie, and at least
-BUDGET_SHARES = (0.1, 0.3, 1.0)  # of the alarm budget, for `early_recall`
-LEADS_MIN = (5, 10)  # how early an alarm gives time to act, for event_recall_5min and so on [min]
+N_CANDIDATES = 1000  # thresholds to try, plus one per event
+_HIGHEST, _FEW = 0.05, 100_000  # highest levels to try: their share, and their minimum number
+BUDGET_SHARES = (0.1, 0.3, 1.0)  # shares of the alarm budget, for `early_recall`
+LEADS_MIN = (5, 10)  # lead times that leave time to act [min], for event_recall_5min etc.
 
 
 @dataclass(frozen=True)
 class AlarmRule:
-    """Say when scores become an alarm: at the threshold in `k` of the last `n` samples.
+    """When scores raise an alarm: at or above the threshold in `k` of the last `n` samples.
 
     Parameters
     ----------
     k, n : int
         The score must be at or above the threshold in `k` of a module's last `n` samples.
     refractory_min : float
-        Time after a raised alarm in which the module raises no other [min].
+        Time after an alarm in which the module raises no other [min].
     """
 
     k: int = 3
@@ -61,7 +61,7 @@ RULES = tuple(AlarmRule(k, n) for k, n in ((3, 5), (1, 1), (2, 3), (5, 8), (8, 1
 
 @dataclass(frozen=True)
 class Alarm:
-    """A rule with its threshold, in the unit of the scores: all that turns these into alarms."""
+    """A rule and its threshold, in the unit of the scores: all it takes to raise alarms."""
 
     rule: AlarmRule
     threshold: float
@@ -74,17 +74,17 @@ class Alarm:
 
 
 def outcomes_of(scores: pd.DataFrame | Outcomes, *, label: bool = True) -> Outcomes:
-    """Return the outcomes of a scores frame, with a label or not; known ones as they are."""
+    """Return the outcomes of a scores frame, or outcomes as given; `label` requires a label."""
     return scores if isinstance(scores, Outcomes) else Outcomes(check_scores(scores, label=label))
 
 
 def raise_alarms(scores: pd.DataFrame | Outcomes, alarm: Alarm) -> pd.DataFrame:
-    """List the alarms that a scores frame, with or without label, or its outcomes raise.
+    """List the alarms in a scores frame, with or without label, or in its outcomes.
 
     Returns
     -------
     DataFrame, shape (n_alarms, 6 or 9)
-        Site_ID, Rack_ID, Module_ID, Timestamp of the raise, y_score and level there; with a label
+        Site_ID, Rack_ID, Module_ID, and Timestamp, y_score and level at the raise; with a label
         also outcome (one of `OUTCOMES`) and, for an alarm on an event, its Event_ID and
         lead_time_min, from the alarm to the PNR [min].
     """
@@ -145,8 +145,8 @@ def other_table(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
     Returns
     -------
     DataFrame, shape (n_others, 5)
-        Site_ID, Event_ID, Event_Type, is_fault and alarms, the number of them over all modules; no
-        rows without Event_ID and Event_Type.
+        Site_ID, Event_ID, Event_Type, is_fault and alarms (their number over all modules); empty
+        if the scores have no Event_ID and Event_Type.
     """
     track = AlarmTrack(outcomes_of(scores), alarm.rule)
     frame, names = track.rows.frame, [col.SITE, col.EVENT_ID, col.EVENT_TYPE, IS_FAULT]
@@ -169,15 +169,15 @@ def alarm_curve(
         A scores frame with at least one event, or its outcomes.
     rule : AlarmRule
     modules_per_site : float, optional
-        By default the average of the scores' sites.
+        By default, the average over the sites in the scores.
 
     Returns
     -------
     DataFrame, shape (n_thresholds, 7)
         threshold (descending, the first above every score), event_recall, event_recall_5min,
         event_recall_10min, lead_time_median_min (NaN where no event is caught),
-        nuisance_alarms_per_site_day and fault_alarms_per_site_day. All distinct levels up to 1000
-        of them; beyond that about 1000, dense at the top, and the highest level of each event.
+        nuisance_alarms_per_site_day and fault_alarms_per_site_day. All distinct levels if at most
+        1000; otherwise about 1000, dense at the top, and the highest level of each event.
 
     Examples
     --------
@@ -217,10 +217,10 @@ def early_recall(
 ) -> float:
     """Average the share of events caught 5 min ahead over `BUDGET_SHARES` of the alarm budget.
 
-    At each of them by the best threshold, as free-response ROC analysis averages sensitivities. One
-    budget alone leaves many models within an event or two of each other.
+    Each budget has its own best threshold; free-response ROC analysis averages sensitivities in the
+    same way. At a single budget, many models differ by only an event or two.
 
-    The arguments are those of `alarm_curve`, and the alarm budget [1/d].
+    Arguments as in `alarm_curve`, plus the alarm budget [1/d].
 
     References
     ----------
@@ -240,12 +240,12 @@ def best_alarm(
     rules: Sequence[AlarmRule] = RULES,
     modules_per_site: float | None = None,
 ) -> Alarm:
-    """Choose the alarm that catches most events within the alarm budget, or costs least.
+    """Choose the alarm that catches the most events within the alarm budget, or costs the least.
 
-    Among the thresholds of `alarm_curve` of each rule: the highest event recall within the budget
-    (or the least costs), then the earliest warning on average, a missed event counting as no
-    warning time, then the fewest nuisance alarms. Every threshold is counted by itself: a lower one
-    can turn a nuisance alarm into an early one.
+    Among each rule's thresholds from `alarm_curve`: the highest event recall within the budget (or
+    the lowest cost), then the longest average warning time (0 for a missed event), then the fewest
+    nuisance alarms. Each threshold is evaluated separately: a lower one can turn a nuisance alarm
+    into an early one.
 
     Parameters
     ----------
@@ -255,12 +255,12 @@ def best_alarm(
     max_nuisance_alarms_per_site_day : float
         The alarm budget [1/d].
     missed_event_costs : float
-        Cost of a missed event, in nuisance alarms. Above 0 it replaces the budget: the alarm that
-        costs least in all is chosen.
+        Cost of a missed event, in nuisance alarms. Above 0, it replaces the budget: the alarm with
+        the lowest total cost is chosen.
     rules : sequence of AlarmRule
-        To choose from; ties go to the first.
+        Rules to choose from; ties go to the first.
     modules_per_site : float, optional
-        By default the average of the scores' sites.
+        By default, the average over the sites in the scores.
 
     Returns
     -------
@@ -277,8 +277,7 @@ def best_alarm(
     for rule in rules:
         track = AlarmTrack(outcomes, rule, modules_per_site)
         thresholds = track.candidates()
-        # Most thresholds cannot beat the first, which never alarms, however well they do: those
-        # need not be counted.
+        # Most thresholds, even at best, cannot beat the first, which never alarms: skip those.
         most, least = track.most_caught(thresholds), track.least_nuisance(thresholds)
         hoped = _worth(most, least, len(outcomes.event_rows), track.site_days, *goal)
         thresholds = thresholds[hoped >= hoped[0]]
@@ -291,17 +290,17 @@ def best_alarm(
 def best_threshold(
     swept: Sweep, site_days: float, budget: float, costs: float
 ) -> tuple[int, tuple]:
-    """Choose one of some thresholds as `best_alarm` does; return its place and what it is worth."""
+    """Choose a threshold as `best_alarm` does; return its index and what it is worth."""
     n_caught, n_nuisance, n_events = swept.n_caught, swept.n_nuisance, swept.lead_min.shape[1]
     worths = _worth(n_caught, n_nuisance, n_events, site_days, budget, costs)
-    # Rounded, so that equal warning times are equal in whichever order they were added.
+    # Rounded, so that equal warning times stay equal whatever the order of summation.
     warning = np.nan_to_num(swept.lead_min).mean(axis=1).round(6)
     best = int(np.lexsort([n_nuisance, -warning, -worths])[0])
     return best, (worths[best], warning[best], -n_nuisance[best])
 
 
 def _worth(n_caught, n_nuisance, n_events, site_days, budget, costs) -> np.ndarray:
-    """Count what is caught within the budget, or what is spared, shape (n_thresholds,)."""
+    """Return the events caught within the budget, or minus the cost, shape (n_thresholds,)."""
     if costs:
         return -(n_nuisance + costs * (n_events - n_caught))
     return np.where(_rate(n_nuisance, site_days) <= budget, n_caught, -1)
@@ -314,12 +313,12 @@ def _rate(count: np.ndarray, site_days: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What each of some thresholds raises.
+    """Outcomes of the alarms at each of several thresholds.
 
     Attributes
     ----------
     n_nuisance, n_fault : array of int, shape (n_thresholds,)
-        Alarms of these outcomes.
+        Number of alarms with this outcome.
     lead_min : array, shape (n_thresholds, n_events)
         Lead time of each event [min], NaN where it is missed.
     """
@@ -338,17 +337,17 @@ class Sweep:
 
     @property
     def n_caught(self) -> np.ndarray:
-        """Events caught, shape (n_thresholds,)."""
+        """Number of events caught, shape (n_thresholds,)."""
         return np.sum(~np.isnan(self.lead_min), axis=1)
 
     def recall_with(self, lead_min: float) -> np.ndarray:
-        """Share of the events caught with at least this lead, shape (n_thresholds,)."""
+        """Share of events caught with at least this lead time, shape (n_thresholds,)."""
         return np.mean(self.lead_min >= lead_min, axis=1)
 
 
 @dataclass(frozen=True)
 class AlarmTrack:
-    """The scores under a rule: what all thresholds share, and what each of them raises."""
+    """The scores under a rule: what all thresholds share, and the alarms at each of them."""
 
     outcomes: Outcomes
     rule: AlarmRule
@@ -373,7 +372,7 @@ class AlarmTrack:
 
     @cached_property
     def clock(self) -> np.ndarray:
-        """Times that leap from module to module by the refractory time or more [us], (n_rows,)."""
+        """Times, with modules set at least the refractory time apart [us], shape (n_rows,)."""
         time_us = self.rows.time_us - self.rows.time_us.min()
         return time_us + self.rows.module * (time_us.max() + self.refractory_us)
 
@@ -388,9 +387,9 @@ class AlarmTrack:
     def candidates(self) -> np.ndarray:
         """Choose the thresholds to try, descending, the first above every level.
 
-        All distinct levels while they are few. Otherwise the highest ones, from there on those at
-        geometrically spaced ranks, and the highest level of each event. Of millions of rows, only
-        the `_HIGHEST` share counts: a threshold below it alarms all the time.
+        All distinct levels if they are few. Otherwise the highest ones, then those at geometrically
+        spaced ranks, and the highest level of each event. With millions of rows, only the top
+        `_HIGHEST` share is used: a threshold below it alarms all the time.
         """
         if not self.outcomes.event_rows:
             raise ValueError(
@@ -399,7 +398,7 @@ class AlarmTrack:
             )
         levels = self.level[np.isfinite(self.level)]
         n_highest = max(int(_HIGHEST * len(levels)), _FEW)
-        if n_highest < len(levels):  # sorting them all would take longer than all that follows
+        if n_highest < len(levels):  # sorting all of them would take longer than all the rest
             levels = np.partition(levels, -n_highest)[-n_highest:]
         levels = np.unique(levels)[::-1]
         if len(levels) > N_CANDIDATES:
@@ -414,7 +413,7 @@ class AlarmTrack:
         return _raise(np.flatnonzero(self.level >= threshold), self.clock, self.refractory_us)
 
     def sweep(self, thresholds: np.ndarray | Sequence[float]) -> Sweep:
-        """Count the outcomes at each of some descending thresholds."""
+        """Count the outcomes at each of several descending thresholds."""
         thresholds = np.asarray(thresholds, dtype=np.float64)
         alarm_on, pnr_us = self.outcomes.alarm_on, self.outcomes.pnr_us
         n_nuisance, n_fault, first = _sweep(
@@ -424,14 +423,14 @@ class AlarmTrack:
         return Sweep(n_nuisance, n_fault, np.where(first >= 0, lead_min, np.nan))
 
     def least_nuisance(self, thresholds: np.ndarray) -> np.ndarray:
-        """Count the modules without event or fault that raise alarms: all theirs are nuisance."""
+        """Count the modules without event or fault that raise alarms: all are nuisance alarms."""
         first = self.rows.module_start[:-1]
         quiet = np.logical_and.reduceat(self.outcomes.alarm_on == NOTHING, first)
         highest = np.sort(np.maximum.reduceat(self.level, first)[quiet])
         return len(highest) - np.searchsorted(highest, thresholds)
 
     def most_caught(self, thresholds: np.ndarray) -> np.ndarray:
-        """Count the events whose level reaches a threshold: no more can be caught."""
+        """Count the events whose level reaches each threshold: no more can be caught."""
         level = np.sort(self.event_level)
         return len(level) - np.searchsorted(level, thresholds)
 
@@ -484,7 +483,7 @@ def _sweep(thresholds, level, clock, refractory_us, alarm_on, n_events):
     first = np.full((len(thresholds), n_events), -1)
     rows = np.flatnonzero(level >= thresholds[-1])
     n_rows = len(rows)
-    for k in range(len(thresholds) - 1, -1, -1):  # from the lowest on, the rows become ever fewer
+    for k in range(len(thresholds) - 1, -1, -1):  # from the lowest up: fewer and fewer rows remain
         kept, until = 0, clock[0]
         for row in rows[:n_rows]:
             if level[row] < thresholds[k]:

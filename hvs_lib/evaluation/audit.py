@@ -1,4 +1,4 @@
-"""The leakage audit: signs that a good score says nothing about racks not yet seen."""
+"""The leakage audit: signs that a good score says nothing about unseen racks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hvs_lib.evaluation.protocol import TrainingRows
 from hvs_lib.features import build_features
 from hvs_lib.telemetry.fleet import Fleet
 
-GIVEAWAY = 0.8  # average precision of one column from which on nothing is left to learn
+GIVEAWAY = 0.8  # average precision above which a single column leaves nothing to learn
 GAP = 0.05  # average precision that a random row split may add before it counts as a leak
-STOPPING = ("label given away", "future used")  # results with which no model is registered
-FEWEST_EVENTS = 2  # of the test part, for a model to be registered
-CUTS = (0.25, 0.5, 0.75)  # shares of the time at which the future is cut off
+STOPPING = ("label given away", "future used")  # results that keep a model from being registered
+FEWEST_EVENTS = 2  # needed in the test part for a model to be registered
+CUTS = (0.25, 0.5, 0.75)  # shares of the time span at which the future is cut off
 
 
 def audit(fleet: Fleet, training: TrainingRows, *, cv_pr_auc: Mapping[str, float]) -> pd.DataFrame:
@@ -25,12 +25,12 @@ def audit(fleet: Fleet, training: TrainingRows, *, cv_pr_auc: Mapping[str, float
     Parameters
     ----------
     fleet : Fleet
-        The future is cut off in its first partition.
+        Its first partition is checked for use of the future.
     training : TrainingRows
-        A column that gives the label away is looked for here.
+        Searched for a column that gives the label away.
     cv_pr_auc : mapping of str to float
-        Average precision out of fold of one model on the honest split and on the split ``row``; the
-        check is left out where one of them is missing.
+        Out-of-fold average precision of one model on the honest split and on the split ``row``; the
+        check is skipped if either is missing.
 
     Returns
     -------
@@ -86,7 +86,7 @@ def single_feature_average_precision(
     y : array, shape (n_samples,)
         Labels 0 and 1.
     weight : array, shape (n_samples,), optional
-        How many rows each stands for, the same for all of a class.
+        How many rows each stands for, equal within a class.
 
     Returns
     -------
@@ -115,7 +115,7 @@ def single_feature_average_precision(
 
 
 def _better_direction(positive: np.ndarray, negative: np.ndarray, each: float) -> float:
-    """Sum precision over the steps of recall; the positives that are NaN are one last step.
+    """Sum precision over the steps of recall; NaN positives form one last step.
 
     A negative row stands for `each` rows.
     """

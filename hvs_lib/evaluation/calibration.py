@@ -14,7 +14,7 @@ from sklearn.metrics import brier_score_loss
 from hvs_lib.models import fixed_threshold_score
 
 METHODS = ("none", "platt")
-LEAST_RATIO = 0.25  # of a reading to its limit, as of a module at 15 degC; absent sensors count so
+LEAST_RATIO = 0.25  # floor of reading / limit, as of a module at 15 degC; absent sensors get it too
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Calibration:
     calibrator : LogisticRegression or None
         Fitted on all out-of-fold scores; None leaves the scores as they are.
     brier : dict of str to float
-        Method to its Brier score on folds that its calibrator was not fitted on.
+        Brier score of each method, on folds that its calibrator was not fitted on.
     """
 
     method: str
@@ -43,7 +43,7 @@ class Calibration:
 def choose_calibration(
     y_true: np.ndarray, y_score: np.ndarray, fold: np.ndarray, weight: np.ndarray | None = None
 ) -> Calibration:
-    """Choose none or Platt by the Brier score on folds that a calibrator has not seen.
+    """Choose no calibration or Platt's by the Brier score on folds the calibrator has not seen.
 
     Parameters
     ----------
@@ -52,14 +52,14 @@ def choose_calibration(
     y_score : array, shape (n_samples,)
         Out-of-fold probabilities.
     fold : array, shape (n_samples,)
-        Number of the fold that each row was held out in.
+        Number of the fold in which each row was held out.
     weight : array, shape (n_samples,), optional
         How many rows each stands for.
 
     Returns
     -------
     Calibration
-        Platt only if its Brier score is the lower one.
+        Platt's only if its Brier score is lower.
 
     References
     ----------
@@ -106,7 +106,7 @@ def fit_platt(
     Returns
     -------
     LogisticRegression or None
-        For `calibrate`; None where the map would not keep the order of the scores.
+        For `calibrate`; None if the map would not preserve the order of the scores.
     """
     if y_true.min() == y_true.max():
         return None
@@ -115,7 +115,7 @@ def fit_platt(
 
 
 def calibrate(calibrator: LogisticRegression | None, y_score: np.ndarray) -> np.ndarray:
-    """Map scores to probabilities by what `fit_platt` returns; None leaves them as they are.
+    """Map scores to probabilities with the result of `fit_platt`; None leaves them as they are.
 
     Examples
     --------
@@ -131,8 +131,8 @@ def calibrate(calibrator: LogisticRegression | None, y_score: np.ndarray) -> np.
 def weigh_by_limits(y_score: np.ndarray, X: pd.DataFrame, power: float) -> np.ndarray:
     """Multiply the odds of a model by a power of the largest reading relative to its fixed limit.
 
-    Trees know no reading beyond those they were fitted on and are sure of some harmless rows; an
-    alarm at a strict budget needs both the model and a high reading.
+    Trees do not extrapolate beyond the readings they were fitted on and are overconfident on some
+    harmless rows; under a strict budget, an alarm needs both the model and a high reading.
 
     Parameters
     ----------
@@ -141,8 +141,8 @@ def weigh_by_limits(y_score: np.ndarray, X: pd.DataFrame, power: float) -> np.nd
     X : DataFrame, shape (n_samples, n_features)
         From `build_features`.
     power : float
-        Of `fixed_threshold_score`; at 3, a reading of half its limit divides the odds by 8. 0
-        leaves the scores as they are.
+        Exponent of `fixed_threshold_score`; at 3, a reading of half its limit divides the odds by
+        8. 0 leaves the scores as they are.
 
     Examples
     --------
@@ -169,8 +169,8 @@ def _log_odds(y_score: np.ndarray) -> np.ndarray:
 class CalibratedClassifier(ClassifierMixin, BaseEstimator):
     """A fitted classifier whose scores pass through a fitted calibrator.
 
-    scikit-learn's CalibratedClassifierCV fits its own folds on all rows, and the workbook's folds
-    are fitted on thinned ones; so the calibrator comes from outside.
+    scikit-learn's CalibratedClassifierCV fits its own folds on all rows, but the workbook's folds
+    are fitted on thinned rows, so the calibrator is passed in.
 
     Parameters
     ----------
@@ -179,10 +179,10 @@ class CalibratedClassifier(ClassifierMixin, BaseEstimator):
     calibrator : LogisticRegression or None
         From `fit_platt`, for `calibrate`.
     limit_power : float
-        For `weigh_by_limits`.
+        Power for `weigh_by_limits`.
     """
 
-    limit_power = 0.0  # of a model that was logged before there was one
+    limit_power = 0.0  # for models logged before this attribute existed
 
     def __init__(
         self,
@@ -195,7 +195,7 @@ class CalibratedClassifier(ClassifierMixin, BaseEstimator):
         self.limit_power = limit_power
 
     def fit(self, X, y) -> CalibratedClassifier:
-        """Change nothing: both parts come fitted."""
+        """Change nothing: both parts are already fitted."""
         return self
 
     def __sklearn_is_fitted__(self) -> bool:

@@ -45,7 +45,7 @@ def evaluate(
     seed: int = 42,
     prefix: str = "",
 ) -> dict[str, float]:
-    """Measure scores under an alarm: rows, alarms and events, with 95 % intervals.
+    """Compute the metrics of rows, alarms and events under an alarm, with 95 % intervals.
 
     Parameters
     ----------
@@ -54,19 +54,19 @@ def evaluate(
     alarm : Alarm
         Chosen on other racks.
     modules_per_site : float, optional
-        By default the average of the scores' sites.
+        By default, the average over the sites in the scores.
     seed : int
-        Of the resamples of the racks for the interval of pr_auc.
+        Seed of the rack resampling for the interval of pr_auc.
     prefix : str
-        Put before every name, such as `cv_`.
+        Prefix of every name, such as `cv_`.
 
     Returns
     -------
     dict of str to float
-        The `METRICS`, and `_low` and `_high` of the event recalls, the alarm rates and pr_auc. A
-        metric that is undefined on these rows is left out (see `undefined_metrics`), no value is
-        NaN or infinite. pr_auc is the average precision. brier needs scores within [0, 1], the
-        interval of pr_auc two racks.
+        The `METRICS`, and `_low` and `_high` of the event recalls, the alarm rates and pr_auc.
+        Metrics undefined on these rows are left out (see `undefined_metrics`), so no value is NaN
+        or infinite. pr_auc is the average precision. brier needs scores within [0, 1]; the interval
+        of pr_auc needs two racks.
     """
     track = AlarmTrack(outcomes_of(scores), alarm.rule, modules_per_site)
     rows = track.rows
@@ -82,7 +82,7 @@ def evaluate(
 
 
 def undefined_metrics(result: Mapping[str, float], prefix: str = "") -> list[str]:
-    """Name the metrics that `evaluate`, called with this prefix, left out of its result."""
+    """List the metrics that `evaluate` left out of its result when called with this prefix."""
     return [prefix + name for name in METRICS if prefix + name not in result]
 
 
@@ -97,7 +97,7 @@ def _row_metrics(rows: ScoreRows, threshold: float) -> dict[str, float]:
         "precision_class1": precision[1],
         "recall_class1": recall[1],
         "f1_class1": f1[1],
-        # A plain mean: undefined where one class is, instead of the mean of the other alone.
+        # A plain mean: undefined if either class is, rather than the value of the other alone.
         "precision_macro": precision.mean(),
         "recall_macro": recall.mean(),
         "f1_macro": f1.mean(),
@@ -123,7 +123,7 @@ def _counted(y_true: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def event_metrics(swept: Sweep, site_days: float, *, place: int = 0) -> dict[str, float]:
-    """Measure the alarms at one threshold, over so much observed time.
+    """Compute the event metrics at one threshold over the observed time.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def event_metrics(swept: Sweep, site_days: float, *, place: int = 0) -> dict[str
     Returns
     -------
     dict of str to float
-        The `EVENT_METRICS` but alarm_precision, with intervals.
+        The `EVENT_METRICS` except alarm_precision, with intervals.
     """
     lead_min = swept.lead_min[place]
     counts = {"nuisance": int(swept.n_nuisance[place]), "fault": int(swept.n_fault[place])}

@@ -1,22 +1,22 @@
-"""Outcomes: what an alarm is worth to an operator, by what becomes of its module.
+"""Outcomes: what an alarm is worth to an operator, given what happens to its module.
 
 The rules, in one place:
 
 - **early** or **timely**: the module has an event that reaches its point of no return (PNR), and
-  the alarm is raised from the onset of the event to the end of its label window: early before
-  that window, timely in it. The event is caught; its lead time is the PNR minus the first
-  such alarm.
-- **fault**: the alarm finds a real fault that does not reach the PNR: an Event_ID without a label,
-  whose cause also occurs with one or is named as a fault, until `COOLING_MIN` after its last row;
-  or it is on a rack-mate of a module in its label window, which vents and heats the whole rack.
-  It is worth a visit, so it neither counts as a catch nor against the alarm budget.
+  the alarm is raised between the onset of the event and the end of its label window: early before
+  that window, timely within it. The event is caught; its lead time runs from the first such
+  alarm to the PNR.
+- **fault**: the alarm finds a real fault that does not reach the PNR: an Event_ID without a label
+  whose cause also occurs with one or is listed as a fault, until `COOLING_MIN` after its last row.
+  Or it is on a rack-mate of a module in its label window, which vents and heats the whole rack.
+  It is worth a visit, so it counts neither as a catch nor against the alarm budget.
 - **nuisance**: everything else. The alarm budget limits these.
 
-An event is the rows with label 1 of one module that share one Event_ID (without it: one unbroken
+An event is all rows with label 1 of one module that share an Event_ID (without one: an unbroken
 stretch of label 1). Its onset is the module's first row with that Event_ID; without an Event_ID,
-`EARLY_MIN` before the PNR. Rows of the Event_ID after the last label count as a fault, which where
-its cause is known cools like the others. Where two events overlap, an alarm in a label window is on
-that event, any other on the one that is next.
+`EARLY_MIN` before the PNR. Rows of the Event_ID after the last label count as a fault; if its cause
+is known, it has the same cooling time as other faults. Where two events overlap, an alarm in a
+label window counts for that event, any other alarm for the next event.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from hvs_lib.evaluation.scores import IS_FAULT, MINUTE_US, ScoreRows
 from hvs_lib.telemetry.codes import pnr_of
 
 OUTCOMES = ("early", "timely", "fault", "nuisance")
-EARLY_MIN = 60.0  # how long before the PNR an alarm is early, where there is no Event_ID [min]
-COOLING_MIN = 60.0  # how long a module shows a fault that has ended [min]
-NOTHING, FAULT = -1, -2  # in `Outcomes.alarm_on`
+EARLY_MIN = 60.0  # how long before the PNR an alarm counts as early without an Event_ID [min]
+COOLING_MIN = 60.0  # how long a module still shows a fault after it has ended [min]
+NOTHING, FAULT = -1, -2  # values in `Outcomes.alarm_on`
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """The events among the rows, and what an alarm at each row would be.
+    """The events among the rows, and what an alarm at each row would count for.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class Outcomes:
 
     @cached_property
     def event_rows(self) -> list[np.ndarray]:
-        """The rows of each event's label window, in order of time."""
+        """The rows of each event's label window, in time order."""
         event = self.rows.event
         rows = np.flatnonzero(event >= 0)
         rows = rows[np.argsort(event[rows], kind="stable")]
@@ -66,7 +66,7 @@ class Outcomes:
 
     @cached_property
     def event_names(self) -> list[str]:
-        """Event_ID of each event, `event 0`, `event 1`... where it has none."""
+        """Event_ID of each event; `event 0`, `event 1`... where it has none."""
         names = self.rows.frame.get(col.EVENT_ID)
         first = [names.iloc[rows[0]] if names is not None else np.nan for rows in self.event_rows]
         return [f"event {i}" if pd.isna(name) else str(name) for i, name in enumerate(first)]
@@ -79,9 +79,9 @@ class Outcomes:
 
     @cached_property
     def alarm_on(self) -> np.ndarray:
-        """What an alarm raised at each row would be on, shape (n_rows,).
+        """What an alarm raised at each row would count for, shape (n_rows,).
 
-        The number of an event, `FAULT` or `NOTHING`.
+        An event number, `FAULT` or `NOTHING`.
         """
         rows, event_id = self.rows, self.rows.event_id
         is_fault = (event_id >= 0) & np.asarray(rows.frame.get(IS_FAULT, False), dtype=bool)
@@ -95,7 +95,7 @@ class Outcomes:
             mates = slice(*(np.searchsorted(rows.rack, rack, side) for side in ("left", "right")))
             meanwhile = (rows.time_us[mates] >= first) & (rows.time_us[mates] <= last)
             alarm_on[mates][meanwhile] = FAULT
-        # From the last event to the first: where two overlap, an alarm is on the one that is next.
+        # From the last event to the first: where two overlap, an alarm counts for the next one.
         for number, labelled in reversed(list(enumerate(self.event_rows))):
             last = labelled[-1]
             first, end = rows.module_start[rows.module[last] + np.array([0, 1])]
@@ -110,13 +110,13 @@ class Outcomes:
         return np.where(rows.event >= 0, rows.event, alarm_on)  # in a window, its own event
 
     def lead_min(self, rows: np.ndarray) -> np.ndarray:
-        """Return the time from some rows to the PNR of the event there [min], NaN elsewhere."""
+        """Return the time from each given row to the PNR of its event [min], NaN without one."""
         alarm_on = self.alarm_on[rows]
         pnr_us = np.append(self.pnr_us, 0)[np.maximum(alarm_on, NOTHING)]
         return np.where(alarm_on >= 0, (pnr_us - self.rows.time_us[rows]) / MINUTE_US, np.nan)
 
     def names(self, raised: np.ndarray) -> np.ndarray:
-        """Name the outcome of alarms raised at some rows, one of `OUTCOMES` for each."""
+        """Return the outcome, one of `OUTCOMES`, of an alarm raised at each given row."""
         alarm_on = self.alarm_on[raised]
         on_event = np.where(self.rows.event[raised] >= 0, "timely", "early")
         return np.select(

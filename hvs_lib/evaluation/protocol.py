@@ -1,7 +1,7 @@
 """The evaluation protocol: the same folds, thinning, alarm choice and metrics for every model.
 
 `Protocol.fit` fits a model on the folds; `Protocol.assess_all` scores every row with all models,
-one partition after the other, and then calibrates, chooses the alarm and judges each.
+one partition at a time, then calibrates each model, chooses its alarm and evaluates it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,7 +41,7 @@ from hvs_lib.telemetry.fleet import Fleet
 from hvs_lib.telemetry.quality import module_intervals_s, sampling_interval_s
 
 BUILD_UP = ("normal", "left out", "hazard")
-_SCALED_BY = 20_000  # rows, where features are in partitions
+_SCALED_BY = 20_000  # rows that the scaler is fitted on if features are in partitions
 Score = Callable[[pd.DataFrame], np.ndarray]
 
 
@@ -52,19 +52,19 @@ class TrainingRows:
     Attributes
     ----------
     X : DataFrame, shape (n_samples, n_features), or PartitionedFeatures
-        Of `build_features`; its index are the numbers of the rows in the fleet.
+        Features from `build_features`, indexed by the row numbers in the fleet.
     y : array of int8, shape (n_samples,)
         Labels 0 and 1.
     weight : array, shape (n_samples,)
         How many rows each stands for, see `thin_rows`.
     fold : array of int8, shape (n_samples,)
-        The fold that each is held out in.
+        Fold in which each row is held out.
     alarm_on : array of int32, shape (n_samples,)
-        What an alarm there is on, see `Outcomes`.
+        What an alarm at each row would count for, see `Outcomes`.
     lead_min : array, shape (n_samples,)
-        Time to the PNR of the event that it is on [min], NaN elsewhere.
+        Time from each row to the PNR of its event [min], NaN without an event.
     X_whole : DataFrame, shape (n_samples, n_features), or None
-        As `X`, without a sensor dropped: what a model is scored on. None in partitions.
+        `X` with no sensor dropped: what a model is scored on. None if `X` is in partitions.
     """
 
     X: pd.DataFrame | PartitionedFeatures
@@ -76,9 +76,9 @@ class TrainingRows:
     X_whole: pd.DataFrame | None
 
     def to_fit(self, build_up: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return which rows to fit on and their labels, both of shape (n_samples,).
+        """Return the mask of the rows to fit on, and the labels, both of shape (n_samples,).
 
-        The build-up of an event comes before its label window; fit it as one of `BUILD_UP` says.
+        The build-up precedes an event's label window; fit it as `build_up`, one of `BUILD_UP`.
         """
         if build_up not in BUILD_UP:
             raise ValueError(f"build_up must be one of {', '.join(BUILD_UP)}, got {build_up!r}.")
@@ -86,7 +86,7 @@ class TrainingRows:
         fitted = ~(is_build_up & (build_up == "left out"))
         y = self.y | (is_build_up & (build_up == "hazard"))
         empty = np.setdiff1d(self.fold, self.fold[fitted & (y == 0)])
-        if len(empty):  # as where all telemetry is of the hour before events without Event_ID
+        if len(empty):  # e.g. if all telemetry is from the hour before events without Event_ID
             raise ValueError(
                 f"build_up must leave normal rows to fit on in each fold, got {build_up!r} and "
                 f'none in fold {empty[0] + 1}: choose "normal", or add telemetry of quiet times.'
@@ -96,24 +96,24 @@ class TrainingRows:
 
 @dataclass(frozen=True)
 class Fits:
-    """A model on all folds, or a reference, ready to score.
+    """A model fitted on all folds, or a reference, ready to score.
 
     Attributes
     ----------
     models : list of Pipeline, n_folds + 1
-        Fitted without each fold, then on all training rows; empty for a reference.
+        One fitted without each fold, then one on all training rows; empty for a reference.
     reference : callable or None
-        Gives the scores, shape (n_rows,), of features.
+        Maps features to scores, shape (n_rows,).
     threshold : float or None
-        A reference's own, for 3 of 5 samples; None chooses the alarm.
+        A reference's own threshold, for 3 of 5 samples; None: the alarm is chosen.
     seconds : float
         Total time of all fits [s].
     limit_power : float
-        Of `weigh_by_limits`, before the calibration.
+        Power for `weigh_by_limits`, applied before the calibration.
     build_up : str
-        What they were fitted on the build-up as, one of `BUILD_UP`.
+        How the build-up was treated in the fits, one of `BUILD_UP`.
     n_rows : int
-        Rows that the last model was fitted on.
+        Number of rows that the last model was fitted on.
     """
 
     models: list[Pipeline]
@@ -127,21 +127,21 @@ class Fits:
 
 @dataclass(frozen=True)
 class Assessment:
-    """What the protocol decided and found out about one model.
+    """What the protocol chose and measured for one model.
 
     Attributes
     ----------
     fits : Fits
         What was assessed.
     calibration : Calibration
-        Of its scores, chosen on the out-of-fold scores of the training rows.
+        Calibration of the scores, chosen on the out-of-fold scores of the training rows.
     alarm : Alarm
         Chosen on all out-of-fold scores.
     metrics : dict of str to float
-        Of the test rows; with the prefix ``cv_`` out of fold. Also cv_early_recall, see
-        `early_recall`, and cv_brier.
+        Metrics of the test rows and, with the prefix ``cv_``, out of fold. Also cv_early_recall
+        (see `early_recall`) and cv_brier.
     cv_scores, test_scores : DataFrame
-        Scores frames, calibrated.
+        Calibrated scores frames.
     raw_cv_scores : array, shape (n_samples,)
         Out-of-fold scores of the training rows before calibration.
     """
@@ -156,11 +156,11 @@ class Assessment:
 
     @property
     def model(self) -> Pipeline | None:
-        """What was fitted on all training rows; None for a reference."""
+        """The model fitted on all training rows; None for a reference."""
         return self.fits.models[-1] if self.fits.models else None
 
     def deployable(self) -> FixedThresholdClassifier:
-        """Return the model with its calibration and its threshold, as it is logged."""
+        """Return the model with its calibration and threshold, in the form that is logged."""
         calibrator, limit_power = self.calibration.calibrator, self.fits.limit_power
         calibrated = CalibratedClassifier(self.model, calibrator, limit_power)
         fixed = FixedThresholdClassifier(
@@ -168,47 +168,46 @@ class Assessment:
             response_method="predict_proba",
         )  # fmt: skip
         nothing = pd.DataFrame(0, [0, 1], self.model.feature_names_in_, dtype=np.float32)
-        return fixed.fit(nothing, [0, 1])  # fits nothing: what is frozen stays as it is
+        return fixed.fit(nothing, [0, 1])  # fits nothing: the model is frozen
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Judge every model in the same way.
+    """Evaluate every model in the same way.
 
     Fit on the thinned rows of all folds but one and score every row of the fold left out. Choose
-    there the calibration, the alarm's rule and its threshold, fit once more on the thinned rows of
-    all folds, and score the test rows once.
+    the calibration and the alarm's rule and threshold on those scores, fit once more on the thinned
+    rows of all folds, and score the test rows once.
 
     Parameters
     ----------
     fleet : Fleet
         With the label.
     split : Split
-        Of ``fleet.rows``, from `split_fleet`.
+        Split of ``fleet.rows``, from `split_fleet`.
     normal_stride, hazard_stride : int
-        Fit on every so many-th normal or labelled row of a module, see `thin_rows`; all rows are
+        Fit on every n-th normal or labelled row of a module, see `thin_rows`; all rows are
         evaluated.
     max_nuisance_alarms_per_site_day : float
-        The alarm budget out of fold [1/d]; a site has as many modules as the fleet's sites have on
-        average.
+        Out-of-fold alarm budget [1/d] of a site with the fleet's average number of modules.
     missed_event_costs : float
         Cost of a missed event, in nuisance alarms; above 0 it replaces the budget when the alarm is
-        chosen. The search and the ranking of the models keep to the budget.
+        chosen. The search and the ranking of the models still use the budget.
     fault_types : tuple of str
         Causes (Event_Type) of real faults, besides those that occur with label 1.
     drop_sensors : float
         Share of the training rows from which each of `SENSOR_KINDS` is dropped.
     max_rows_in_memory : int
-        Where there are more training rows, XGBoost is fitted on them one partition after the other,
-        and all that needs its rows in memory on a part of them, see `training`.
+        If there are more training rows, XGBoost is fitted on them one partition at a time, and
+        whatever needs its rows in memory gets a subset, see `training`.
     seed : int
-        Of the bootstrap, and of what is dropped.
+        Seed of the bootstrap and of the dropped sensors.
     rules : tuple of AlarmRule
-        To choose from.
+        Rules to choose from.
     n_jobs : int
-        Fits, or partitions, at once, see `side_by_side`. The results are the same.
+        Fits or partitions run in parallel, see `side_by_side`. The results do not depend on it.
     memory : joblib.Memory, optional
-        Keeps what was fitted, from `hvs_lib.cache.memory`; by default nothing is kept.
+        Cache of the fits, from `hvs_lib.cache.memory`; by default, nothing is cached.
     """
 
     fleet: Fleet
@@ -232,26 +231,26 @@ class Protocol:
         )  # fmt: skip
 
     def fit(self, pipeline: Pipeline, *, share: float = 1.0, build_up: str = "normal") -> Fits:
-        """Fit a pipeline on all training rows and without each fold, side by side.
+        """Fit a pipeline on all training rows and without each fold, in parallel.
 
         Parameters
         ----------
         pipeline : Pipeline
             From `make_pipeline`; stays unfitted.
         share : float
-            Of each fold's sites or racks to fit on, for a learning curve.
+            Share of each fold's sites or racks to fit on, for a learning curve.
         build_up : {"normal", "left out", "hazard"}
-            What to fit the rows of an event before its label window as.
+            How to treat the rows of an event before its label window.
         """
         from_notebook = any(type(step).__module__ == "__main__" for _, step in pipeline.steps)
-        memory = None if from_notebook else self.memory  # the key holds no code of a notebook
+        memory = None if from_notebook else self.memory  # the key does not cover notebook code
         cached = check_memory(memory).cache(models.fit, ignore=["X", "y", "weight"])
         rows = self.rows_of(pipeline)
         fitted, y = rows.to_fit(build_up)
         drawn = fitted & self.drawn(share, rows)
-        chosen = joblib.hash([drawn, y])  # the build-up follows from ids, which no feature holds
+        chosen = joblib.hash([drawn, y])  # the build-up depends on ids, which are not features
         X, weight, fold, of_rows = rows.X, rows.weight, rows.fold, self.key
-        if rows is not self.training:  # whose features `self.key` holds already
+        if rows is not self.training:  # whose features `self.key` already covers
             of_rows = cache.key(of_rows, self.fleet.sha256, X.index)
 
         def fit(left_out: int | None, key: str) -> tuple[Pipeline, float]:
@@ -269,24 +268,24 @@ class Protocol:
         Parameters
         ----------
         score : callable
-            Gives the scores, shape (n_rows,), of features, whose index are the rows' numbers.
+            Maps features, indexed by row number, to scores, shape (n_rows,).
         threshold : float, optional
-            The rule's own, for 3 of 5 samples; None chooses the alarm as for a model.
+            The rule's own, for 3 of 5 samples; None: the alarm is chosen as for a model.
         """
         return Fits([], score, threshold)
 
     def assess(self, pipeline: Pipeline) -> Assessment:
-        """Fit a pipeline, score, calibrate, choose the alarm, and judge."""
+        """Fit a pipeline, score, calibrate, choose the alarm, and evaluate."""
         ((_, found),) = self.assess_all({"": self.fit(pipeline)})
         return found
 
     def assess_all(self, fits: Mapping[str, Fits]) -> Iterator[tuple[str, Assessment]]:
-        """Score all rows with several models in one pass over the partitions, and judge each.
+        """Score all rows with several models in one pass over the partitions, and evaluate each.
 
         Parameters
         ----------
         fits : mapping of str to Fits
-            Names to what `fit` or `reference` returned.
+            Results of `fit` or `reference`, by name.
 
         Yields
         ------
@@ -294,15 +293,15 @@ class Protocol:
             In the order of `fits`.
         """
         scores = self._score(list(fits.values()))
-        here = {"require": "sharedmem"}  # no cluster: judging takes less time than sending all rows
+        here = {"require": "sharedmem"}  # no cluster: sending all rows would take longer
         judged = Parallel(n_jobs=self.n_jobs, return_as="generator", **here)(
             delayed(self._assess)(each, raw)
             for each, raw in zip(fits.values(), scores, strict=True)
         )
-        yield from zip(fits, judged, strict=True)  # the next are judged while one is logged
+        yield from zip(fits, judged, strict=True)  # the next ones are evaluated while one is logged
 
     def _assess(self, fits: Fits, raw: np.ndarray) -> Assessment:
-        """Calibrate the scores of all rows, choose the alarm, and judge."""
+        """Calibrate the scores of all rows, choose the alarm, and evaluate."""
         rows, raw_cv = self.training, raw[self.training.X.index]
         calibration = Calibration("none", None, {})
         if fits.models:
@@ -316,7 +315,7 @@ class Protocol:
         alarm = given or self.choose_alarm(cv)
 
         metrics = self._judge(cv, test, alarm)
-        if calibration.brier:  # that of the calibrated scores would be in-sample
+        if calibration.brier:  # recomputed on the calibrated scores, it would be in-sample
             metrics["cv_brier"] = calibration.brier[calibration.method]
         return Assessment(fits, calibration, alarm, metrics, cv.rows.frame, test.rows.frame, raw_cv)
 
@@ -324,8 +323,8 @@ class Protocol:
     def training(self) -> TrainingRows:
         """The thinned training rows with their features.
 
-        Where they are more than `max_rows_in_memory`, one in n is kept, n as small as possible, and
-        the log says so.
+        If there are more than `max_rows_in_memory`, one in n is kept, with n as small as possible,
+        and the log says so.
         """
         rows = self.rows
         times = int(np.ceil(len(rows) / self.max_rows_in_memory))
@@ -378,7 +377,7 @@ class Protocol:
         X: pd.DataFrame | PartitionedFeatures,
         whole: pd.DataFrame | None,
     ) -> TrainingRows:
-        """Put what models and the search need to know of training rows beside their features."""
+        """Return training rows: their features, with what else models and the search need."""
         y = self.y[rows]
         weight = times * np.where(y == 1, float(self.hazard_stride), float(self.normal_stride))
         numbers, outcomes = self._cv
@@ -388,7 +387,7 @@ class Protocol:
         return TrainingRows(X, y, weight, self.split.fold[rows], on, lead_min, whole)
 
     def drawn(self, share: float, rows: TrainingRows) -> np.ndarray:
-        """Tell which training rows are of a share of each fold's sites or racks, shape (n,).
+        """Draw a share of each fold's sites or racks; return the mask of their rows, shape (n,).
 
         Those with an event and those without are drawn separately, at least one of each.
         """
@@ -405,19 +404,19 @@ class Protocol:
         return np.isin(groups[rows.X.index], np.concatenate(drawn))
 
     def _score(self, fits: Sequence[Fits]) -> np.ndarray:
-        """Score each fold's rows by the models without it, and the test rows by the last ones.
+        """Score each fold with the models fitted without it, and the test rows with the last ones.
 
-        One partition after the other, shape (n_fits, n_samples).
+        One partition at a time; the result has shape (n_fits, n_samples).
         """
         fleet = self.fleet
 
         def score(partition: int, fold: np.ndarray) -> np.ndarray:
             X = build_features(fleet.telemetry(partition))
             scores = np.empty((len(fits), len(X)))
-            for number in np.unique(fold):  # the test rows have the number -1, of the last
+            for number in np.unique(fold):  # test rows have number -1, that of the last model
                 in_fold = fold == number
                 part = X if in_fold.all() else X[in_fold]
-                with config_context(assume_finite=True):  # but for NaN, which the models take
+                with config_context(assume_finite=True):  # except for NaN, which the models accept
                     scores[:, in_fold] = _scores_of(fits, number, part)
             return scores
 
@@ -436,12 +435,12 @@ class Protocol:
         return self._in_order(self.split.test)
 
     def _in_order(self, rows: np.ndarray) -> tuple[np.ndarray, Outcomes]:
-        """Return rows in the order of a scores frame, with what no score changes."""
+        """Return rows in the order of a scores frame, with all that does not depend on scores."""
         place = np.arange(len(rows))
         frame = scores_frame(self.fleet.rows, rows, place, fault_types=self.faults)
         outcomes = outcomes_of(frame)
         order = outcomes.rows.score
-        if not np.array_equal(order, place):  # the rows of a fleet are in it: no copy of millions
+        if not np.array_equal(order, place):  # a fleet's rows are sorted: do not copy millions
             rows = rows[order.astype(np.int64)]
         return rows, outcomes
 
@@ -456,7 +455,7 @@ class Protocol:
         )
 
     def _judge(self, cv: Outcomes, test: Outcomes, alarm: Alarm) -> dict[str, float]:
-        """Measure the test rows and, with the prefix ``cv_``, the others out of fold."""
+        """Compute the metrics of the test rows and, with the prefix ``cv_``, out of fold."""
         same = {"modules_per_site": self.modules_per_site, "seed": self.seed}
         metrics = evaluate(test, alarm, **same) | evaluate(cv, alarm, **same, prefix="cv_")
         budget = {"max_nuisance_alarms_per_site_day": self.max_nuisance_alarms_per_site_day}
@@ -476,7 +475,7 @@ class Protocol:
 
     @property
     def thinning(self) -> float:
-        """How many times more normal than labelled rows are left out."""
+        """How many times more strongly normal rows are thinned than labelled ones."""
         return self.normal_stride / self.hazard_stride
 
     @cached_property
@@ -486,7 +485,7 @@ class Protocol:
 
     @cached_property
     def modules_per_site(self) -> float:
-        """Modules that a site has on average."""
+        """Average number of modules per site."""
         rows = self.fleet.rows
         modules = rows.groupby(col.KEYS[:3], observed=True).ngroups
         return modules / rows[col.SITE].nunique()
@@ -504,19 +503,19 @@ class Protocol:
 
     @cached_property
     def interval_s(self) -> float:
-        """Time between two rows of a usual module [s], as the strides count them."""
+        """Median sampling interval of the modules [s], which the strides refer to."""
         return float(np.median(module_intervals_s(self.fleet.rows)))
 
     @cached_property
     def intervals_s(self) -> tuple[float, float]:
-        """Shortest and longest usual time between two rows of a training site's modules [s]."""
+        """Shortest and longest median sampling interval among the training sites [s]."""
         rows = self.fleet.rows.iloc[self.split.train]
         sites = [sampling_interval_s(own) for _, own in rows.groupby(col.SITE, observed=True)]
         return min(sites), max(sites)
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """Digests of the rows in memory, to find where two machines begin to differ."""
+        """Digests of the rows in memory, to find where two machines start to differ."""
         rows = self.training
         return {
             "digest_telemetry": joblib.hash([self.fleet.sha256, self.fleet.rows]),
@@ -526,16 +525,16 @@ class Protocol:
 
     @cached_property
     def key(self) -> str:
-        """What the training rows, code and packages are, for what is cached."""
+        """Cache key of the training rows, the code and the packages."""
         rows = [self.digests["digest_features"], self.digests["digest_training_rows"]]
         return cache.key(rows, list(self.training.X.columns))
 
 
 def _scores_of(fits: Sequence[Fits], number: int, X: pd.DataFrame) -> np.ndarray:
-    """Score rows by the models of one number, shape (n_fits, n_rows).
+    """Score rows with model `number` of each fit, shape (n_fits, n_rows).
 
-    Models that impute and scale by the same statistics share the result, and so do those that
-    differ in `limit_power` alone.
+    Models that impute and scale with the same statistics share the transformed features; those that
+    differ only in `limit_power` share the predictions.
     """
     prepared, known, scores = {}, {}, np.empty((len(fits), len(X)))
     for place, each in zip(scores, fits, strict=True):
@@ -562,7 +561,7 @@ def check_protocol(
     max_rows_in_memory: int,
     n_jobs: int,
 ) -> None:
-    """Refuse settings of a `Protocol` that are out of range, with a ValueError."""
+    """Raise ValueError if a setting of `Protocol` is out of range."""
     for name, stride in {"normal_stride": normal_stride, "hazard_stride": hazard_stride}.items():
         if stride < 1:
             raise ValueError(f"{name} must be at least 1, got {stride}.")

@@ -1,4 +1,4 @@
-"""Ranges of the features in a model's training, and how much of other telemetry lies outside."""
+"""Training ranges of a model's features, and how much of other telemetry lies outside them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ QUANTILES = (0.001, 0.999)  # of the rows that a model is fitted on, unweighted:
 
 
 def ranges_to_json(X: pd.DataFrame) -> str:
-    """Write the `QUANTILES` of each feature as JSON; one without a value has [null, null].
+    """Write the `QUANTILES` of each feature as JSON, [null, null] for one without values.
 
     Parameters
     ----------
     X : DataFrame, shape (n_samples, n_features)
-        The rows that a model is fitted on, without a sensor dropped.
+        The rows that a model is fitted on, with no sensor dropped.
     """
     found = X.quantile(list(QUANTILES)).astype(float)
     pairs = {name: [None if np.isnan(q) else q for q in found[name]] for name in X}
@@ -42,7 +42,7 @@ def count_outside(X: pd.DataFrame, ranges: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame of int, shape (n_features, 3)
-        below, above, and rows with a value. Any value of a feature without a range is above it.
+        below, above, and rows with a value. Any value of a feature without a range counts as above.
 
     Examples
     --------
@@ -65,19 +65,19 @@ def outside_by_sensor(counts: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     counts : DataFrame of int, shape (n_features, 3)
-        From `count_outside`, added up.
+        Sum of results of `count_outside`.
 
     Returns
     -------
     DataFrame, shape (n_signals, 4)
-        The index are the signals that have a value, most often outside first; outside, below and
-        above as shares of the rows with a value, and the feature. On the training rows themselves,
-        outside is 0.002 at most, and a little more at a site like those of the training.
+        Indexed by the signals that have a value, most often outside first: outside, below and above
+        as shares of the rows with a value, and the feature. outside is at most 0.002 on the
+        training rows themselves, and slightly more at a site like the training sites.
     """
     counts = counts[counts["rows"] > 0]
     shares = counts[["below", "above"]].div(counts["rows"], axis=0)
     shares.insert(0, "outside", shares.sum(axis=1))
-    # The longest name that fits: a feature of a difference begins with the sensor's name, too.
+    # The longest match: the name of a difference feature begins with the sensor's name, too.
     longest_first = sorted(SIGNALS, key=len, reverse=True)
     signal = [next(s for s in longest_first if name.startswith(s)) for name in shares.index]
     worst = shares["outside"].groupby(signal).idxmax()

@@ -1,4 +1,4 @@
-"""Robustness: how a model does where sensors are missing, or telemetry arrives differently."""
+"""Robustness: how a model performs when sensors are missing or the telemetry differs."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from hvs_lib.features import SENSOR_KINDS
 from hvs_lib.models import score_in_parts
 from hvs_lib.telemetry.codes import module_codes
 
-_GAP = 3  # intervals between two rows, above which nothing is interpolated
+_GAP = 3  # sampling intervals, the longest gap to interpolate over
 
 
 def every(telemetry: pd.DataFrame, rng: np.random.Generator, *, seconds: float) -> pd.DataFrame:
-    """Sample each module at a fixed interval, but not in gaps; interpolate between two rows."""
+    """Resample each module at a fixed interval by interpolation, but not in gaps."""
     modules = telemetry.groupby(module_codes(telemetry))
     return pd.concat([_sampled(rows, seconds) for _, rows in modules], ignore_index=True)
 
 
 def _sampled(rows: pd.DataFrame, seconds: float) -> pd.DataFrame:
-    """Sample the rows of one module."""
+    """Resample the rows of one module."""
     time_s = rows[col.TIMESTAMP].to_numpy("datetime64[us]").astype(np.int64) / 1e6
     wanted = np.arange(time_s[0], time_s[-1] + 1e-6, seconds)
     latest = np.searchsorted(time_s, wanted + 1e-6) - 1
@@ -46,7 +46,7 @@ def _sampled(rows: pd.DataFrame, seconds: float) -> pd.DataFrame:
 
 
 def with_losses(telemetry: pd.DataFrame, rng: np.random.Generator, *, share: float) -> pd.DataFrame:
-    """Lose a share of the readings, each by itself."""
+    """Drop a share of the readings, each independently."""
     lost = rng.random((len(telemetry), len(col.SENSORS))) < share
     return telemetry.assign(**telemetry[col.SENSORS].mask(lost))
 
@@ -54,22 +54,22 @@ def with_losses(telemetry: pd.DataFrame, rng: np.random.Generator, *, share: flo
 def with_clocks_apart(
     telemetry: pd.DataFrame, rng: np.random.Generator, *, seconds: float
 ) -> pd.DataFrame:
-    """Let the clock of every second module be ahead."""
+    """Set the clock of every second module ahead."""
     ahead = pd.to_timedelta(module_codes(telemetry) % 2 * seconds, unit="s")
     return telemetry.assign(**{col.TIMESTAMP: telemetry[col.TIMESTAMP] + ahead})
 
 
 def with_twice_the_noise(telemetry: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
-    """Double the standard deviation of the noise, which the second differences tell."""
+    """Double the standard deviation of the noise, estimated from second differences."""
     readings = telemetry[col.SENSORS].to_numpy(np.float64)
     curvature = np.abs(np.diff(readings, n=2, axis=0))
-    sd = 1.4826 * pd.DataFrame(curvature).median().to_numpy() / np.sqrt(6)  # of normal noise
+    sd = 1.4826 * pd.DataFrame(curvature).median().to_numpy() / np.sqrt(6)  # for normal noise
     noisy = readings + np.sqrt(3) * sd * rng.standard_normal(readings.shape)
     noisy = pd.DataFrame(noisy.astype(np.float32), telemetry.index, col.SENSORS)
     return telemetry.assign(**noisy.assign(**noisy[[*SENSOR_KINDS["gas"]]].clip(lower=0)))
 
 
-# How telemetry may come, besides as it is.
+# Ways in which telemetry may differ.
 CHANGES: dict[str, Callable[[pd.DataFrame, np.random.Generator], pd.DataFrame]] = {
     "a row every 1 s": partial(every, seconds=1.0),
     "a row every 10 s": partial(every, seconds=10.0),
@@ -79,33 +79,33 @@ CHANGES: dict[str, Callable[[pd.DataFrame, np.random.Generator], pd.DataFrame]] 
     "clocks 5 s apart": partial(with_clocks_apart, seconds=5.0),
     "twice the noise": with_twice_the_noise,
 }
-_DENSEST = "a row every 1 s"  # many times as many rows: on every fourth partition only
-_COARSE_S = 10.0  # between two rows, above which they would be still more: not at all
+_DENSEST = "a row every 1 s"  # many times more rows: only on every fourth partition
+_COARSE_S = 10.0  # sampling interval above which it is skipped: even more rows
 
 
 def assess_changes(
     protocol: Protocol, model: BaseEstimator, alarm: Alarm, sets: Mapping[str, SensorSet]
 ) -> Iterable[tuple[str, dict[str, float]]]:
-    """Judge a model on the test rows, with each of its sensor sets and under each of `CHANGES`.
+    """Evaluate a model on the test rows with each of its sensor sets and under each of `CHANGES`.
 
-    A row every 1 s is tried on a quarter of the partitions, and not where rows come less often than
-    every 10 s.
+    A row every 1 s is tried on a quarter of the partitions, and not at all if rows are more than
+    10 s apart.
 
     Parameters
     ----------
     protocol : Protocol
-        With the test rows, the seed of what is lost and of the noise, and the number of threads.
+        Provides the test rows, the seed of the losses and the noise, and the number of threads.
     model : estimator
         From `load_model`.
     alarm : Alarm
-        The one that the model was logged with.
+        The alarm that the model was logged with.
     sets : mapping of str to SensorSet
         From `assess_sensor_sets`, each with its threshold.
 
     Yields
     ------
     name, metrics : str, dict of str to float
-        Those of `event_metrics`.
+        Metrics from `event_metrics`.
     """
     fleet, test = protocol.fleet, protocol.split.fold == TEST
     partitions = np.unique(np.searchsorted(fleet.starts, protocol.split.test, side="right") - 1)

@@ -1,4 +1,4 @@
-"""The scores frame: rows of any racks with identifiers, label and score, checked and in order."""
+"""The scores frame: rows of any racks with identifiers, label and score, checked and sorted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hvs_lib.telemetry.codes import event_codes, hazard_types, module_codes, ord
 from hvs_lib.telemetry.quality import median_steps
 
 Y_SCORE = "y_score"
-IS_FAULT = "is_fault"  # whether the cause is that of a real fault; a look-alike's is not
+IS_FAULT = "is_fault"  # whether the cause is a real fault, not a look-alike
 MINUTE_US, DAY_US = 60_000_000, 86_400_000_000
 
 
@@ -25,23 +25,23 @@ def scores_frame(
     *,
     fault_types: Collection[str] = (),
 ) -> pd.DataFrame:
-    """Put scores beside the identifiers and labels of their rows.
+    """Combine scores with the identifiers and labels of their rows.
 
     Parameters
     ----------
     telemetry : DataFrame, shape (n_samples, n_columns)
-        The telemetry table. Its label, Event_ID, Event_Type and PNR are taken along where present.
+        The telemetry table. Its label, Event_ID, Event_Type and PNR are kept if present.
     rows : array of int, shape (n_rows,)
-        Positions in `telemetry`, in any order, none twice.
+        Positions in `telemetry`, in any order, without duplicates.
     y_score : array of float, shape (n_rows,)
-        The score of each of these rows, higher = more dangerous.
+        Score of each of these rows, higher = more dangerous.
     fault_types : collection of str
         Causes (Event_Type) of real faults, besides those that occur with label 1.
 
     Returns
     -------
     DataFrame, shape (n_rows, 5 to 10)
-        With the column is_fault where the telemetry has an Event_Type. Sorted by site, rack, module
+        Includes the column is_fault if the telemetry has Event_Type. Sorted by site, rack, module
         and time, with a fresh index and no unused categories.
 
     Examples
@@ -77,7 +77,7 @@ def scores_frame(
 
 @dataclass(frozen=True)
 class ScoreRows:
-    """A checked scores frame in the order site, rack, module, time, with its arrays.
+    """A checked scores frame, sorted by site, rack, module and time, with its arrays.
 
     Module and rack numbers count from 0 in the order of the names.
     """
@@ -107,10 +107,10 @@ class ScoreRows:
 
     @cached_property
     def rank(self) -> np.ndarray:
-        """Place of each score among the distinct scores of label 1, shape (n_rows,).
+        """Rank of each score among the distinct scores of label 1, shape (n_rows,).
 
-        2 i + 1 at the i-th of them, 2 i below it and above the one before: all that the curves of
-        precision and recall and of true and false positives depend on.
+        2 i + 1 at the i-th of them, 2 i between it and the one before. The precision-recall and ROC
+        curves depend on nothing else.
         """
         steps = np.unique(self.score[self.label == 1])
         above = np.searchsorted(steps, self.score, side="right")
@@ -132,12 +132,12 @@ class ScoreRows:
 
     @cached_property
     def module_start(self) -> np.ndarray:
-        """First row of each module and the number of rows, shape (n_modules + 1,)."""
+        """First row of each module, then the number of rows, shape (n_modules + 1,)."""
         return np.flatnonzero(np.diff(self.module, prepend=-1, append=self.module[-1] + 1))
 
     @cached_property
     def interval_us(self) -> np.ndarray:
-        """Median sampling interval of each module [us]; of the others where it has one sample."""
+        """Median sampling interval of each module [us]; that of the others if it has one sample."""
         interval = median_steps(self.time_us, self.module_start)
         known = interval[~np.isnan(interval)]
         return np.where(np.isnan(interval), np.median(known) if len(known) else 0.0, interval)
@@ -149,19 +149,19 @@ class ScoreRows:
 
 
 def check_scores(scores: pd.DataFrame, *, label: bool = True) -> ScoreRows:
-    """Check a scores frame and bring it in order; the argument stays as it is.
+    """Check and sort a scores frame; the argument is not modified.
 
     Parameters
     ----------
     scores : DataFrame, shape (n_rows, n_columns)
         A scores frame, in any order.
     label : bool
-        Whether Hazard_Label must be there.
+        Whether Hazard_Label must be present.
 
     Raises
     ------
     ValueError
-        If the frame is empty, lacks a column, repeats a row, or a score is not finite.
+        If the frame is empty, lacks a column, repeats a row or holds a non-finite score.
     """
     needed = [*col.KEYS, Y_SCORE, *([col.LABEL] if label else [])]
     missing = [name for name in needed if name not in scores.columns]
@@ -190,7 +190,7 @@ def check_scores(scores: pd.DataFrame, *, label: bool = True) -> ScoreRows:
 
 
 def check_finite(y_score: np.ndarray) -> None:
-    """Refuse scores that are NaN or infinite, with a ValueError."""
+    """Raise ValueError if a score is NaN or infinite."""
     bad = int((~np.isfinite(y_score)).sum())
     if bad:
         raise ValueError(
@@ -200,6 +200,6 @@ def check_finite(y_score: np.ndarray) -> None:
 
 
 def _in_order_of_names(column: pd.Series) -> pd.Series:
-    """Sort the categories: their order in a table follows from other rows of it."""
+    """Sort the categories, whose order may otherwise depend on other rows of the table."""
     column = column.astype("category")
     return column.cat.reorder_categories(sorted(column.cat.categories, key=str))

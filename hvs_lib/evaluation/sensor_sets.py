@@ -1,8 +1,8 @@
-"""Sensor sets: the alarm threshold that a model needs where a site has only some sensors.
+"""Sensor sets: the alarm threshold that a model needs at a site with only some sensors.
 
-Where a kind of sensor is absent, a model gives other scores. The threshold that keeps the alarm
-budget with all sensors may then be out of reach, or be reached all the time. So each set has a
-threshold of its own, chosen as that one is: out of fold, within the same budget.
+Without a kind of sensor, a model's scores change. The threshold that keeps within the alarm budget
+with all sensors may then be reached never, or all the time. So each set has its own threshold,
+chosen in the same way: out of fold, within the same budget.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.features import SENSOR_SETS, build_features, with_sensor_set
 
-# Thresholds to try, descending: above every score, then at even steps of the log-odds to 1e-4.
+# Thresholds to try, descending: above every score, then evenly spaced in log-odds to 1e-4.
 _THRESHOLDS = np.append(np.nextafter(1.0, 2.0), expit(np.linspace(16.0, -9.0, 500)))
 
 
 @dataclass(frozen=True)
 class SensorSet:
-    """What a model does at sites with one of `SENSOR_SETS`.
+    """Threshold and metrics of a model at sites with one of `SENSOR_SETS`.
 
     Attributes
     ----------
     threshold : float
-        Of its alarm there.
+        Threshold of its alarm there.
     metrics : dict of str to float
-        Those of `event_metrics` at this threshold, out of fold.
+        Out-of-fold metrics from `event_metrics` at this threshold.
     """
 
     threshold: float
@@ -49,11 +49,11 @@ def assess_sensor_sets(
     Parameters
     ----------
     protocol : Protocol
-        With the folds, the alarm budget and the number of threads.
+        Provides the folds, the alarm budget and the number of threads.
     models : sequence of estimator, at least n_folds
-        Fitted without each fold, and calibrated.
+        One fitted without each fold, calibrated.
     alarm : Alarm
-        With all sensors; the other sets have the same rule.
+        Alarm with all sensors; the other sets use the same rule.
     """
     fleet, faults, per_site = protocol.fleet, protocol.faults, protocol.modules_per_site
     thresholds = {
@@ -71,7 +71,7 @@ def assess_sensor_sets(
         X, own, found = build_features(telemetry).iloc[rows], fold[rows], {}
         for name in SENSOR_SETS:
             less, scores = with_sensor_set(X, name), np.empty(len(rows))
-            with config_context(assume_finite=True):  # but for NaN
+            with config_context(assume_finite=True):  # except for NaN
                 for number in np.unique(own):
                     part = own == number
                     scores[part] = models[number].predict_proba(less[part])[:, 1]

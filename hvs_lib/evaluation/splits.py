@@ -1,8 +1,8 @@
 """Split telemetry by site or by rack into training folds and a test set.
 
-Rows of one rack share its air, its gas and the cause of its event, so a rack is never split. Where
-there are enough sites they stay whole too, so that the test tells how a model does at a new site.
-The random row split is kept to show how much it flatters a model.
+Rows of one rack share its air, its gas and the cause of its event, so a rack is never split. With
+enough sites, they stay whole too, so that the test shows how a model performs at a new site. The
+random row split is kept to show how much it flatters a model.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from hvs_lib.telemetry.files import DataError
 from hvs_lib.telemetry.quality import module_intervals_s
 
 SPLITS = ("auto", "site", "rack", "row")
-ENOUGH_SITES = 12  # with an event, for a split by site
-TEST = -1  # as an index, the last: the test rows are scored by the model of all folds
+ENOUGH_SITES = 12  # with an event, needed for a split by site
+TEST = -1  # as an index, the last: the model fitted on all folds scores the test rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +32,11 @@ class Split:
     Attributes
     ----------
     fold : array of int8, shape (n_samples,)
-        The fold that each row is held out in, from 0; `TEST` for the rows of the test set.
+        Fold in which each row is held out, from 0; `TEST` for the rows of the test set.
     kind : {"site", "rack", "row"}
         What was kept whole.
     seed : int
-        Of the shuffle.
+        Seed of the shuffle.
     parts : dict of dict
         Racks and sizes of each fold (its held-out rows), of train and of test.
     """
@@ -95,22 +95,22 @@ def split_fleet(
 ) -> Split:
     """Split rows into training folds and a test set that share no site, or no rack.
 
-    Sites, or racks, with an event and those without one are dealt out separately, so that each part
+    Sites (or racks) with an event and those without one are divided separately, so that each part
     gets its share of both.
 
     Parameters
     ----------
     rows : DataFrame, shape (n_samples, n_columns)
-        With the label: ``fleet.rows``, or telemetry; each module in one piece.
+        ``fleet.rows`` or telemetry, with the label; the rows of each module are contiguous.
     test_size : float
         Share of the sites or racks with an event, and of those without, for the test set.
     n_folds : int
-        Number of folds of the others.
+        Number of folds for the rest.
     seed : int
-        Of the shuffle.
+        Seed of the shuffle.
     split : {"auto", "site", "rack", "row"}
-        What to keep whole; "auto" keeps sites whole where at least 12 have an event, else racks.
-        "row" deals out single rows. It leaks: neighbouring rows are near copies.
+        What to keep whole; "auto" keeps sites whole if at least 12 have an event, else racks.
+        "row" splits single rows and leaks: neighbouring rows are near copies.
 
     Returns
     -------
@@ -121,7 +121,7 @@ def split_fleet(
     ValueError
         If a parameter is out of range.
     DataError
-        If some part would have no event.
+        If a part would have no event.
 
     Examples
     --------
@@ -168,7 +168,7 @@ def _widest(rows: pd.DataFrame) -> str:
 
 
 def check_split(test_size: float, n_folds: int, split: str) -> None:
-    """Refuse settings of `split_fleet` that are out of range, with a ValueError."""
+    """Raise ValueError if a setting of `split_fleet` is out of range."""
     if not 0 < test_size < 1:
         raise ValueError(f"test_size must be between 0 and 1, got {test_size}.")
     if int(n_folds) != n_folds or n_folds < 2:
@@ -183,7 +183,7 @@ def check_labels(telemetry: pd.DataFrame) -> None:
     Raises
     ------
     DataError
-        Without a label, without an event, without a normal row, or with events of one row each.
+        If there is no label, no event or no normal row, or if every event is a single row.
 
     Examples
     --------
@@ -212,29 +212,29 @@ def thin_rows(
 ) -> np.ndarray:
     """Keep every `normal_stride`-th normal and every `hazard_stride`-th labelled row of a module.
 
-    Where a module's rows come more or less often than a usual module's, it keeps one of more or of
-    fewer of them: as often in time. Modules start at different rows, so that the kept rows are not
-    all of the same instants.
+    The stride is scaled for a module sampled more or less often than usual, so that it keeps about
+    as many rows per unit of time. Modules start at different rows, so that the kept rows do not all
+    have the same timestamps.
 
     Parameters
     ----------
     rows : DataFrame, shape (n_samples, n_columns)
-        With the label: ``fleet.rows``, or telemetry; each module in one piece.
+        ``fleet.rows`` or telemetry, with the label; the rows of each module are contiguous.
     chosen : array of int, shape (n_chosen,)
         Numbers of the rows to choose from.
     normal_stride, hazard_stride : int
-        1 keeps everything but of modules with more rows than usual. Weigh the kept rows by their
-        stride to make up for the others.
+        1 keeps every row, except in modules sampled more often than usual. Weight the kept rows by
+        their stride to make up for the others.
 
     Returns
     -------
     array of int, shape (n_kept,)
-        The kept numbers, in the order of `chosen`.
+        Numbers of the kept rows, in the order of `chosen`.
 
     Raises
     ------
     ValueError
-        If a stride is below 1, or so large that no such row is left.
+        If a stride is below 1, or so large that no row of its class is left.
     """
     label, modules = rows[col.LABEL].to_numpy()[chosen], module_codes(rows)[chosen]
     intervals_s = module_intervals_s(rows)
@@ -258,7 +258,7 @@ def thin_rows(
 def rows_to_fit(
     rows: pd.DataFrame, split: Split, *, normal_stride: int, hazard_stride: int
 ) -> np.ndarray:
-    """Thin the training rows with `thin_rows`, and refuse it where a fold lacks either class."""
+    """Thin the training rows with `thin_rows`; raise ValueError if a fold lacks either class."""
     strides = {"normal_stride": normal_stride, "hazard_stride": hazard_stride}
     kept = thin_rows(rows, split.train, **strides)
     label, fold = rows[col.LABEL].to_numpy()[kept], split.fold[kept]
@@ -280,13 +280,13 @@ def _deal_groups(rows, groups, kind, test_size, n_folds, seed):
     _check_groups(has_event, kind, int(events.max()) + 1, test_size, n_folds)
     train = []
     for of_kind in (np.flatnonzero(has_event), np.flatnonzero(~has_event)):
-        # two plain draws give exact counts; one stratified draw rounds them as it likes
+        # two plain draws give exact counts; one stratified draw may round them either way
         train.append(_drawn(of_kind, round(test_size * len(of_kind)), seed))
     return _in_folds(has_event, np.concatenate(train), n_folds, seed)[groups]
 
 
 def _check_groups(has_event, kind, n_events, test_size, n_folds) -> None:
-    """Refuse too few sites or racks with an event for the folds and the test set."""
+    """Raise DataError if too few sites or racks have an event for the folds and the test set."""
     n_groups, needed = int(has_event.sum()), n_folds + 1
     if n_groups < needed:
         fewer_folds = f"use n_folds={n_groups - 1}, " if n_groups > 2 else ""
@@ -317,7 +317,7 @@ def _drawn(group: np.ndarray, n_test: int, seed: int) -> np.ndarray:
 
 
 def _deal_rows(rows, test_size, n_folds, seed):
-    """Return the fold of each row, dealing out single rows, stratified by label."""
+    """Return the fold of each row, splitting single rows, stratified by label."""
     label = rows[col.LABEL].to_numpy()
     n_positive = int((label == 1).sum())
     fewest = min(n_positive, len(label) - n_positive)
@@ -335,11 +335,11 @@ def _deal_rows(rows, test_size, n_folds, seed):
 
 
 def _in_folds(y: np.ndarray, train: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
-    """Return the fold of each member, stratified by `y`; those not to train on are `TEST`."""
+    """Return the fold of each member, stratified by `y`; those not in `train` are `TEST`."""
     fold, train = np.full(len(y), TEST, dtype=np.int8), np.sort(train)
     folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        # fewer quiet racks than folds is sound: a rack with an event has normal rows as well
+        # fewer quiet racks than folds is fine: a rack with an event has normal rows as well
         warnings.filterwarnings("ignore", message="The least populated class in y")
         for number, (_, held_out) in enumerate(folds.split(train, y[train])):
             fold[train[held_out]] = number
@@ -347,7 +347,7 @@ def _in_folds(y: np.ndarray, train: np.ndarray, n_folds: int, seed: int) -> np.n
 
 
 def _describe(rows: pd.DataFrame, parts: dict[str, np.ndarray]) -> dict[str, dict]:
-    """Name the racks of each part, as "site/rack", and count what is in it."""
+    """List the racks of each part, as "site/rack", with its sizes and prevalence."""
     racks, modules, events = rack_codes(rows), module_codes(rows), event_codes(rows)
     names, described = _rack_names(rows), {}
     for name, inside in parts.items():
@@ -363,7 +363,7 @@ def _describe(rows: pd.DataFrame, parts: dict[str, np.ndarray]) -> dict[str, dic
 
 
 def _rack_names(rows: pd.DataFrame) -> np.ndarray:
-    """Name each number of `rack_codes`, as "site/rack"."""
+    """Return the name of each number in `rack_codes`, as "site/rack"."""
     first = rows.iloc[np.unique(rack_codes(rows), return_index=True)[1]]
     return (first[col.SITE].astype("str") + "/" + first[col.RACK].astype("str")).to_numpy()
 

@@ -30,7 +30,7 @@ def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
 
 
 def poisson_interval(count: int, exposure: float) -> tuple[float, float]:
-    """Compute the exact 95 % interval of a rate, such as alarms in so many site-days.
+    """Compute the exact 95 % interval of a rate, such as alarms per site-day.
 
     References
     ----------
@@ -46,19 +46,19 @@ def bootstrap_average_precision(
 ) -> np.ndarray:
     """Compute the average precision on resampled racks.
 
-    Racks are drawn with replacement, as many as there are, and all rows of a rack go with it: rows
-    of one rack are near copies. A draw without any row of label 1 is drawn again. The draws depend
-    only on the racks (their sorted names), which of them hold label 1, and the seed: two models on
-    the same rows are resampled alike, so that the differences of their results are paired.
+    Racks are drawn with replacement, as many as there are, each with all its rows, because rows of
+    one rack are near copies. A draw without any row of label 1 is repeated. The draws depend only
+    on the racks (their sorted names), which of them hold label 1, and the seed: two models on the
+    same rows get the same draws, so the differences of their results are paired.
 
     Parameters
     ----------
     rows : ScoreRows
         From `check_scores`, with a row of label 1.
     n_bootstrap : int
-        Draws; one value of the result for each.
+        Number of draws; the result has one value for each.
     seed : int
-        Of the draws.
+        Seed of the draws.
     """
     if not rows.label.any():
         raise ValueError(
@@ -81,7 +81,7 @@ class PairedDifference:
 
     @property
     def verdict(self) -> str:
-        """Say "better" or "worse" where the interval leaves zero out, else "cannot tell"."""
+        """Return "better" or "worse" if the interval excludes zero, else "cannot tell"."""
         if self.low <= 0 <= self.high:
             return "cannot tell"
         return "better" if self.low > 0 else "worse"
@@ -95,8 +95,8 @@ def paired_difference(
 ) -> PairedDifference:
     """Compare the average precision of two models on the same draws of racks.
 
-    Overlapping intervals of two models do not settle which is better, because the racks behind
-    them are the same ones; the interval of the difference does.
+    Overlapping intervals of two models do not settle which is better, because both come from the
+    same racks; the interval of the difference does.
 
     Both are scores frames over the same rows; the result is `scores` minus `reference`.
 
@@ -136,8 +136,8 @@ def paired_differences(
     Returns
     -------
     dict of str to PairedDifference
-        As of `paired_difference`: the average precision, the event recall, the events caught at
-        least 5 min ahead, and the warning time [min], in which a missed event counts 0.
+        As in `paired_difference`: the average precision, the event recall, the events caught at
+        least 5 min ahead, and the warning time [min], where a missed event counts as 0.
 
     Examples
     --------
@@ -175,7 +175,7 @@ def _summarize(differences: np.ndarray) -> PairedDifference:
 
 def _check_same_rows(scores: pd.DataFrame, reference: pd.DataFrame) -> None:
     pairs = [(scores[key], reference[key]) for key in (*col.KEYS, col.LABEL)]
-    # `equals` is ten times as fast for categories, and alone would refuse equal values of two types
+    # `equals` is ten times as fast for categories, but alone would refuse equal values of two types
     if not all(ours.equals(theirs) or np.array_equal(ours, theirs) for ours, theirs in pairs):
         raise ValueError(
             f"both scores frames must cover the same rows, got {len(scores)} and "
@@ -196,8 +196,8 @@ def _draw_racks(has_label: np.ndarray, n_bootstrap: int, seed: int) -> np.ndarra
 def _count_by_step(rows: ScoreRows, n_racks: int) -> tuple[np.ndarray, ...]:
     """Count rows by rack and step of the precision-recall curve, from the highest score down.
 
-    Only the distinct scores of the positives are steps: a negative matters at the next of them at
-    or below its score, and not at all below the last. That leaves a small part of the rows.
+    Only the distinct scores of the positives are steps: a negative counts at the next step at or
+    below its score, and not at all below the last step. That leaves a small part of the rows.
     """
     above = (rows.rank + 1) // 2
     step = above.max() - above
