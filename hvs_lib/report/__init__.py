@@ -1,1 +1,1 @@
-"""What is shown: tables, figures and the model card."""
+"""Results for the reader: tables, figures and the model card."""

@@ -11,7 +11,7 @@ from hvs_lib.report.tables import cell
 
 _TEMPLATE = Path(__file__).with_name("card.md")
 _METRICS = (
-    # what, metric, digits
+    # label, metric, digits
     ("average precision of rows", "pr_auc", 2),
     ("event recall", "event_recall", 2),
     ("event recall at least 5 min ahead", "event_recall_5min", 2),
@@ -48,13 +48,13 @@ def model_card(
     reason : str
         Why it is the champion.
     stopped_by : str
-        Why it must not be registered; empty where it may.
+        Why it must not be registered; empty if it may be.
     tags, params, metrics : mapping
-        What its run holds.
+        Tags, parameters and metrics of its run.
     by_cause : DataFrame of str, shape (n_causes, n_parts)
         Events caught out of fold and on test racks.
     missed : list of str
-        Causes of which it caught fewer than half of the events.
+        Causes with fewer than half of their events caught.
     sets : DataFrame of str, shape (n_sets, n_columns)
         Threshold and metrics for each sensor set.
     """
@@ -108,6 +108,6 @@ def _table(frame: pd.DataFrame) -> str:
 
 
 def _escape(text: object) -> str:
-    """Keep ids and causes that come from data from reading as HTML or as a table's border."""
+    """Keep ids and causes that come from data from rendering as HTML or as a table's border."""
     entities = str.maketrans({"&": "&amp;", "<": "&lt;", "|": "\\|", "`": "&#96;"})
     return str(text).translate(entities).replace("](", "]&#40;")  # nor as a link

@@ -1,4 +1,4 @@
-"""Figures that more than one notebook, or every run, shows. Each function returns its figure."""
+"""Figures shown by several notebooks or by every run. Each function returns its figure."""
 
 import textwrap
 from collections.abc import Iterable
@@ -19,9 +19,9 @@ from hvs_lib.telemetry.codes import pnr_of
 
 # Nuisance alarms per site-day, named by how long a site waits for one.
 _BUDGETS = {1 / 30: "1/month", 1 / 7: "1/week", 1: "1/day", 24: "1/hour"}
-_LEFT = min(_BUDGETS)  # where a logarithmic axis shows that there is none
+_LEFT = min(_BUDGETS)  # where a logarithmic axis shows zero
 
-# The colour of each model, in the order of all figures; grey needs no fit.
+# The colour of each model, in the order of all figures; grey: no fit needed.
 _MODELS = {
     "logistic regression, none": "C0",
     "logistic regression, class weight": "C9",
@@ -53,9 +53,9 @@ _MODELS = {
 
 
 def model_colors(names: Iterable[str]) -> dict[str, str]:
-    """Give each model its colour, in the order that all figures share.
+    """Return the colour of each model, in the order that all figures share.
 
-    Models that the workbook does not know come last, in colours that are free.
+    Models unknown to the workbook come last, in unused colours.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def legend_beside(ax: Axes, title: str = "") -> None:
     """Put the legend to the right of the axes, where it covers nothing."""
     place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
     legend = ax.legend(title=title, fontsize="small", title_fontsize="small", **place)
-    for text in legend.get_texts():  # a long name leaves the axes their width
+    for text in legend.get_texts():  # a long name must not narrow the axes
         text.set_text(textwrap.fill(text.get_text(), 30))
 
 
@@ -103,12 +103,12 @@ def _legend_below(fig: Figure, axes: Iterable[Axes]) -> None:
 
 
 def plain(text: str) -> str:
-    """Keep matplotlib from reading a text from data as mathematics."""
+    """Keep matplotlib from parsing text from data as mathematics."""
     return text.replace("$", r"\$")
 
 
 def precision_recall(scores: dict[str, pd.DataFrame], *, title: str) -> Figure:
-    """Overlay the precision-recall curves of models, by their scores frames of the same rows."""
+    """Overlay the precision-recall curves of models, from their scores frames of the same rows."""
     fig, ax = plt.subplots(figsize=(9, 4.5))
     for name, color in model_colors(scores).items():
         y_true, y_score = scores[name][col.LABEL], scores[name]["y_score"]
@@ -123,17 +123,17 @@ def precision_recall(scores: dict[str, pd.DataFrame], *, title: str) -> Figure:
 
 
 def module_timeline(telemetry: pd.DataFrame, rows: np.ndarray) -> Figure:
-    """Draw what an event or look-alike did to its module, beside the siblings of its rack.
+    """Draw what an event or look-alike did to its module, compared with its siblings in the rack.
 
-    Three panels: temperature [degC], off-gas [ppm], voltage [V]. The label window, if there is one,
-    is shaded, and time counts to the PNR; else to the last row of the look-alike.
+    Three panels: temperature [degC], off-gas [ppm], voltage [V]. If there is a label window, it is
+    shaded and time counts to the PNR; otherwise time counts to the last row of the look-alike.
 
     Parameters
     ----------
     telemetry : DataFrame, shape (n_samples, ...)
-        With the label.
+        Telemetry with the label.
     rows : array
-        Positions, or a mask, of the rows of one event or look-alike.
+        Positions or mask of the rows of one event or look-alike.
     """
     event = telemetry.iloc[rows]
     first = event.iloc[0]
@@ -154,7 +154,7 @@ def module_timeline(telemetry: pd.DataFrame, rows: np.ndarray) -> Figure:
         axes[1].plot(own["minute"], own[name], linewidth=1.2, label=gas)
     axes[0].set(ylabel="max. surface [°C]", title=_title(first))
     axes[1].set_ylabel("off-gas [ppm]")
-    axes[1].set_ylim(top=max(300, axes[1].get_ylim()[1]))  # or noise fills the panel
+    axes[1].set_ylim(top=max(300, axes[1].get_ylim()[1]))  # otherwise noise fills the panel
     axes[2].set_ylabel("voltage [V]")
     axes[2].set_xlabel(f"minutes to {'the point of no return' if hazard else 'the last row shown'}")
     legend_beside(axes[1])
@@ -174,20 +174,20 @@ def alarm_timeline(
     *,
     minutes: float = 45,
 ) -> Figure:
-    """Draw one event with the moments at which each alarm was raised.
+    """Draw one event and the moment at which each alarm was raised.
 
-    Two panels: surface temperature [degC] and gas [ppm]; scores over their thresholds, with a
-    marker at the lead time. The onset is dotted where it lies in view, the label window shaded.
+    Two panels: surface temperature [degC] and gas [ppm]; scores divided by their thresholds, with a
+    marker at the lead time. The onset, if in view, is dotted; the label window is shaded.
 
     Parameters
     ----------
     telemetry : DataFrame, shape (n_samples, ...)
     alarms : dict of str to (DataFrame, Alarm)
-        Model to its scores frame and alarm.
+        Scores frame and alarm of each model.
     event : Series
-        A row of `event_table` of one of them.
+        A row of `event_table` of one of the models.
     minutes : float
-        Drawn up to the PNR, or since the first alarm where that is earlier [min].
+        Time drawn before the PNR [min], extended to the first alarm if that is earlier.
     """
     module = event[[col.SITE, col.RACK, col.MODULE]]
     leads = {
@@ -231,22 +231,22 @@ def alarm_timeline(
 def outcome_timelines(
     telemetry: pd.DataFrame, y_score: np.ndarray, alarms: pd.DataFrame, *, threshold: float = 1.0
 ) -> Figure:
-    """Draw the first alarm of each outcome, with what became of its module.
+    """Draw the first alarm of each outcome, and what became of its module.
 
-    Four panels: early, timely, fault and nuisance. Surface temperature [degC] and score of the
-    module, the alarm, and, as far as there are, the onset of the event or fault, the label window
-    and the PNR.
+    Four panels: early, timely, fault and nuisance. Each shows the module's surface temperature
+    [degC] and score, the alarm and, if they exist, the onset of the event or fault, the label
+    window and the PNR.
 
     Parameters
     ----------
     telemetry : DataFrame, shape (n_samples, ...)
-        With the label.
+        Telemetry with the label.
     y_score : array, shape (n_samples,)
-        Scores of its rows, such as those of `fixed_threshold_score`.
+        Scores of the rows, such as those of `fixed_threshold_score`.
     alarms : DataFrame, shape (n_alarms, ...)
-        What they raise, from `raise_alarms`.
+        Alarms that the scores raise, from `raise_alarms`.
     threshold : float
-        Of the alarm.
+        Threshold of the alarm.
     """
     fig, axes = plt.subplots(2, 2, figsize=(11, 6.5))
     scored = telemetry.assign(y_score=y_score)
@@ -271,8 +271,8 @@ def _draw_outcome(ax: Axes, scored: pd.DataFrame, alarm: pd.Series, threshold: f
     right.plot(drawn["minute"], drawn["y_score"], color="C0", linewidth=1, label="score")
     right.axhline(threshold, color="C0", linestyle=":", label="alarm threshold")
     ax.set_xlim(drawn["minute"].min(), drawn["minute"].max() + 5)
-    ax.set_ylim(top=max(40, ax.get_ylim()[1]))  # or noise fills the panel
-    right.set_ylim(0, 2 * threshold)  # how far above it says nothing
+    ax.set_ylim(top=max(40, ax.get_ylim()[1]))  # otherwise noise fills the panel
+    right.set_ylim(0, 2 * threshold)  # how far above the threshold does not matter
     ax.axvline(0, color="C3", label="alarm")
     if pd.notna(event.get(col.EVENT_ID)):
         own = own[own[col.EVENT_ID] == event[col.EVENT_ID]]
@@ -292,10 +292,10 @@ def _draw_outcome(ax: Axes, scored: pd.DataFrame, alarm: pd.Series, threshold: f
 def around_alarms(found: dict[str, pd.DataFrame], *, title: str) -> Figure:
     """Draw the hours around some alarms, one column each.
 
-    Surface temperature [degC] and gas [ppm] above; below the score of each rule over its alarm
-    threshold, on a logarithmic axis. The label window, if there is one, is shaded. `found` maps
-    headings to the telemetry of a module, with ``minute`` since the alarm and a column for each
-    rule, which is no column of the telemetry.
+    Top: surface temperature [degC] and gas [ppm]. Bottom: each rule's score divided by its alarm
+    threshold, on a logarithmic axis. The label window, if any, is shaded. `found` maps headings to
+    a module's telemetry, with ``minute`` since the alarm and one column per rule; no rule may have
+    the name of a telemetry column.
     """
     size = {"figsize": (max(5, 3.6 * len(found)), 5.5), "sharex": "col", "sharey": "row"}
     fig, axes = plt.subplots(2, len(found), squeeze=False, **size)
@@ -306,7 +306,7 @@ def around_alarms(found: dict[str, pd.DataFrame], *, title: str) -> Figure:
         gas.grid(False)
         above.tick_params(axis="y", labelcolor="C5")
         gas.tick_params(axis="y", labelcolor="C4")
-        gas.set_ylim(0, max(300, np.nanmax([0, *own[col.VOC]])))  # or noise fills the panel
+        gas.set_ylim(0, max(300, np.nanmax([0, *own[col.VOC]])))  # otherwise noise fills it
         for rule in own.columns.difference([*col.TELEMETRY, "minute"], sort=False):
             below.plot(own["minute"], own[rule].clip(lower=1e-3), label=rule)
         window = own.loc[own.get(col.LABEL, 0 * own["minute"]) == 1, "minute"]
@@ -326,7 +326,7 @@ def around_alarms(found: dict[str, pd.DataFrame], *, title: str) -> Figure:
 
 
 def outside_ranges(found: pd.DataFrame, *, most: float) -> Figure:
-    """Draw the shares of `outside_by_sensor`, and the one that the verdict allows at most."""
+    """Draw the shares of `outside_by_sensor`, and the largest share that the verdict allows."""
     fig, ax = plt.subplots(figsize=(9, 5))
     shares = 100 * found[["below", "above"]].iloc[::-1]
     shares.plot.barh(stacked=True, ax=ax, color=["C0", "C1"])
@@ -339,16 +339,16 @@ def outside_ranges(found: pd.DataFrame, *, most: float) -> Figure:
 
 
 def event_timelines(events: dict[str, pd.DataFrame], *, title: str) -> Figure:
-    """Draw when each alarm fired before each event.
+    """Draw when each model raised its first alarm before each event's PNR.
 
-    A line for each event, sorted by cause, from its onset and thick from the start of its label
-    window; a marker for each model's first alarm at its time before the PNR [min], or in the column
-    on the right where there was none. Beyond 20 min the axis is logarithmic. `events` maps models
-    to their tables from `event_table`, over the same events.
+    Events are lines, sorted by cause, that start at the onset and are thick from the start of the
+    label window. A marker shows each model's first alarm at its time before the PNR [min], or in
+    the right-hand column if there was none. Beyond 20 min the axis is logarithmic. `events` maps
+    models to their tables from `event_table`, over the same events.
     """
     first = next(iter(events.values()))
     first = first.sort_values([col.EVENT_TYPE, *col.KEYS[:3]])
-    fig, ax = plt.subplots(figsize=(10, max(3.5, 0.36 * len(first) + 1.4)))  # holds the legend
+    fig, ax = plt.subplots(figsize=(10, max(3.5, 0.36 * len(first) + 1.4)))  # room for the legend
     rows = np.arange(len(first))
     spans = ("onset", 1.5, "0.6", "since the onset"), ("window_start", 6, "#f2d9b3", "label 1")
     for since, width, color, label in spans:
@@ -379,18 +379,18 @@ def event_timelines(events: dict[str, pd.DataFrame], *, title: str) -> Figure:
 def budget_curves(
     curves: dict[str, pd.DataFrame], points: dict[str, tuple[float, float]], *, title: str
 ) -> Figure:
-    """Draw the events that several models catch against the nuisance alarms they raise.
+    """Draw the share of events that several models catch against the nuisance alarms they raise.
 
-    Solid the events caught, dashed those caught at least 5 min ahead, each at the best threshold
-    within the budget; a dot at the chosen alarm. The axis is logarithmic: no nuisance alarm is
-    drawn at its left edge.
+    Solid: events caught. Dashed: events caught at least 5 min ahead. Each is at its best threshold
+    within the budget; a dot marks the chosen alarm. The axis is logarithmic; zero nuisance alarms
+    are drawn at its left edge.
 
     Parameters
     ----------
     curves : dict of str to DataFrame
-        Model to its `alarm_curve`.
+        The `alarm_curve` of each model.
     points : dict of str to (float, float)
-        Model to the nuisance alarms per site-day and the event recall of its chosen alarm.
+        Nuisance alarms per site-day and event recall of each model's chosen alarm.
     """
     fig, ax = plt.subplots(figsize=(10, 4.8))
     for name, color in model_colors(curves).items():
@@ -411,7 +411,7 @@ def budget_curves(
 
 
 def _set_budget_axis(ax: Axes) -> None:
-    """Give the axes the log axis of nuisance alarms."""
+    """Set the x axis to the log scale of nuisance alarms."""
     ax.set_xscale("log")
     ax.set_xticks(list(_BUDGETS), _BUDGETS.values())
     ax.set_xticks([], minor=True)
@@ -420,7 +420,7 @@ def _set_budget_axis(ax: Axes) -> None:
 
 
 def operating_point(curve: pd.DataFrame, threshold: float) -> Figure:
-    """Draw what a threshold of an `alarm_curve` buys: events caught, lead time, nuisance alarms."""
+    """Draw event recall, lead time and nuisance alarms at one threshold of an `alarm_curve`."""
     rate = curve["nuisance_alarms_per_site_day"].clip(lower=_LEFT)
     at = curve.iloc[(curve["threshold"] - threshold).abs().argmin()]
     fig, axes = plt.subplots(1, 2, figsize=(10, 3.6))
@@ -456,18 +456,18 @@ def threshold_slider(curve: pd.DataFrame, *, threshold: float) -> interactive:
 
 
 def _minutes_before(events: pd.DataFrame | pd.Series, name: str) -> np.ndarray | float:
-    """Count the minutes from a column of `event_table` to the PNR."""
+    """Return the minutes from a column of `event_table` to the PNR."""
     return (events["PNR"] - events[name]) / pd.Timedelta(minutes=1)
 
 
 def _title(event: pd.Series) -> str:
-    """Name the event's cause, where it is known, and its module."""
+    """Return the event's cause, if known, and its module."""
     cause = event.get(col.EVENT_TYPE)
     return plain(event[col.MODULE] if pd.isna(cause) else f"{cause}, {event[col.MODULE]}")
 
 
 def _before(frame: pd.DataFrame, end: pd.Timestamp, minutes: float, **ids: str) -> pd.DataFrame:
-    """Select the rows of the given ids up to an instant, with ``minute`` counting to it."""
+    """Select the rows of the ids in the minutes before ``end``; ``minute`` counts up to it."""
     minute = (frame[col.TIMESTAMP] - end).dt.total_seconds() / 60
     chosen = (minute >= -minutes) & (minute <= 0)
     for name, value in ids.items():

@@ -1,4 +1,4 @@
-"""Tables of results for people: the headline metrics, each with its interval."""
+"""Tables of results for the reader: the headline metrics, each with its interval."""
 
 from collections.abc import Mapping
 
@@ -8,13 +8,13 @@ from hvs_lib import columns as col
 from hvs_lib.evaluation.scores import IS_FAULT
 from hvs_lib.evaluation.uncertainty import clopper_pearson
 
-# Heading, metric, digits. AP is average precision; "cv" is out of fold, which choices are made on.
+# Heading, metric, digits. AP is average precision; "cv" is out of fold, the basis of all choices.
 HEADLINES = (
     ("cv AP", "cv_pr_auc", 2),
     ("cv event recall", "cv_event_recall", 2),
     ("cv 5 min ahead", "cv_event_recall_5min", 2),
     ("event recall", "event_recall", 2),
-    ("5 min ahead", "event_recall_5min", 2),  # of all events, as the event recall
+    ("5 min ahead", "event_recall_5min", 2),  # of all events, like the event recall
     ("nuisance/site-day", "nuisance_alarms_per_site_day", 2),
     ("fault/site-day", "fault_alarms_per_site_day", 2),
     ("median lead [min]", "lead_time_median_min", 1),
@@ -25,11 +25,11 @@ BUDGETS = (0.1, 0.3, 1.0, 3.0, 10.0)  # nuisance alarms per site-day
 
 
 def results_table(metrics: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
-    """Set the headline metrics of several models side by side, shape (n_models, 8).
+    """Tabulate the headline metrics of several models, shape (n_models, 8).
 
-    ``value [low, high]`` with the 95 % interval where there is one, and a dash where the metric is
-    undefined. Columns without "cv" are of the test racks; "5 min ahead" is the recall of events
-    with at least so much lead time, and the rates count alarms.
+    A cell is ``value [low, high]``, with the 95 % interval if there is one, or a dash if the metric
+    is undefined. Columns without "cv" are for the test racks; "5 min ahead" is the recall of events
+    with at least that lead time, and the rates count alarms.
     """
     return pd.DataFrame(
         {
@@ -40,7 +40,7 @@ def results_table(metrics: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
 
 
 def cell(found: Mapping[str, float], metric: str, digits: int) -> str:
-    """Write a metric as ``value [low, high]``, as far as there is one."""
+    """Format a metric as ``value [low, high]``, ``value`` if it has no interval, or a dash."""
     value, low, high = (found.get(f"{metric}{end}") for end in ("", "_low", "_high"))
     if pd.isna(value):
         return "–"
@@ -50,19 +50,19 @@ def cell(found: Mapping[str, float], metric: str, digits: int) -> str:
 
 
 def at_budgets(curve: pd.DataFrame, n_events: int) -> dict[str, str]:
-    """Read off what some alarm budgets buy: the event recall with its interval, the median lead.
+    """Read off, at several alarm budgets, the event recall with its interval and the median lead.
 
     Parameters
     ----------
     curve : DataFrame, shape (n_thresholds, n_columns)
         From `alarm_curve`.
     n_events : int
-        Events behind the curve.
+        Number of events behind the curve.
 
     Returns
     -------
     dict of str to str
-        For each of `BUDGETS` the highest recall within it, at the earliest warning.
+        For each of `BUDGETS`, the highest recall within it; ties go to the earlier warning.
     """
     found = {}
     for budget in BUDGETS:
@@ -81,12 +81,12 @@ def caught_by_cause(events: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     Parameters
     ----------
     events : mapping of str to DataFrame
-        Name to a table from `event_table`.
+        For each name, a table from `event_table`.
 
     Returns
     -------
     DataFrame of str, shape (n_causes, n_names)
-        ``caught of all``, a dash where there is no such event. An event without a cause is counted
+        ``caught of all``, or a dash if there is no such event. An event without a cause is counted
         as "unknown".
     """
     counted = {name: _shares(table["caught"], _cause(table)) for name, table in events.items()}
@@ -96,8 +96,8 @@ def caught_by_cause(events: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def alarmed_by_kind(others: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Count the look-alikes and faults of each kind that raise an alarm, for several models.
 
-    As `caught_by_cause`, from tables of `other_table`; the index says "fault" or "look-alike", and
-    the cause.
+    Like `caught_by_cause`, but from tables of `other_table`; the index holds "fault" or
+    "look-alike", and the cause.
     """
     counted = {}
     for name, table in others.items():
@@ -107,7 +107,7 @@ def alarmed_by_kind(others: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def weak_causes(events: pd.DataFrame) -> list[str]:
-    """Name the causes of which fewer than half of the events are caught."""
+    """Return the causes with fewer than half of their events caught."""
     share = events["caught"].groupby(_cause(events)).mean()
     return sorted(share.index[share < 0.5])
 
@@ -117,6 +117,6 @@ def _cause(table: pd.DataFrame) -> pd.Series:
 
 
 def _shares(counts: pd.Series, by: pd.Series | list[pd.Series]) -> pd.Series:
-    """Write for each group how many are true ``of all``."""
+    """Format the count of true values in each group as ``true of all``."""
     groups = counts.groupby(by)
     return groups.sum().astype(str) + " of " + groups.size().astype(str)

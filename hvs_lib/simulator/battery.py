@@ -1,8 +1,8 @@
-"""What a row of telemetry is of: a single cell under test, a module, a block, or a whole pack.
+"""The battery behind a row of telemetry: a single cell under test, a module, a block or a pack.
 
-Edit the table ``BATTERIES``. The events of `causes.py` are those of a module; heat into the case,
-cooling and currents then scale with the battery. Voltages are those of 14 cells in series, as a map
-of own columns makes them.
+Edit the table ``BATTERIES``. The events of `causes.py` are defined for a module; heat into the
+case, cooling and currents then scale with the battery. Voltages are converted to 14 cells in
+series, as the column map of a user's own telemetry does.
 """
 
 from dataclasses import dataclass, field
@@ -16,22 +16,22 @@ from hvs_lib.project import did_you_mean
 class Battery:
     """Parameters of a battery; the defaults are those of a storage module.
 
-    Runaway rates and peaks stay hidden: the rows from 30 s before the point of no return are
-    dropped, and thermometers end at 200 degC. All others change what is seen.
+    Runaway rates and peaks do not show in the telemetry: rows from 30 s before the point of no
+    return on are dropped, and thermometers saturate at 200 degC. All other parameters affect it.
     """
 
-    series: int = 14  # groups of cells
-    parallel: int = 2  # cells in a group, 50 Ah each
-    modules: int = 8  # in a rack
+    series: int = 14  # cell groups in series
+    parallel: int = 2  # cells per group, 50 Ah each
+    modules: int = 8  # per rack
     thermistors: int = 8
     thermal_scale: float = 1.0  # mass and cooling of the case, relative to a module's
     room_C: tuple[float, float] = (19.0, 25.0)  # range of the sites' set-points
-    interval_s: float = 10.0  # between rows, 1 to 60; divides 10 or is a multiple of it
+    interval_s: float = 10.0  # between rows, 1 to 60; a divisor or a multiple of 10
     whole_degrees: bool = False
-    weights: dict[str, float] = field(default_factory=dict)  # of causes, where not `CAUSES`'s
-    late_vents: float = 0.0  # share of modules whose cells open at 140-165 degC, not by pressure
-    shorted_s: tuple[float, float] = (15.0, 15.0)  # tau of the stored charge's release
-    shorted_share: tuple[float, float] = (0.60, 0.60)  # of the stored charge: becomes heat
+    weights: dict[str, float] = field(default_factory=dict)  # of causes, overriding `CAUSES`
+    late_vents: float = 0.0  # share of modules whose cells vent at 140-165 degC, not by pressure
+    shorted_s: tuple[float, float] = (15.0, 15.0)  # time constant of the stored charge's release
+    shorted_share: tuple[float, float] = (0.60, 0.60)  # share of the stored charge released as heat
 
 
 WIDE = {"room_C": (-10.0, 45.0), "late_vents": 0.4}
@@ -48,18 +48,18 @@ BATTERIES = {
         weights={"fast_short": 0.2}, **WIDE, **HOT,
     ),
 }  # fmt: skip
-MIX = {"cell": 0.2, "module": 0.5, "pack": 0.3}  # shares of the sites of battery="mix"
+MIX = {"cell": 0.2, "module": 0.5, "pack": 0.3}  # share of sites if battery="mix"
 
 
 def check_battery(name: str) -> None:
-    """Refuse an unknown battery with a ValueError that names the nearest."""
+    """Raise a ValueError for an unknown battery, suggesting the nearest name."""
     if name not in (known := [*BATTERIES, "mix"]):
         cure = did_you_mean(name, known, "choose one.")
         raise ValueError(f"battery must be one of {', '.join(known)}, got {name!r}: {cure}")
 
 
 def battery_of(name: str, site: int, seed: int) -> str:
-    """Return the name of a site's battery, which "mix" draws for each site from the seed."""
+    """Return the name of a site's battery; "mix" draws one for each site from the seed."""
     if name != "mix":
         return name
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(site,)).spawn(5)[4])

@@ -1,7 +1,7 @@
 """What happens to a site: hazards and look-alikes, as a table of causes, ranges and effects.
 
 Edit the table ``CAUSES`` to change what a fleet goes through. A cause has a physical effect, which
-drives the rack (heat, current, air), or is a fault of an instrument, which changes what it reports.
+drives the rack (heat, current, air), or is an instrument fault, which changes the readings.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,15 @@ from hvs_lib import columns as col
 from hvs_lib.simulator.battery import Battery
 from hvs_lib.simulator.physics import DT_S, G_CASE_AIR_NO_FAN
 
-HAZARDS_PER_SITE, LOOK_ALIKES_PER_SITE = 7.0, 10.0  # in six hours
+HAZARDS_PER_SITE, LOOK_ALIKES_PER_SITE = 7.0, 10.0  # per six hours
 HAZARD_ONSET, LOOK_ALIKE_ONSET = (0.03, 0.66), (0.03, 0.90)  # share of the simulated time
 N_RACKS, RACKS_PER_ROW = 8, 4
-SENSOR = {name: i for i, name in enumerate(col.SENSORS)}  # places in an array of readings
+SENSOR = {name: i for i, name in enumerate(col.SENSORS)}  # index in an array of readings
 
 
 @dataclass(frozen=True)
 class Event:
-    """One cause at work; ``row``, ``rack`` and ``module`` are -1 where it covers more of them."""
+    """One occurrence of a cause; ``row``, ``rack`` or ``module`` is -1 if it covers several."""
 
     cause: str
     onset: int  # sample
@@ -30,10 +30,10 @@ class Event:
     rack: int = -1
     module: int = -1
     params: dict[str, float] = field(default_factory=dict)
-    seed: int = 0  # of its noise
+    seed: int = 0  # of the event's noise
 
     def covers(self, rack: int) -> bool:
-        """Tell whether the event touches a rack."""
+        """Return whether the event affects a rack."""
         if self.rack >= 0:
             return rack == self.rack
         return self.row < 0 or rack // RACKS_PER_ROW == self.row
@@ -43,13 +43,13 @@ class Event:
         return np.random.default_rng([self.seed, rack])
 
     def sampled(self, interval_s: float) -> "Event":
-        """Return the event with its times in samples of another interval than ``DT_S``."""
+        """Return the event with its times in samples of ``interval_s`` instead of ``DT_S``."""
         per = DT_S / interval_s
         lasts = {name: v * per for name, v in self.params.items() if name == "lasts_min"}
         return replace(self, onset=int(np.ceil(self.onset * per)), params=self.params | lasts)
 
     def rows(self, n_steps: int) -> slice:
-        """Return the samples from the onset until the event is over."""
+        """Return the samples from the onset to the end of the event."""
         minutes = self.params.get("lasts_min", np.inf)
         return slice(self.onset, int(min(n_steps, self.onset + minutes * 60.0 / DT_S)))
 
@@ -60,10 +60,10 @@ class Event:
 
 @dataclass
 class RackPlan:
-    """What will drive a rack; the effects of events write into it."""
+    """The inputs of a rack's simulation; the effects of events write into them."""
 
     rack: int
-    c_rate: np.ndarray  # (n_steps,) what the site asks of the string
+    c_rate: np.ndarray  # (n_steps,) requested by the site
     soc_limit: np.ndarray  # (n_steps,)
     soc_at: tuple[int, float]  # a sample, and the string's state of charge there
     drive: np.ndarray  # DRIVE, (n_modules, n_steps)
@@ -73,7 +73,7 @@ class RackPlan:
 
 def wander(rng: np.random.Generator, n: int, tau_s: float) -> np.ndarray:
     """Return an Ornstein-Uhlenbeck path of unit variance, shape (n,), sampled every ``DT_S``."""
-    keep = float(np.float32(np.exp(-DT_S / tau_s)))  # without the processor's last bit
+    keep = float(np.float32(np.exp(-DT_S / tau_s)))  # rounded: processors differ in the last bit
     shocks = rng.standard_normal(n) * np.sqrt(1.0 - keep**2)
     shocks[0] = rng.standard_normal()
     return lfilter([1.0], [1.0, -keep], shocks)
@@ -83,7 +83,7 @@ def wander(rng: np.random.Generator, n: int, tau_s: float) -> np.ndarray:
 
 
 def growing_short(event: Event, plan: RackPlan) -> None:
-    """Let a resistance across a cell group fall log-linearly, with noise, then stay."""
+    """Let a resistance across a cell group fall log-linearly, with noise, then level off."""
     p, m = event.params, event.module
     done = np.minimum(event.minutes(plan.c_rate.size) / p["ramp_min"], 1.0)
     ohm = p["start_ohm"] * np.power(p["final_ohm"] / p["start_ohm"], done)
@@ -93,7 +93,7 @@ def growing_short(event: Event, plan: RackPlan) -> None:
 
 
 def sudden_short(event: Event, plan: RackPlan) -> None:
-    """Short a cell group at once, after a precursor for some of them."""
+    """Short a cell group at once, in some cases after a precursor."""
     p, m = event.params, event.module
     strikes = event.onset + int(p["precursor_min"] * 60.0 / DT_S)
     plan.drive["short_ohm"][m, event.onset : strikes] = p["precursor_ohm"]
@@ -102,7 +102,7 @@ def sudden_short(event: Event, plan: RackPlan) -> None:
 
 
 def full_charge(event: Event, plan: RackPlan) -> None:
-    """Charge the string from a low state of charge to 97 %; a weak group then runs past 100 %."""
+    """Charge the string from a low state of charge to 97 %; a weak group then exceeds 100 %."""
     p = event.params
     hours = (0.97 - p["from_soc"]) / p["c_rate"]
     until = event.onset + int(hours * 3600.0 / DT_S) + 30
@@ -114,7 +114,7 @@ def full_charge(event: Event, plan: RackPlan) -> None:
 
 
 def hot_joint(event: Event, plan: RackPlan) -> None:
-    """Let a joint's resistance grow with the power 1.5 of time."""
+    """Let a joint's resistance grow as time to the power 1.5."""
     p, m = event.params, event.module
     done = np.minimum(event.minutes(plan.c_rate.size) / p["ramp_min"], 1.0)
     noise = np.exp(0.15 * wander(event.rng(), done.size, 300.0))
@@ -122,7 +122,7 @@ def hot_joint(event: Event, plan: RackPlan) -> None:
 
 
 def external_heat(event: Event, plan: RackPlan) -> None:
-    """Heat a module from outside after a 5 min ramp; in half of the cases its fan fails, too."""
+    """Heat a module from outside, ramped up over 5 min; in half of the cases its fan fails too."""
     p, m, rows = event.params, event.module, event.rows(plan.c_rate.size)
     watt = p["heat_W"] * np.minimum(event.minutes(rows.stop) / 5.0, 1.0)
     plan.drive["cell_W"][m, rows] += p["cell_share"] * watt
@@ -141,7 +141,7 @@ def warm_room(event: Event, plan: RackPlan) -> None:
 
 
 def set_drive(event: Event, plan: RackPlan) -> None:
-    """Set what drives one module: its parameters have the names of ``DRIVE``."""
+    """Set the inputs of one module; the event's parameters are named as in ``DRIVE``."""
     for name in event.params.keys() & plan.drive.dtype.fields:
         plan.drive[name][event.module, event.rows(plan.c_rate.size)] = event.params[name]
 
@@ -164,7 +164,7 @@ def puff(t_min: np.ndarray, decay_min: float, ppm: float) -> np.ndarray:
 
 
 def solvent(event: Event, plan: RackPlan) -> None:
-    """Let solvent vapour of cleaning or paint drift over the racks of a row."""
+    """Let solvent vapour from cleaning or paint drift over the racks of a row."""
     p, rng = event.params, event.rng(plan.rack)
     t = event.minutes(plan.c_rate.size) - rng.uniform(0.0, 3.0)
     voc = puff(t, p["lasts_min"] / 3.0, p["voc_ppm"] * rng.uniform(0.3, 1.0))
@@ -172,7 +172,7 @@ def solvent(event: Event, plan: RackPlan) -> None:
 
 
 def forklift(event: Event, plan: RackPlan) -> None:
-    """Let exhaust of a passing truck drift over the racks of a row."""
+    """Let the exhaust of a passing truck drift over the racks of a row."""
     p, rng = event.params, event.rng(plan.rack)
     for i in range(int(p["passes"])):
         arrives = i * p["lasts_min"] / p["passes"] + rng.uniform(0.0, 3.0)
@@ -185,7 +185,7 @@ def forklift(event: Event, plan: RackPlan) -> None:
 
 
 def drift(event: Event, readings: np.ndarray) -> None:
-    """Let a gas sensor or the hottest thermistor run away linearly, then stay off."""
+    """Let a gas sensor or the hottest thermistor drift linearly, then keep its offset."""
     p, name = event.params, col.TEMP_MAX
     if "which" in p:
         name = (col.CO, col.H2, col.VOC)[int(p["which"])]
@@ -200,7 +200,7 @@ def stuck(event: Event, readings: np.ndarray) -> None:
 
 
 def dropout(event: Event, readings: np.ndarray) -> None:
-    """Lose a module's telemetry again and again for some minutes."""
+    """Lose a module's telemetry repeatedly, for a few minutes at a time."""
     rng, rows = event.rng(), event.rows(readings.shape[2])
     start = rows.start
     while start < rows.stop:
@@ -226,7 +226,7 @@ def uniform(low: float, high: float) -> Range:
 
 
 def log_uniform(low: float, high: float) -> Range:
-    """Draw uniformly in the logarithm, without the processor's last bit."""
+    """Draw log-uniformly, rounded so that all processors give the same number."""
     return lambda rng: float(np.float32(np.exp(rng.uniform(np.log(low), np.log(high)))))
 
 
@@ -236,7 +236,7 @@ def signed(low: float, high: float) -> Range:
 
 
 def perhaps(probability: float, low: float, high: float, otherwise: float) -> Range:
-    """Draw between two bounds with a probability."""
+    """Draw between two bounds with the given probability, else return ``otherwise``."""
 
     def draw(rng: np.random.Generator) -> float:
         value = rng.uniform(low, high)
@@ -250,13 +250,13 @@ def perhaps(probability: float, low: float, high: float, otherwise: float) -> Ra
 
 @dataclass(frozen=True)
 class Cause:
-    """A row of the table: how often, where, with which effect and ranges."""
+    """A row of the table: how often a cause occurs and where, its effect and its ranges."""
 
     weight: float
     effect: Callable[[Event, RackPlan], None] | Callable[[Event, np.ndarray], None]
     ranges: dict[str, Range]
     scope: str = "module"  # or "rack", "row", "site"
-    kind: str = "look-alike"  # or "hazard", "instrument": a look-alike in a sensor alone
+    kind: str = "look-alike"  # or "hazard"; "instrument": a look-alike in a sensor only
 
 
 NEVER = np.inf
@@ -265,7 +265,7 @@ RAMP = uniform(30.0, 95.0)
 
 # fmt: off
 CAUSES: dict[str, Cause] = {
-    # Hazards: labelled before their point of no return. "propagation" follows by physics.
+    # Hazards: labelled before their point of no return. "propagation" follows from physics.
     "slow_short": Cause(0.50, growing_short, {
         "start_ohm": log_uniform(2.0, 15.0), "final_ohm": log_uniform(0.02, 0.07),
         "ramp_min": RAMP, "opens_C": perhaps(0.15, 45.0, 100.0, NEVER)}, kind="hazard"),
@@ -282,7 +282,7 @@ CAUSES: dict[str, Cause] = {
         "heat_W": log_uniform(800.0, 2600.0), "lasts_min": uniform(20.0, 90.0),
         "cell_share": uniform(0.10, 0.24),
         "no_fan_W_K": perhaps(0.5, G_CASE_AIR_NO_FAN, G_CASE_AIR_NO_FAN, NEVER)}, kind="hazard"),
-    # Seconds from the first sign to the PNR, so some have no labelled row; `battery.py` weighs it.
+    # Seconds from first sign to PNR, so some have no labelled row; its weights are in `battery.py`.
     "fast_short": Cause(0.0, sudden_short, {
         "final_ohm": log_uniform(0.001, 0.02), "precursor_min": uniform(0.0, 0.0),
         "precursor_ohm": uniform(1.0, 1.0), "opens_C": uniform(200.0, 250.0)}, kind="hazard"),
@@ -331,7 +331,7 @@ LOOK_ALIKES = [name for name in CAUSES if name not in HAZARDS]
 def make_event(
     cause: str, onset: int, rng: np.random.Generator, *, rack: int, module: int
 ) -> Event:
-    """Draw an event of a cause; it covers a module, or as much around it as the cause does."""
+    """Draw an event of a cause, covering the module or, by scope, its rack, row or site."""
     params = {name: draw(rng) for name, draw in CAUSES[cause].ranges.items()}
     narrow = ["site", "row", "rack", "module"].index(CAUSES[cause].scope)
     where = [rack // RACKS_PER_ROW, rack, module][:narrow]
@@ -339,9 +339,9 @@ def make_event(
 
 
 def draw_events(n_steps: int, rng: np.random.Generator, battery: Battery) -> list[Event]:
-    """Draw all hazards and look-alikes of a site, in order of their onset.
+    """Draw all hazards and look-alikes of a site, in order of onset.
 
-    At most one hazard strikes a rack, and two events share a module only if none is free.
+    A rack has at most one hazard, and two events share a module only if no other is free.
     """
     per_six_hours = n_steps * DT_S / 21600.0
     rng_hazards, rng_look_alikes = rng.spawn(2)

@@ -17,7 +17,7 @@ from hvs_lib.simulator.rack import Fate, draw_dispatch, draw_room, fates, measur
 
 START = np.datetime64("2025-01-01T00:00:00", "us")
 LABEL_FROM_S = col.LABEL_FROM_MIN * 60.0 + col.LABEL_UNTIL_S  # before the PNR
-HORIZON = int(np.ceil(LABEL_FROM_S / DT_S))  # samples past the end, for events that end there
+HORIZON = int(np.ceil(LABEL_FROM_S / DT_S))  # samples past the end: a PNR there labels earlier rows
 RACKS = [f"Rack{row}{i}" for row in "AB" for i in range(1, 5)]
 
 
@@ -35,33 +35,33 @@ def simulate_fleet(
     Parameters
     ----------
     sites : int
-        Number of sites of 8 racks.
+        Number of sites, of 8 racks each.
     hours : float
         Simulated time [h].
     seed : int
-        One seed gives the same telemetry whatever ``n_jobs`` or the number of sites beside.
+        Seed of the draws; a site's telemetry depends on neither ``n_jobs`` nor the other sites.
     battery : str
-        A name of ``BATTERIES``, for all sites: "cell", "module" (14s2p, 8 to a rack, every 10 s),
-        "block" or "pack"; or "mix", which draws each site's from ``MIX``.
+        Battery of all sites, from ``BATTERIES``: "cell", "module" (14s2p, 8 to a rack, every 10 s),
+        "block" or "pack"; or "mix", which draws one for each site from ``MIX``.
     n_jobs : int
-        Threads; -1 = all cores.
+        Number of threads; -1 for all cores.
     progress : bool
         Show a progress bar.
 
     Returns
     -------
     telemetry : DataFrame
-        Columns ``col.TELEMETRY`` but PNR, sorted by site, rack, module and time. A rack ends 30 s
-        before its first point of no return (PNR): a later warning would be too late.
+        Columns ``col.TELEMETRY`` except PNR, sorted by site, rack, module and time. A rack's rows
+        end 30 s before its first point of no return (PNR): a later warning would be too late.
     events : DataFrame
         One row per hazard and look-alike: Event_ID, Event_Type, Site_ID, Rack_ID, Module_ID
-        (missing where it covers more than one), Onset, PNR (NaT = never), Hazard (PNR reached),
-        Labelled (rows with label 1 are left).
+        (missing if it covers more than one), Onset, PNR (NaT = never), Hazard (PNR reached),
+        Labelled (has rows with label 1).
 
     Raises
     ------
     ValueError
-        If an argument is out of range or the battery unknown.
+        If an argument is out of range or the battery is unknown.
     """
     check_battery(battery)
     if sites < 1:
@@ -78,7 +78,7 @@ def simulate_fleet(
     tables = [telemetry for telemetry, _ in done]
     columns = {}
     for name in list(tables[0]):
-        parts = [table.pop(name) for table in tables]  # no more than one column is held twice
+        parts = [table.pop(name) for table in tables]  # at most one column is held twice
         if parts[0].dtype == "category":
             columns[name] = union_categoricals(parts, sort_categories=name == col.EVENT_TYPE)
         else:
@@ -90,7 +90,7 @@ def simulate_fleet(
 def simulate_site(
     site: int, hours: float, seed: int, battery: str = "module"
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Simulate one site; its number, from 0, the seed and the battery fix every draw.
+    """Simulate one site; its number (from 0), the seed and the battery fix every draw.
 
     Returns its telemetry and its events, as `simulate_fleet` does.
     """
@@ -130,7 +130,7 @@ def simulate_site(
     events = _events_frame(name, names, known)
     events["Labelled"] = np.isin(events.index, rows["event"][rows[col.LABEL] == 1])
     kinds = pd.Categorical(events[col.EVENT_TYPE])
-    kind = np.append(kinds.codes, -1)  # event -1, none, has no kind
+    kind = np.append(kinds.codes, -1)  # event -1 (none) has no kind
     columns = {
         col.TIMESTAMP: START + rows["step"] * np.timedelta64(int(interval_s), "s"),
         col.SITE: _category(np.zeros(len(rows["step"]), np.int8), [name]),
@@ -145,16 +145,16 @@ def simulate_site(
 
 
 def until_lost(seen: np.ndarray, pnr_s: np.ndarray, interval_s: float) -> np.ndarray:
-    """Leave out a rack's readings from 30 s before its first PNR on: too late for a warning."""
+    """Drop a rack's readings from 30 s before its first PNR on: too late for a warning."""
     return seen[..., : samples_until(pnr_s.min(), seen.shape[-1], interval_s)]
 
 
 def mark_rows(
     known: Sequence[Fate], rack: int, shape: tuple[int, int], interval_s: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return label and event number of a rack's rows, each of shape (n_modules, n_steps).
+    """Return the label and event number of a rack's rows, each of shape (n_modules, n_steps).
 
-    Label 1 goes from max(onset, PNR - 20.5 min) to PNR - 30 s.
+    Rows from max(onset, PNR - 20.5 min) to PNR - 30 s have label 1.
     """
     label, number, n_steps = np.zeros(shape, np.int8), np.full(shape, -1, np.int32), shape[1]
     for i, fate in sorted(enumerate(known), key=lambda each: each[1].rank):
@@ -170,7 +170,7 @@ def mark_rows(
 
 
 def samples_until(pnr_s: float, n_steps: int, interval_s: float) -> int:
-    """Return how many of the first samples lie at or before 30 s ahead of a PNR."""
+    """Return the number of samples up to 30 s before a PNR, inclusive."""
     last = np.floor((pnr_s - col.LABEL_UNTIL_S) / interval_s)
     return int(np.clip(last + 1, 0, n_steps))
 

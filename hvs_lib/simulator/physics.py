@@ -1,8 +1,8 @@
 """Heat, reactions, gas and electricity of one rack of modules, compiled.
 
-Every equation of the simulator stands here. Temperatures are in degC (``kelvin`` = + 273.15), all
-else SI. A module is one cell that may fail (``f``), its other cells (the core, ``c``) and the case
-(``s``); the modules of a rack share its air.
+All equations of the simulator are here. Temperatures are in degC (``kelvin`` = + 273.15), all else
+in SI units. A module consists of one cell that may fail (``f``), its other cells (the core, ``c``)
+and the case (``s``); the modules of a rack share its air.
 
 Reaction kinetics and enthalpies are from the literature below. Thermal conductances, gas mixing
 and gas yields are engineering estimates, chosen so that the hazards reach their point of no return
@@ -21,22 +21,22 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-# Division as in C: a check of every divisor makes the kernel five times slower. Records instead of
-# tuples of arrays: passing those costs more than the physics.
+# Division as in C: checking every divisor makes the kernel five times slower. Records instead of
+# tuples of arrays: passing tuples costs more than the physics.
 compiled = njit(cache=True, nogil=True, error_model="numpy")
 
-DT_S = 10.0  # interval of what drives a rack, and the longest step
+DT_S = 10.0  # sampling interval of a rack's inputs, and the longest step
 CELL_AH = 50.0
 KELVIN, R_GAS, SIGMA, FARADAY = 273.15, 8.314, 5.67e-8, 96485.0
 
 # Heat capacities [J/K] and conductances [W/K]
 CELL_J_K = 0.90 * 1020.0
-CORE_J_K, CASE_J_K = 1500.0, 9000.0  # of a module, beside its cells
+CORE_J_K, CASE_J_K = 1500.0, 9000.0  # of a module, besides its cells
 AIR_J_K = 8000.0
 G_CELL_CORE, G_CELL_CASE, G_CORE_CASE = 1.10, 0.25, 20.0
 G_CASE_AIR, G_CASE_AIR_NO_FAN = 10.0, 2.5
 G_CASE_CASE, RADIATING_M2, G_VENTILATION = 1.0, 0.10, 71.0
-EDGE_SHARE = 0.15  # of the heat from a hotter neighbour: lands on the edge cell, f
+EDGE_SHARE = 0.15  # of the heat from a hotter neighbour, into the edge cell, f
 BUS_OHM = 0.4e-3
 JOINT_INTO_CELL = 0.55  # of the heat of a bad joint; the rest warms the case
 
@@ -47,14 +47,14 @@ H_SEI, H_ANODE, H_CATHODE, H_ELYTE = 257e3, 1714e3, 314e3, 155e3  # J/kg of mate
 GRAPHITE_KG, CATHODE_KG, ELYTE_KG = 0.155, 0.310, 0.100  # per cell
 SEI_0, LITHIUM_0, THICK_0, ALPHA_0 = 0.15, 0.75, 0.033, 0.04
 
-# State of a cell: what is left of SEI, lithium, electrolyte, charge and solvent; thickness of the
-# SEI, conversion of the cathode, collapse of the separator
+# State of a cell: remaining SEI, lithium, electrolyte, charge and solvent; thickness of the SEI,
+# conversion of the cathode, collapse of the separator
 SEI, ANODE, THICK, CATHODE, ELYTE, CHARGE, SEPARATOR, SOLVENT = range(8)
 FRESH_CELL = np.array([SEI_0, 1.0, THICK_0, ALPHA_0, 1.0, 1.0, 0.0, 1.0])
 N_STATES = FRESH_CELL.size
 
 SEPARATOR_RAMP_K = 6.0
-CELL_V = 3.7  # mean, of the electrical energy that becomes heat
+CELL_V = 3.7  # mean voltage, for the electrical energy that becomes heat
 CORE_SHORTED_S = 60.0
 EJECTA_C, EJECTA_SHARE = 200.0, 0.20
 CORE_IGNITION_C = 250.0
@@ -72,18 +72,18 @@ YIELDS = np.array(
     ]
 )
 SIDE_YIELD = np.array([0.03, 0.03, 0.02, 0.07])  # mol per mol of electrons
-SIDE_FROM = 1.10  # state of charge from which a share of the current makes heat and gas
+SIDE_FROM = 1.10  # state of charge above which part of the current makes heat and gas
 RACK_M3, RACK_M3_S, NEAR_M3_S = 1.5, 0.06, 0.02
 PPM_M3_MOL = 1e6 * R_GAS * 298.15 / 101325.0
 LAG_S = (20.0, 30.0, 30.0)  # gas sensors: VOC, CO, H2
 
-QUIET_C, QUIET_SOC = 60.0, 1.08  # below both nothing reacts
+QUIET_C, QUIET_SOC = 60.0, 1.08  # nothing reacts below both
 PNR_C, PNR_RATE_K_S, PNR_RATE_FROM_C = 140.0, 0.5, 110.0
 MAX_CHANGE, MIN_STEP_S = 0.25, 0.02
 
 # Single precision, so that the last bit of numpy's exp, sin and powers, which differs between
 # processors, is rounded away before the kernel sees it.
-# What drives a module at a sample
+# Inputs of a module at a sample
 DRIVE = np.dtype(
     [
         ("case_air_W_K", "f4"),
@@ -92,18 +92,18 @@ DRIVE = np.dtype(
         ("cell_W", "f4"),  # heat from outside into f
         ("case_W", "f4"),  # heat from outside into s
         ("leak_mol_s", "f4"),  # solvent vapour
-        ("group_capacity", "f4"),  # of the group of f, relative
+        ("group_capacity", "f4"),  # relative, of the group of f
     ]
 )
-# What drives a whole rack at a sample
+# Inputs of a whole rack at a sample
 SURROUNDINGS = np.dtype(
     [
-        ("current_A", "f4"),  # of the string, > 0 charges
+        ("current_A", "f4"),  # of the string, > 0 when charging
         ("room_C", "f4"),
-        ("inlet_ppm", "f4", 3),  # VOC, CO, H2 of the room's air
+        ("inlet_ppm", "f4", 3),  # VOC, CO, H2 in the room's air
     ]
 )
-# How a module differs from others
+# How a module differs from the others
 TRAITS = np.dtype(
     [
         ("resistance", "f4"),  # relative
@@ -112,37 +112,37 @@ TRAITS = np.dtype(
         ("cell_core_W_K", "f4"),
         ("cell_case_W_K", "f4"),
         ("core_case_W_K", "f4"),
-        ("separator_C", "f4"),  # the collapse begins
+        ("separator_C", "f4"),  # onset of the collapse
         ("vent_Pa", "f4"),
         ("core_delay_s", "f4"),  # from f at 250 degC to the core's ignition; inf = never
         ("core_tau_s", "f4"),
-        ("short_opens_C", "f4"),  # the short burns open; inf = never
-        ("opens_C", "f4"),  # a cell does not vent below
-        ("shorted_s", "f4"),  # tau of the release of f's stored charge
-        ("shorted_J", "f8"),  # what it brings in a full cell
+        ("short_opens_C", "f4"),  # at which the short burns open; inf = never
+        ("opens_C", "f4"),  # lowest temperature of venting
+        ("shorted_s", "f4"),  # time constant of the release of f's stored charge
+        ("shorted_J", "f8"),  # heat of that release in a full cell
         ("series", "f8"),
         ("parallel", "f8"),
-        ("cells", "f8", 2),  # how many: f, core
+        ("cells", "f8", 2),  # number of cells: f, core
         ("heat_J_K", "f8", 3),  # heat capacity of f, core, case
     ]
 )
-# What changes in a module, and room to work out the change of a step
+# State of a module, and scratch space for the changes in a step
 STATE = np.dtype(
     [
         ("temp", "f8", 3),  # f, c, s [degC]
         ("soc", "f8"),  # of the string
         ("soc_f", "f8"),  # of the group of f
         ("short_A", "f8"),
-        ("opened", "f8"),  # 1: the short burnt open
+        ("opened", "f8"),  # 1: the short has burnt open
         ("cells", "f8", (2, N_STATES)),  # f, a cell of the core
         ("vented", "f8", 2),
         ("retained", "f8", (2, 4)),  # gas in a closed cell [mol]
-        ("ignites_s", "f8"),  # the core
+        ("ignites_s", "f8"),  # of the core
         ("pnr_s", "f8"),
         ("sensor_ppm", "f8", 3),
         ("middle", "f8", 3),  # temperatures halfway through a step
         ("flow", "f8", 3),  # heat into f, c, s [W]
-        ("heat", "f8", 3),  # of chemistry in a step, in f, c, s (none) [J]
+        ("heat", "f8", 3),  # of chemistry in a step, in f, c, s (none in s) [J]
         ("change", "f8", N_STATES),  # of a cell in a step
         ("gas", "f8", 4),  # made by a cell in a step [mol]
         ("emitted", "f8", 3),  # into the rack air in a step [mol]
@@ -152,7 +152,7 @@ RACK = np.dtype([("air", "f8"), ("ppm", "f8", 3)])
 
 
 class RackTruth(NamedTuple):
-    """What really happens in a rack, before any sensor."""
+    """The true state of a rack, before any sensor."""
 
     temp_C: np.ndarray  # (3, n_modules, n_steps) f, c, s
     air_C: np.ndarray  # (n_steps,)
@@ -188,12 +188,12 @@ def side_share(soc):
 
 @compiled
 def reaction_extents(x, temp_C, soc, step_s):
-    """Return how far SEI, anode, cathode and electrolyte react within a step at one temperature.
+    """Return how far SEI, anode, cathode and electrolyte react in a step at constant temperature.
 
     dx_sei = -k x_sei; dx_an = -k x_an exp(-thick/0.033) = -dthick; dalpha = k alpha (1 - alpha);
-    dx_e = -k x_e; k = A exp(-E/RT). Exact at frozen temperature (for the anode: at frozen lithium),
-    so no step overshoots. Returns used SEI, used lithium, gained conversion of the cathode and used
-    electrolyte, all >= 0.
+    dx_e = -k x_e; k = A exp(-E/RT). Exact at constant temperature (anode: at constant lithium), so
+    no step overshoots. Returns SEI used, lithium used, gain in cathode conversion and
+    electrolyte used, all >= 0.
 
     References
     ----------
@@ -226,12 +226,12 @@ def reaction_heat(extents, soc, graphite_kg, cathode_kg, elyte_kg):
 
 @compiled
 def react(module, traits, c, now, step_s):
-    """Work out the chemistry of f (``c`` = 0) or of one cell of the core, without applying it.
+    """Compute the chemistry of f (``c`` = 0) or of one cell of the core, without applying it.
 
-    Beside the reactions: from ``separator_C`` on the separator lets the stored charge turn into
+    Besides the reactions: above ``separator_C`` the collapsing separator turns stored charge into
     heat, the solvent of a vented cell evaporates, and a burning core loses the share
-    ``1 - exp(-step/tau)`` of all that is left. Fills ``change`` and ``gas``; returns the heat made
-    by reactions and stored charge, and that taken by evaporation [J].
+    ``1 - exp(-step/tau)`` of all that is left. Fills ``change`` and ``gas``; returns the heat
+    released by reactions and stored charge, and the heat absorbed by evaporation [J].
     """
     x, dx, gas, temp_C = module.cells[c], module.change, module.gas, module.middle[c]
     burning = c == 1 and now >= module.ignites_s
@@ -273,12 +273,12 @@ def react(module, traits, c, now, step_s):
 
 @compiled
 def heat_into_module(module, traits, drive, current_A, air_C):
-    """Fill a module's heat flows into f, c, s, without chemistry and neighbours.
+    """Fill in a module's heat flows into f, c, s, without chemistry and neighbours.
 
     Ohmic heat of a cell in a group of p: R (I/p)^2, reversible heat (I/p) T 1e-4 (0.3 - z). A short
     of R_isc across the group draws i = U/(R_isc + R/p): i^2 (R_isc + R/p^2) heats f, i^2 R/p^2 each
     partner.
-    Returns the heat from the case into the rack air [W].
+    Returns the heat flow from the case into the rack air [W].
     """
     f, c, s = module.middle[0], module.middle[1], module.middle[2]
     p = traits.parallel
@@ -311,9 +311,9 @@ def heat_into_module(module, traits, drive, current_A, air_C):
 
 @compiled
 def heat_flows(modules, traits, drive, around, k, air_C):
-    """Fill the heat flows of all modules at their ``middle`` temperatures; return the air's [W].
+    """Fill in the heat flows of all modules at ``middle`` temperatures; return the air's [W].
 
-    Neighbouring cases exchange heat by conduction and radiation; part of it lands on the edge
+    Neighbouring cases exchange heat by conduction and radiation; part of it reaches the edge
     cell of the colder module.
     """
     air_W = -(G_VENTILATION * (air_C - around[k].room_C))
@@ -331,7 +331,7 @@ def heat_flows(modules, traits, drive, around, k, air_C):
 
 @compiled
 def is_quiet(modules):
-    """Tell whether nothing in the rack reacts."""
+    """Return whether nothing in the rack reacts."""
     for m in range(modules.size):
         temp = modules[m].temp
         if max(temp[0], temp[1], temp[2]) >= QUIET_C or modules[m].soc_f > QUIET_SOC:
@@ -343,7 +343,7 @@ def is_quiet(modules):
 def shorten_step(modules, traits, now, step):
     """Return a step within which no reaction rate changes by more than 25 %.
 
-    Leaves the chemical heat of its first half in ``heat``.
+    Leaves the chemical heat of the step's first half in ``heat``.
     """
     while True:
         ratio = 0.0
@@ -362,10 +362,10 @@ def shorten_step(modules, traits, now, step):
 
 @compiled
 def vent(module, traits, c, now):
-    """Keep a closed cell's gas, or open it: all its gas and a flash of solvent leave.
+    """Keep a closed cell's gas, or vent it: all its gas and a flash of solvent escape.
 
     The pressure in a closed cell is that of air, half-saturated solvent vapour and gas. Returns the
-    heat taken by the flash [J].
+    heat absorbed by the flash [J].
     """
     x, gas, retained = module.cells[c], module.gas, module.retained[c]
     kelvin = module.middle[c] + KELVIN
@@ -389,9 +389,9 @@ def vent(module, traits, c, now):
 
 @compiled
 def apply_chemistry(module, traits, current_A, now, step):
-    """Let a module's cells react for a step at the temperatures of its middle.
+    """Let a module's cells react for a step at its midpoint temperatures.
 
-    Returns the heat that leaves with the ejecta into the rack air [J].
+    Returns the heat that the ejecta carry into the rack air [J].
     """
     ejected = 0.0
     for c in range(2):
@@ -413,7 +413,7 @@ def apply_chemistry(module, traits, current_A, now, step):
 
 @compiled
 def advance_charge(module, traits, drive, current_A, step):
-    """Count the charge of the string and of the group of f, which a short drains."""
+    """Update the charge of the string and of the group of f, which a short drains."""
     per_A = step / (3600.0 * CELL_AH * traits.parallel * traits.capacity)
     side = side_share(module.soc_f) if current_A > 0.0 else 0.0
     into_group = current_A * (1.0 - side) - module.short_A
@@ -423,7 +423,7 @@ def advance_charge(module, traits, drive, current_A, step):
 
 @compiled
 def note_milestones(module, traits, now, rise_K_s):
-    """Note a short that burns open, the ignition of the core and the point of no return."""
+    """Record a short that burns open, the ignition of the core and the point of no return."""
     f, c = module.temp[0], module.temp[1]
     if f >= traits.short_opens_C:
         module.opened = 1.0
@@ -437,7 +437,7 @@ def note_milestones(module, traits, now, rise_K_s):
 
 @compiled
 def mix_gas(modules, rack, inlet_ppm, step):
-    """Mix what the modules emitted into the rack air; the lagging sensors follow.
+    """Mix the modules' emissions into the rack air and update the lagging sensors.
 
     Rack: V dc/dt = Q (c_inlet - c) + n. A module's own sensor also sees n / 0.02 m3/s.
     """
@@ -459,7 +459,7 @@ def mix_gas(modules, rack, inlet_ppm, step):
 def advance(modules, rack, traits, drive, around, k, now, step):
     """Advance a rack by one step of the explicit midpoint rule.
 
-    Returns the length of the step [s]: as asked where nothing reacts, else perhaps shorter.
+    Returns the length of the step [s]: as requested if nothing reacts, else possibly shorter.
     """
     quiet = is_quiet(modules)
     for m in range(modules.size):
@@ -499,7 +499,7 @@ def advance(modules, rack, traits, drive, around, k, now, step):
 def module_voltage(module, traits, current_A, joint_ohm):
     """Return a module's terminal voltage [V]: healthy groups, the group of f, the joint.
 
-    Nothing is left of a group's voltage once its separators have collapsed.
+    A group has no voltage left once its separators have collapsed.
     """
     r_c = traits.resistance * cell_resistance(module.temp[1], module.soc)
     r_f = traits.resistance * cell_resistance(module.temp[0], module.soc_f)
@@ -513,15 +513,15 @@ def module_voltage(module, traits, current_A, joint_ohm):
 
 @compiled
 def run(modules, rack, traits, drive, around, truth, dt_s):
-    """Advance a rack through all samples, ``dt_s`` apart (10 s or a part of it); write them down.
+    """Advance a rack through all samples, ``dt_s`` apart (10 s or a divisor), and record them.
 
-    While it is quiet a step is one sample; else it is so short that no reaction rate changes by
-    more than 25 % within it, and it always lands on the sample grid.
+    While nothing reacts, a step is one sample; otherwise it is so short that no reaction rate
+    changes by more than 25 % within it. Steps always land on the sample grid.
     """
     step = dt_s
     per = round(DT_S / dt_s)
     for i in range(truth.air_C.size):
-        k = i // per  # of what drives it
+        k = i // per  # sample of its inputs
         truth.air_C[i] = rack.air
         for m in range(modules.size):
             module = modules[m]
@@ -555,9 +555,9 @@ def at_rest(around: np.ndarray, traits: np.ndarray) -> tuple[np.ndarray, np.ndar
 def simulate(
     drive: np.ndarray, around: np.ndarray, traits: np.ndarray, interval_s: float = DT_S
 ) -> RackTruth:
-    """Simulate one rack and return it every ``interval_s``.
+    """Simulate one rack and return its state every ``interval_s``.
 
-    The heat of a step is reaction extent x enthalpy, so energy closes to rounding.
+    The heat of a step is reaction extent x enthalpy, so energy is conserved to rounding error.
 
     Parameters
     ----------
@@ -565,7 +565,7 @@ def simulate(
     around : ndarray of SURROUNDINGS, shape (n_steps,)
     traits : ndarray of TRAITS, shape (n_modules,)
     interval_s : float
-        1 to 60 [s], a divisor or a multiple of 10.
+        Interval of the result [s], 1 to 60, a divisor or a multiple of 10.
     """
     n, dt_s = traits.size, min(interval_s, DT_S)
     n_steps = around.size * round(DT_S / dt_s)

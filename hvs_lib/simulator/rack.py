@@ -21,8 +21,8 @@ NOISE_SD = np.array([0.20, 0.25, 0.05, 0.10, 0.10, 5.0, 5.0, 5.0, 0.10], np.floa
 BIAS_SD = np.array([0.25, 0.25, 0.02, 0.0, 1.0, 6.0, 6.0, 6.0, 0.25])
 LOWEST = np.array([-40, -40, 0, -1000, 0, 0, 0, 0, -40], np.float32)
 HIGHEST = np.array([200, 200, 1000, 1000, 100, 2000, 2000, 2000, 200], np.float32)
-# Steps of an instrument to the unit: 0.01 degC, 1 mV, 0.01 A, 0.01 %, 0.1 ppm. They also hide the
-# last digit of the mathematics, which differs from processor to processor.
+# Resolution, in steps per unit: 0.01 degC, 1 mV, 0.01 A, 0.01 %, 0.1 ppm. The rounding also hides
+# the last digit of the computation, which differs between processors.
 STEPS = np.array([100, 100, 1000, 100, 100, 10, 10, 10, 100], np.float32)
 TEMPS = [SENSOR[name] for name in (col.TEMP_AVG, col.TEMP_MAX, col.AMBIENT)]
 MISSING, OUTLIERS, OUTLIER_SD = 0.0005, 0.0001, 7.0
@@ -33,9 +33,9 @@ CROSS_RESPONSE = {col.CO: (0.015, 1.0, 0.25), col.H2: (0.01, 0.05, 1.0), col.VOC
 
 
 def draw_dispatch(n_steps: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """Draw the current that a site's operator asks for: blocks, plus frequency regulation.
+    """Draw the current that a site's operator requests: blocks, plus frequency regulation.
 
-    Returned as C-rate, > 0 charges, shape (n_steps,), beside the state of charge at the start, 0-1.
+    Returns the C-rate, > 0 when charging, shape (n_steps,), and the initial state of charge, 0-1.
     """
     c_rate = np.empty(n_steps)
     start = soc = rng.uniform(0.25, 0.8)
@@ -59,7 +59,7 @@ def draw_room(n_steps: int, rng: np.random.Generator, battery: Battery) -> np.nd
 
 
 def draw_traits(rng: np.random.Generator, battery: Battery) -> np.ndarray:
-    """Draw how the modules of a rack differ, ``TRAITS`` of shape (n_modules,)."""
+    """Draw the traits of a rack's modules: ``TRAITS``, shape (n_modules,)."""
     n, scale, own = battery.modules, battery.thermal_scale, rng.spawn(1)[0]
 
     def spread(sd: float) -> np.ndarray:
@@ -92,7 +92,7 @@ def draw_traits(rng: np.random.Generator, battery: Battery) -> np.ndarray:
 
 @njit(cache=True, nogil=True)
 def follow_dispatch(c_rate, soc, high):
-    """Return the C-rate that a string really takes: none past the ends of its window."""
+    """Return the actual C-rate of a string: zero where it would leave its SOC window."""
     taken = np.empty_like(c_rate)
     for k in range(c_rate.size):
         change = c_rate[k] * DT_S / 3600.0
@@ -105,7 +105,7 @@ def follow_dispatch(c_rate, soc, high):
 def string_current(plan: RackPlan, battery: Battery) -> tuple[np.ndarray, float]:
     """Return the string's current [A] and its state of charge at the start.
 
-    The state of charge may be fixed at a later sample: before it, time runs backwards.
+    If the state of charge is fixed at a later sample, earlier samples are computed backwards.
     """
     at, soc = plan.soc_at
     back = follow_dispatch(-plan.c_rate[:at][::-1], soc, plan.soc_limit[:at][::-1])
@@ -123,7 +123,7 @@ def plan_rack(
     rng: np.random.Generator,
     battery: Battery,
 ) -> RackPlan:
-    """Draw a rack, let the events act on it and return what drives it."""
+    """Draw a rack, apply the events to it and return the inputs of its simulation."""
     n, n_modules = room_C.size, battery.modules
     drive = np.zeros((n_modules, n), ph.DRIVE)
     drive["case_air_W_K"] = ph.G_CASE_AIR * np.exp(0.10 * rng.standard_normal((n_modules, 1)))
@@ -140,7 +140,7 @@ def plan_rack(
     for event in events:
         if CAUSES[event.cause].kind != "instrument":
             CAUSES[event.cause].effect(event, plan)
-    for name in ("case_air_W_K", "case_W"):  # events are stated for a module
+    for name in ("case_air_W_K", "case_W"):  # events are defined for a module
         drive[name] *= battery.thermal_scale
     around["current_A"], soc = string_current(plan, battery)
     plan.traits["soc"] = soc + 0.012 * rng.standard_normal(n_modules)
@@ -153,10 +153,10 @@ def plan_rack(
 def noiseless_readings(
     truth: RackTruth, current_A: np.ndarray, rng: np.random.Generator, battery: Battery
 ) -> np.ndarray:
-    """Draw the instruments of a rack; return what they read without noise, shape as `measure`.
+    """Draw a rack's instruments; return their readings without noise, shaped as in `measure`.
 
-    Fewer thermistors than cells: the failing cell has one of its own, or sits next to one, or is
-    far from all. Voltages are reduced to those of a module.
+    There are fewer thermistors than cells: the failing cell has its own, is next to one, or is
+    far from all. Voltages are converted to those of a module.
     """
 
     def column(values: np.ndarray) -> np.ndarray:
@@ -204,7 +204,7 @@ def measure(
     rng: np.random.Generator,
     battery: Battery,
 ) -> np.ndarray:
-    """Return what the rack's sensors report, instrument faults among the events included.
+    """Return what the rack's sensors report, including instrument faults among the events.
 
     Returns
     -------
@@ -249,16 +249,16 @@ class Fate(NamedTuple):
 
     @property
     def rank(self) -> tuple[bool, ...]:
-        """Which event a row shows where several overlap: hazards, then the most local."""
+        """Precedence of overlapping events in a row: hazards first, then the most local."""
         cause = self.event.cause
         return self.hazard, cause not in LOOK_ALIKES, self.event.module >= 0, self.event.rack >= 0
 
 
 def fates(rack: int, events: Sequence[Event], truth: RackTruth) -> list[Fate]:
-    """Return what became of every event of one module in a rack, propagation included.
+    """Return what became of every single-module event in a rack, including propagation.
 
-    A module's PNR belongs to its hazard, else, in the first module to burn, to the latest event
-    before it, else to propagation: a look-alike is not to blame for a neighbour's fire.
+    A module's PNR is attributed to its hazard; else, in the first module to burn, to the latest
+    event before it; else to propagation: a look-alike is not to blame for a neighbour's fire.
     """
     result, first_s = [], truth.pnr_s.min()
     for m, pnr_s in enumerate(truth.pnr_s):

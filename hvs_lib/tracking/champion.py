@@ -1,4 +1,4 @@
-"""Rank comparable runs by a stated rule, and register the best where it is better than the last."""
+"""Rank comparable runs by a stated rule, and register the best if it beats the last champion."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from hvs_lib.tracking.store import one_at_a_time, search_runs
 
 REGISTERED_MODEL = "hvs-fire-prediction"
 CHAMPION = "champion"
-_MOST_SHOWN = 5000  # characters of a description that MLflow's tables hold
+_MOST_SHOWN = 5000  # characters of a description that fit MLflow's tables
 
-# Policy to the metrics that decide; each breaks the ties of those before it.
+# The metrics that decide each policy; each metric breaks the ties of those before it.
 POLICIES = {
     "event_recall": ["cv_early_recall", "cv_event_recall_5min", "cv_pr_auc"],
     "pr_auc": ["cv_pr_auc"],
@@ -34,7 +34,7 @@ POLICIES = {
 
 
 class Decision(NamedTuple):
-    """The run that is the champion from now on, as a row of the runs, and why."""
+    """The run of the champion from now on, as a row of the runs, and the reason."""
 
     run: pd.Series
     reason: str
@@ -43,18 +43,18 @@ class Decision(NamedTuple):
 def rank_models(
     runs: pd.DataFrame, *, policy: str = "event_recall", min_precision: float = 0.5
 ) -> pd.DataFrame:
-    """Rank the models that qualify by their out-of-fold metrics, best first.
+    """Rank the qualifying models by their out-of-fold metrics, best first.
 
-    References and leaky runs cannot win.
+    References and leaky runs do not qualify.
 
     Parameters
     ----------
     runs : DataFrame
-        One row for each run, from `comparable_runs`.
+        One row per run, from `comparable_runs`.
     policy : str
-        ``event_recall``: the most events caught at least 5 min ahead, on average over shares of the
-        budget of nuisance alarms, see `early_recall`; ties go to the most at the whole budget, then
-        to the higher average precision. ``pr_auc``: the highest average precision. ``recall``: the
+        ``event_recall``: the most events caught at least 5 min ahead, averaged over shares of the
+        nuisance-alarm budget, see `early_recall`; ties go to the most at the full budget, then to
+        the higher average precision. ``pr_auc``: the highest average precision. ``recall``: the
         highest recall of hazardous rows among models whose precision reaches `min_precision`; ties
         go to the higher average precision.
     min_precision : float
@@ -63,7 +63,7 @@ def rank_models(
     Raises
     ------
     ValueError
-        For an unknown policy, a `min_precision` outside 0 to 1, or where no run qualifies.
+        If the policy is unknown, `min_precision` is outside 0 to 1, or no run qualifies.
     """
     check_policy(policy, min_precision)
     able = runs[(runs["role"] == "model") & (runs["leaky"] == "false")]
@@ -79,7 +79,7 @@ def rank_models(
 
 
 def check_policy(policy: str, min_precision: float) -> None:
-    """Refuse an unknown policy or a precision out of range, with a ValueError."""
+    """Raise a ValueError for an unknown policy or a precision out of range."""
     if policy not in POLICIES:
         raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}.")
     if not 0 <= min_precision <= 1:
@@ -96,22 +96,22 @@ def decide(
 ) -> Decision:
     """Let the challenger replace the incumbent only if it is better beyond chance.
 
-    An incumbent that was judged on other telemetry, racks or alarm budget cannot be compared: it
-    gives way, and stays registered.
+    An incumbent judged on other telemetry, racks or alarm budget cannot be compared: it is
+    replaced but stays registered.
 
     Parameters
     ----------
     challenger : Series
-        The first of `rank_models`.
+        The first row of `rank_models`.
     incumbent : Series or None
         The run of the registered champion; None if there is none.
     read_scores : callable
-        Gives the out-of-fold scores frame of a Run ID.
+        Function that returns the out-of-fold scores frame of a Run ID.
     policy : str
-        For ``event_recall`` the events caught 5 min ahead are compared; for both ``pr_auc`` and
-        ``recall``, which are about rows, the average precision.
+        ``event_recall`` compares the events caught 5 min ahead; ``pr_auc`` and ``recall``, which
+        are about rows, compare the average precision.
     seed : int
-        Of the bootstrap over racks.
+        Seed of the bootstrap over racks.
     """
     if incumbent is None:
         return Decision(challenger, "it is the first champion.")
@@ -137,7 +137,7 @@ def decide(
 
 
 def champion_is_registered() -> bool:
-    """Tell whether a version has the alias of the champion."""
+    """Return whether a version has the champion alias."""
     found = MlflowClient().search_registered_models(f"name = '{REGISTERED_MODEL}'")
     return bool(found) and CHAMPION in found[0].aliases
 
@@ -145,13 +145,13 @@ def champion_is_registered() -> bool:
 def incumbent() -> pd.Series | None:
     """Return the run of the registered champion, as a row of `comparable_runs`.
 
-    None where no champion is registered, or its run has been deleted or is of an earlier version.
+    None if no champion is registered, or its run is deleted or from an earlier version.
     """
     if not champion_is_registered():
         return None
     client = MlflowClient()
     run_id = client.get_model_version_by_alias(REGISTERED_MODEL, CHAMPION).run_id
-    runs = search_runs(f"attributes.run_id = '{run_id}'")  # none where it is in the trash, or gone
+    runs = search_runs(f"attributes.run_id = '{run_id}'")  # none if it is in the trash or gone
     if not runs or not is_current(runs[0]):
         why = "is of an earlier version" if runs else "is deleted"
         log_line(f"{STEP}the run of the registered champion, {run_id}, {why}: it no longer counts")
@@ -161,11 +161,11 @@ def incumbent() -> pd.Series | None:
 
 
 def register_champion(run_id: str) -> str:
-    """Register the run's model, unless it is registered, and point the alias at its version."""
+    """Register the run's model, if not yet registered, and point the alias at its version."""
     client, named = MlflowClient(), f"name = '{REGISTERED_MODEL}'"
     with one_at_a_time():
         known = client.search_model_versions(f"{named} and run_id = '{run_id}'")
-        if not known:  # `mlflow.register_model` does the same and writes to standard error
+        if not known:  # `mlflow.register_model` does the same but writes to standard error
             model_id = _logged_model_id(client, run_id)
             if not client.search_registered_models(named):
                 client.create_registered_model(REGISTERED_MODEL)
@@ -176,7 +176,7 @@ def register_champion(run_id: str) -> str:
 
 
 def complete_champion(version: str, sets: Mapping[str, SensorSet], card: str) -> None:
-    """Log sensor sets and card with the version's model and its run, and show the card."""
+    """Log a version's sensor sets and card to its model and run, and show the card."""
     client = MlflowClient()
     run_id = client.get_model_version(REGISTERED_MODEL, version).run_id
     known = json.dumps({name: asdict(each) for name, each in sets.items()}, indent=1)

@@ -1,9 +1,9 @@
-"""Model files: what they may hold, and loading one without executing what it brings.
+"""Model files: what they may hold, and how to load one without executing its code.
 
-A store's files may have been written by anybody who can write to its artifacts. So a file is
-loaded as skops reads it, with the types below and no other; a pickle, or a model with code of its
-own, is refused. `mlflow.sklearn.load_model`, `mlflow.pyfunc` and ``mlflow models serve`` trust
-whatever the file itself asks for: use them on your own store only.
+A store's files may come from anybody who can write to its artifacts. So files are loaded with
+skops, with the types below and no other; a pickle, or a model with code of its own, is refused.
+`mlflow.sklearn.load_model`, `mlflow.pyfunc` and ``mlflow models serve`` trust whatever the file
+asks for: use them only on your own store.
 """
 
 import json
@@ -20,7 +20,7 @@ from hvs_lib.tracking.store import first_line
 
 SENSOR_SETS_FILE = "sensor_sets.json"
 
-# Beyond what skops trusts: what the workbook's pipelines hold. None executes code as it loads.
+# Types that the workbook's pipelines hold beyond those skops trusts. None executes code on loading.
 TRUSTED_TYPES = frozenset(
     {
         "hvs_lib.evaluation.calibration.CalibratedClassifier",
@@ -45,7 +45,7 @@ TRUSTED_TYPES = frozenset(
 
 
 class ModelError(HvsError):
-    """A model that is not there or is refused; the text is for the user."""
+    """A model is missing or refused; the message is for the user."""
 
 
 def types_to_trust(model: BaseEstimator) -> list[str]:
@@ -54,34 +54,34 @@ def types_to_trust(model: BaseEstimator) -> list[str]:
     Raises
     ------
     ModelError
-        Where the workbook would refuse to load the model again.
+        If the workbook would refuse to load the model again.
     """
     return _checked(skops.io.get_untrusted_types(data=skops.io.dumps(model)), "the model to log")
 
 
 def load_model(uri: str | Path) -> tuple[BaseEstimator, dict[str, Any]]:
-    """Load a model that a notebook has logged, with its calibration and threshold.
+    """Load a model logged by a notebook, with its calibration and threshold.
 
     Parameters
     ----------
     uri : str or Path
-        Of a model of the store that MLflow points at, such as ``runs:/<run id>/model``, or the
-        folder of a saved one.
+        URI of a model in the store that MLflow points at, such as ``runs:/<run id>/model``, or the
+        folder of a saved model.
 
     Returns
     -------
     model : estimator
     metadata : dict
-        With ``sensor_sets`` where it has become the champion.
+        Includes ``sensor_sets`` if the model has become the champion.
 
     Raises
     ------
     ModelError
-        If there is none, or its file is not of the kind that the workbook logs.
+        If there is no such model, or its file is not of the kind that the workbook logs.
     """
     try:
         folder = Path(mlflow.artifacts.download_artifacts(str(uri)))
-    except Exception as error:  # the package of each store, such as boto3, raises its own
+    except Exception as error:  # each store's package, such as boto3, has its own errors
         raise ModelError(f"there is no model {uri}: {first_line(error)}") from error
     try:
         # Not mlflow.models.Model.load, which unescapes the percent signs of a path.
@@ -103,7 +103,7 @@ def load_model(uri: str | Path) -> tuple[BaseEstimator, dict[str, Any]]:
         return skops.io.load(folder / name, trusted=types), metadata
     except ModelError:
         raise
-    except Exception as error:  # whatever a damaged or forged file makes the readers stumble over
+    except Exception as error:  # any error that a damaged or forged file causes
         raise ModelError(f"the model {uri} cannot be read: {error}") from error
 
 

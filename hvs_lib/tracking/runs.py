@@ -1,4 +1,4 @@
-"""What every notebook logs in the same way, beside MLflow's own calls, and how to read it back."""
+"""What every notebook logs in the same way, besides MLflow's own calls, and how to read it back."""
 
 import atexit
 import hashlib
@@ -47,28 +47,28 @@ from hvs_lib.tracking.store import as_store_errors, connect, make_experiments, s
 
 
 def prepare() -> None:
-    """Connect to the store, make the experiments, and close runs that were left unfinished.
+    """Connect to the store, create the experiments, and close runs that were left unfinished.
 
-    These are the runs of dead processes, and the one that this notebook has started before where
-    its first cells are run again.
+    These are the runs of dead processes and, if the notebook's first cells are run again, its own
+    earlier run.
 
     Raises
     ------
     StoreError
-        Where the store does not answer, or an experiment is deleted.
+        If the store does not respond, or an experiment is deleted.
     """
     connect()
     make_experiments()
     with as_store_errors():
         close_killed_runs()
     _close_active()
-    atexit.register(_close_active)  # MLflow would call it FINISHED
+    atexit.register(_close_active)  # MLflow would mark it FINISHED
     if foreign := os.environ.pop("MLFLOW_RUN_ID", ""):  # MLflow would log into that run
         log_line(f"{STEP}MLFLOW_RUN_ID={foreign} is ignored: each notebook has runs of its own")
 
 
 def tags_of(notebook: str, *, data_sha256: str = "none", split: str = "") -> dict[str, str]:
-    """Return the tags of a notebook's run, such as ``01_baseline``: where its numbers come from."""
+    """Return the tags that trace the numbers of a notebook, such as ``01_baseline``."""
     code = code_version()
     return {
         "role": "parent",
@@ -86,7 +86,7 @@ def tags_of(notebook: str, *, data_sha256: str = "none", split: str = "") -> dic
 
 
 def close_killed_runs() -> None:
-    """Close, as KILLED, the runs that this machine's dead processes left RUNNING."""
+    """Close as KILLED the runs that dead processes of this machine left RUNNING."""
     for run in search_runs("attributes.status = 'RUNNING'"):
         process = run.data.tags.get("process")
         if process and _is_dead(process):
@@ -94,7 +94,7 @@ def close_killed_runs() -> None:
 
 
 def close_execution(execution_id: str, executed: Path, *, status: str, error: str) -> None:
-    """Log an executed notebook, as far as it came, with its run; close that where it failed."""
+    """Log an executed notebook, complete or not, to its run; close the run if it failed."""
     connect()
     with as_store_errors():
         client = MlflowClient()
@@ -108,19 +108,19 @@ def close_execution(execution_id: str, executed: Path, *, status: str, error: st
 
 
 def _close_active() -> None:
-    """Close, as KILLED, what this process left active."""
+    """Close as KILLED the runs that this process left active."""
     while mlflow.active_run():
-        with suppress(Exception):  # it was deleted meanwhile, or the store is away
+        with suppress(Exception):  # it was deleted meanwhile, or the store is down
             mlflow.end_run("KILLED")
 
 
 def _name_of(pid: int) -> str:
-    """Name a process so that a later one with the same number is not taken for it."""
+    """Name a process so that a later one with the same id is not mistaken for it."""
     return f"{platform.node()} {pid} {psutil.Process(pid).create_time():.0f}"
 
 
 def _is_dead(process: str) -> bool:
-    """Tell whether a process of `_name_of` has ended; of other machines we cannot know."""
+    """Return whether a process named by `_name_of` has ended; False for those of other machines."""
     node, pid, _ = process.rsplit(" ", 2)
     try:
         return node == platform.node() and _name_of(int(pid)) != process
@@ -141,8 +141,8 @@ def log_assessment(
 ) -> str:
     """Log one assessed model, or reference, as a child of the active run; return its Run ID.
 
-    With all its artifacts. The tags `model_name` and `imbalance_technique` tell the runs of a stage
-    apart; `params` are logged beside those of the model, the alarm and the protocol.
+    All its artifacts are logged too. The tags `model_name` and `imbalance_technique` distinguish
+    the runs of a stage; `params` are added to those of the model, the alarm and the protocol.
     """
     model, fits = assessment.model, assessment.fits
     tags = {
@@ -153,7 +153,7 @@ def log_assessment(
         "leaky": str(protocol.split.kind == "row").lower(),
         **protocol.digests,
     }
-    if model is not None:  # what it says about the test racks; its own hash follows its history
+    if model is not None:  # of its scores: a hash of the model itself depends on its history
         tags["digest_model"] = joblib.hash(assessment.test_scores["y_score"].to_numpy())
     missing = undefined_metrics(assessment.metrics)
     missing += undefined_metrics(assessment.metrics, prefix="cv_")
@@ -189,9 +189,9 @@ def log_candidate(
 
 @contextmanager
 def _child(name: str, tags: Mapping[str, str]) -> Iterator[str]:
-    """Start a child of the active run, which has its tags too; yield its Run ID."""
+    """Start a child of the active run, with its parent's tags; yield its Run ID."""
     parent = mlflow.active_run()
-    # After the last cell, MLflow starts a run of its own for whatever is logged.
+    # After the last cell, MLflow starts a run of its own for anything logged.
     if parent is None or parent.data.tags.get("role") != "parent":
         raise RuntimeError("the notebook's run must be active: run the cell with start_run again.")
     shared = {
@@ -202,7 +202,7 @@ def _child(name: str, tags: Mapping[str, str]) -> Iterator[str]:
     with (
         as_store_errors(),
         mlflow.start_run(run_name=name, nested=True, tags=shared | tags) as run,
-        as_store_errors(),  # first, so that a store that is away is not waited for again
+        as_store_errors(),  # acts first: do not wait again for a store that is down
     ):
         yield run.info.run_id
 
@@ -256,7 +256,7 @@ def _protocol_params(protocol: Protocol) -> dict[str, object]:
 
 
 def _alarm_params(assessment: Assessment) -> dict[str, object]:
-    """Describe the alarm: what a live system needs beside the model's scores."""
+    """Describe the alarm: what a live system needs besides the model's scores."""
     alarm = assessment.alarm
     return {
         "alarm_threshold": alarm.threshold,
@@ -267,7 +267,7 @@ def _alarm_params(assessment: Assessment) -> dict[str, object]:
 
 
 def _model_params(model: Pipeline) -> dict[str, object]:
-    """Name every scalar parameter of the pipeline's steps; those left at None say nothing."""
+    """Return every scalar parameter of the pipeline's steps, except those left at None."""
     params = {
         name: value
         for name, value in model.get_params().items()
@@ -275,7 +275,7 @@ def _model_params(model: Pipeline) -> dict[str, object]:
         and isinstance(value, (str, int, float, bool, np.number))
         and value == value  # NaN: XGBoost's `missing`
     }
-    # XGBoost trains on the CPU with only a warning where a CUDA device is asked for and absent.
+    # XGBoost trains on the CPU, with only a warning, if the requested CUDA device is absent.
     if "classify__device" in params:
         config = json.loads(model.named_steps["classify"].get_booster().save_config())
         params["classify__device"] = config["learner"]["generic_param"]["device"]
@@ -310,7 +310,7 @@ def _write_artifacts(
 
 
 def _check_rows(assessment: Assessment, protocol: Protocol) -> pd.DataFrame:
-    """Keep test rows of one partition, from quiet to hazardous, to check a loaded model by."""
+    """Select test rows of one partition, from quiet to hazardous, to check a loaded model."""
     first = protocol.split.test[0]
     telemetry = protocol.fleet.telemetry(protocol.fleet.partition_of(first))
     X = build_features(telemetry)
@@ -332,32 +332,32 @@ def read_alarm(params: Mapping) -> Alarm:
 
 
 def read_scores(run_id: str, name: str = "test_scores.parquet") -> pd.DataFrame:
-    """Read a scores frame, shape (n_samples, ...), that a run has logged."""
+    """Read a scores frame logged by a run, shape (n_samples, ...)."""
     return pd.read_parquet(_artifact(run_id, name))
 
 
 def comparable_runs(*, data_sha256: str = "") -> pd.DataFrame:
     """List the finished model and reference runs that were judged alike: same rows, same alarm.
 
-    Of runs with the same name and parameters the newest is listed. Leaky runs have other test rows
-    by their nature and are listed beside.
+    Of runs with the same name and parameters, only the newest is listed. Leaky runs are listed too,
+    although they necessarily have other test rows.
 
     Parameters
     ----------
     data_sha256 : str
-        Of the telemetry; empty takes that of the newest run.
+        SHA-256 of the telemetry; empty for that of the newest run.
 
     Returns
     -------
     DataFrame
-        One row for each run, with ``name``, ``run_id``, ``stage``, ``model_name``,
+        One row per run, with ``name``, ``run_id``, ``stage``, ``model_name``,
         ``imbalance_technique``, ``role``, ``split``, ``leaky``, ``data_sha256``,
         ``protocol_digest``, ``alarm`` and all metrics.
 
     Raises
     ------
     ValueError
-        Where there is none yet.
+        If there is no such run yet.
     """
     wanted = "attributes.status = 'FINISHED' and params.protocol_digest LIKE '_%'"
     wanted += f" and tags.data_sha256 = '{data_sha256}'" if data_sha256 else ""
@@ -379,12 +379,12 @@ def comparable_runs(*, data_sha256: str = "") -> pd.DataFrame:
 
 
 def is_current(run: Run) -> bool:
-    """Tell whether this version can load what an earlier one may have logged."""
+    """Return whether this version can load a run, which an earlier one may have logged."""
     return run.data.params["calibration"] in METHODS
 
 
 def row_of(run: Run) -> dict[str, object]:
-    """Put what tells a run apart, and its metrics, into one row."""
+    """Put a run's identifying values and its metrics into one row."""
     tags = run.data.tags
     names = ("stage", "model_name", "imbalance_technique", "role", "split", "leaky", "data_sha256")
     return {
@@ -400,7 +400,7 @@ def row_of(run: Run) -> dict[str, object]:
 
 
 def _with_names(runs: pd.DataFrame) -> pd.DataFrame:
-    """Name each run by its model and treatment; by its stage too where that is not enough."""
+    """Name each run by its model and treatment; add its stage if that is ambiguous."""
     plain = runs["model_name"].where(
         runs["role"] == "reference", runs["model_name"] + ", " + runs["imbalance_technique"]
     )
@@ -413,9 +413,9 @@ def _with_names(runs: pd.DataFrame) -> pd.DataFrame:
 def fit_again(
     run_id: str, fleet: Fleet, *, n_jobs: int = -1
 ) -> tuple[Protocol, list[CalibratedClassifier]]:
-    """Return the protocol of a logged model and the model without each fold, calibrated.
+    """Return a logged model's protocol and, for each fold, the calibrated model fitted without it.
 
-    What the notebook that logged it has fitted, on this fleet, is taken from the cache.
+    Fits that the logging notebook made on this fleet are taken from the cache.
     """
     params, split = mlflow.get_run(run_id).data.params, _artifact(run_id, "splits.json")
     split = Split.from_dict(json.loads(Path(split).read_text()), fleet.rows)
@@ -436,16 +436,16 @@ def fit_again(
 
 
 def read_audit(data_sha256: str) -> pd.DataFrame | None:
-    """Read the newest leakage audit that 01_baseline has logged for this telemetry, if any."""
+    """Read the newest leakage audit logged by 01_baseline for this telemetry, if any."""
     runs = search_runs(f"tags.data_sha256 = '{data_sha256}' and tags.audited = 'true'")
     return pd.read_csv(_artifact(runs[0].info.run_id, "leakage_audit.csv")) if runs else None
 
 
 def stops_registration(run_id: str) -> list[str]:
-    """Say why a model must not be registered, whatever its rank; nothing where it may.
+    """Return why a model must not be registered, whatever its rank; empty if it may be.
 
-    The audits of its telemetry, in 01_baseline and 00_data, found a leak, or its test part holds
-    one event.
+    The reasons: the audits of its telemetry, in 01_baseline and 00_data, found a leak, or its test
+    part holds only one event.
     """
     run = mlflow.get_run(run_id)
     sha256, events = run.data.tags["data_sha256"], int(run.data.params["events_test"])
@@ -463,7 +463,7 @@ def stops_registration(run_id: str) -> list[str]:
 
 
 def last_trial() -> str:
-    """Return the verdict of the last finished 05_field_trial, empty where there is none."""
+    """Return the verdict of the last finished 05_field_trial, empty if there is none."""
     with as_store_errors():
         runs = search_runs("attributes.status = 'FINISHED' and tags.stage = 'field_trial'")
         return runs[0].data.tags.get("verdict", "") if runs else ""

@@ -1,4 +1,4 @@
-"""The tracking store: where it is, whether it answers, and what is searched in it."""
+"""The tracking store: where it is, whether it responds, and searches in it."""
 
 import atexit
 import gc
@@ -40,17 +40,17 @@ EXPERIMENTS = [
 ]
 
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-# Requests' errors are OSErrors; the driver of a database may not be installed.
+# Errors of requests are OSErrors; a database driver may not be installed.
 _FAILURES = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ModuleNotFoundError)
 
 
 @contextmanager
 def as_store_errors() -> Iterator[None]:
-    """Turn whatever MLflow raises where its store fails into a StoreError."""
+    """Turn whatever MLflow raises when its store fails into a StoreError."""
     try:
         yield
     except _FAILURES as error:
-        os.environ[_RETRIES] = "0"  # this process does not wait for it again
+        os.environ[_RETRIES] = "0"  # do not wait for it again in this process
         places = dict.fromkeys([mlflow.get_tracking_uri(), mlflow.get_registry_uri()])
         failure = f"the tracking store {', registry '.join(places)} failed: {first_line(error)}"
         raise StoreError(
@@ -61,16 +61,16 @@ def as_store_errors() -> Iterator[None]:
 
 
 def connect() -> None:
-    """Point MLflow at the store, and make it if it is new.
+    """Point MLflow at the store, and create it if it is new.
 
     The store is ``MLFLOW_TRACKING_URI`` if set, else SQLite at the project root, whatever the
-    working directory; a relative SQLite path starts at the project root, too. So does the registry
-    of ``MLFLOW_REGISTRY_URI``, if set. Both are asked once, without waiting, whether they answer.
+    working directory. A relative SQLite path, also that of the registry ``MLFLOW_REGISTRY_URI`` if
+    set, starts at the project root. Both are contacted once, without retries.
 
     Raises
     ------
     StoreError
-        Where one does not answer, or refuses.
+        If one does not respond, or refuses.
     """
     set_environment()
     with as_store_errors():
@@ -88,7 +88,7 @@ def connect() -> None:
 
 
 def make_experiments() -> None:
-    """Make the workbook's experiments where they are missing; a deleted one is a StoreError."""
+    """Create the workbook's missing experiments; a deleted one raises a StoreError."""
     client = MlflowClient()
     with as_store_errors(), one_at_a_time():
         found = {e.name: e for e in client.search_experiments(view_type=ViewType.ALL)}
@@ -103,26 +103,26 @@ def make_experiments() -> None:
 
 
 def mlflow_command(words: str) -> str:
-    """Return a command of MLflow's as it is typed for this store."""
+    """Return an MLflow command as it is typed for this store."""
     program = Path(sys.executable).with_name("mlflow")
     return f"MLFLOW_TRACKING_URI='{without_password(mlflow.get_tracking_uri())}' {program} {words}"
 
 
 def first_line(error: Exception) -> str:
-    """Return the line of an error that says what is wrong; what follows is for developers."""
+    """Return the line of an error that says what is wrong; the rest is for developers."""
     return str(error).strip().split("\n", 1)[0]
 
 
 def without_password(text: str) -> str:
-    """Leave the name and password out of every address in a text."""
+    """Remove the user name and password from every address in a text."""
     return re.sub(r"//[^/@]*@", "//", text)
 
 
 def _keep_until_exit() -> None:
-    """Spare a kernel of `hvs run` two seconds in which Python would free what MLflow has loaded.
+    """Save a kernel of `hvs run` the two seconds in which Python would free what MLflow has loaded.
 
-    Databases are closed nevertheless, so that no write-ahead log stays beside `mlflow.db`; files of
-    the notebook are, because IPython clears its variables at exit.
+    Databases are still closed, so that no write-ahead log remains beside `mlflow.db`; so are the
+    notebook's files, because IPython clears its variables at exit.
     """
     for each in gc.get_objects():
         if type(each) is Engine:
@@ -136,16 +136,16 @@ def _absolute(uri: str) -> str:
 
 
 def _make_ready(uri: str) -> None:
-    """Make a SQLite store if it is new; ask another database whether it answers."""
+    """Create a SQLite store if it is new; check that any other database responds."""
     path = sqlite_path(uri)
     if path is None:
         if re.split(r"[+:]", uri)[0] in DATABASE_ENGINES:
-            with create_engine(uri).connect():  # MLflow would try for an hour
+            with create_engine(uri).connect():  # MLflow would retry for an hour
                 pass
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Several processes that create the tables of a fresh file at once break it, and so does one
-    # that is killed meanwhile.
+    # Several processes that create the tables of a new file at the same time break it, and so does
+    # one that is killed while creating them.
     with one_at_a_time(uri):
         if not path.exists():
             remove_unfinished(path)
@@ -156,7 +156,7 @@ def _make_ready(uri: str) -> None:
 
 
 def one_at_a_time(uri: str | None = None) -> AbstractContextManager:
-    """Keep other processes off a SQLite store meanwhile; a server sees to that by itself."""
+    """Lock a SQLite store against other processes; a server does so by itself."""
     path = sqlite_path(uri or mlflow.get_tracking_uri())
     return FileLock(path.with_name("mlflow.db.lock")) if path else nullcontext()
 
