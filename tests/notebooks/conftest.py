@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 from filelock import FileLock
 from projects import BIN, TORTURE, environment_of, store_of
@@ -91,6 +92,17 @@ def small_run(request, run_once, make_telemetry, tmp_path_factory):
     options = ["--profile", "smoke", "-p", "normal_stride", 4, "-p", "data_path", telemetry]
     root, _ = run_once("small", "01_baseline", "02_tuning", *options)
     return SmallRun(root, telemetry, options)
+
+
+@pytest.fixture(scope="session")
+def without_ids(small_run, tmp_path_factory):
+    """Return the telemetry of the small run without event ids, as few loggers write them."""
+    if not small_run.telemetry:
+        return ""
+    path = tmp_path_factory.mktemp("without_ids") / "own.parquet"
+    telemetry = pd.read_parquet(small_run.telemetry)
+    telemetry.drop(columns=[col.EVENT_ID, col.EVENT_TYPE]).to_parquet(path)
+    return path
 
 
 @pytest.fixture(scope="module")

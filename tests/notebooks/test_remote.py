@@ -9,11 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from projects import BIN, fitted_in, free_port, runs_of, start, store_of
-
-from hvs_lib import columns as col
 
 pytestmark = pytest.mark.slow
 
@@ -82,14 +79,13 @@ def average_precision(uri):
     }
 
 
-def test_the_uri_alone_moves_everything_to_the_server(hvs, server, small_run, tmp_path):
-    """On telemetry of one's own and without event ids, so that one run shows both."""
-    own = tmp_path / "own.parquet"
+def test_the_uri_alone_moves_everything_to_the_server(
+    hvs, server, small_run, without_ids, tmp_path
+):
     shutil.copytree(small_run.root / "data" / "cache", tmp_path / "data" / "cache")  # less to fit
-    telemetry = pd.read_parquet(small_run.telemetry)
-    telemetry.drop(columns=[col.EVENT_ID, col.EVENT_TYPE]).to_parquet(own)
-    arguments = [*small_run.options, "-p", "n_iter", "1", "-p", "data_path", own]
-    process = hvs(server.address, "run", *arguments)
+    notebooks = ["01_baseline", "04_comparison", "05_field_trial"]
+    options = [*small_run.options, "-p", "data_path", without_ids]
+    process = hvs(server.address, "run", *notebooks, *options)
     said, complained = process.communicate()
     assert process.returncode == 0, complained
     assert "Champion:" in said
@@ -98,16 +94,17 @@ def test_the_uri_alone_moves_everything_to_the_server(hvs, server, small_run, tm
     here = average_precision(server.address)
     assert len(here) == 7
     assert here == average_precision(store_of(small_run.root))
-    process = hvs(server.address, "score", own)
+    process = hvs(server.address, "score", without_ids)
     said, complained = process.communicate()
     assert process.returncode == 0, complained
     assert "alarms in" in said
 
 
 def test_what_was_fitted_before_a_server_stopped_is_not_fitted_again(
-    hvs, server, small_run, tmp_path
+    hvs, server, small_run, without_ids, tmp_path
 ):
-    command = ["run", "02_tuning", *small_run.options, "-p", "n_iter", "12"]
+    options = [*small_run.options, "-p", "data_path", without_ids, "-p", "n_iter", "12"]
+    command = ["run", "02_tuning", *options]
     process = hvs(server.address, *command, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1")
     for line in process.stdout:
         if "candidates," in line:

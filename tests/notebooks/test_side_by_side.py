@@ -43,10 +43,10 @@ def test_four_runs_at_once(small_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_four_papermills_of_one_notebook_at_once(small_run, tmp_path):
+def test_four_papermills_of_one_notebook_at_once(without_ids, tmp_path):
     notebook = runner.notebooks()["01_baseline" if TORTURE else "00_data"]
     smoke = runner.NOTEBOOKS / "params" / "smoke.yaml"
-    options = ["-f", smoke, "-p", "data_path", small_run.telemetry, "-k", "python3"]
+    options = ["-f", smoke, "-p", "data_path", without_ids, "-k", "python3"]
     runs = together(tmp_path, lambda k: ["papermill", notebook, f"{k}.ipynb", *options])
     assert_complete(runs)
     assert sum(run.data.tags["role"] == "parent" for run in runs) == 4

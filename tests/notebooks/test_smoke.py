@@ -302,7 +302,9 @@ def one_event_file(make_telemetry, workplace):
     return path
 
 
-def test_one_event_stops_the_baseline_with_the_reason_and_the_way_out(workplace, one_event_file):
+def test_one_event_stops_the_baseline_with_the_reason_and_the_way_out(
+    smoke, workplace, one_event_file
+):
     before = len(runs_in("Baseline", "parent"))
     result = workplace("hvs", "run", "01_baseline", "-p", "data_path", one_event_file)
     assert result.returncode == 1
@@ -311,8 +313,8 @@ def test_one_event_stops_the_baseline_with_the_reason_and_the_way_out(workplace,
     assert len(runs_in("Baseline", "parent")) == before, "no run is left behind"
 
 
-def test_one_event_can_be_looked_at_on_a_row_split(workplace, one_event_file):
-    arguments = ["-p", "split", "row", "-p", "data_path", one_event_file]
+def test_one_event_can_be_looked_at_on_a_row_split(smoke, workplace, one_event_file):
+    arguments = ["--profile", "smoke", "-p", "split", "row", "-p", "data_path", one_event_file]
     result = workplace("hvs", "run", "01_baseline", *arguments)
     assert result.returncode == 0, result.stderr
     assert runs_in("Baseline", "parent")[0].data.tags["split"] == "row"
@@ -363,8 +365,12 @@ def test_executed_notebooks_say_what_the_run_found(smoke, workplace):
 
 
 def test_a_treatment_that_cannot_be_applied_is_a_row_of_the_table(make_telemetry, tmp_path):
-    """The hazardous rows lie apart from all others, where ADASYN finds nothing to draw from."""
-    telemetry = make_telemetry(racks=12, rows=200, event_racks=tuple(range(8)))
+    """The hazardous rows lie apart from all others, where ADASYN finds nothing to draw from.
+
+    Without event ids, so that 03 has been executed so, too.
+    """
+    events = {"event_racks": tuple(range(8)), "event_ids": False}
+    telemetry = make_telemetry(racks=12, rows=200, **events)
     hazard = telemetry[col.LABEL] == 1
     telemetry.loc[hazard, [col.TEMP_AVG, col.TEMP_MAX]] += 100.0  # from 150 degC on it burns
     telemetry.loc[hazard, [col.CO, col.H2, col.VOC]] += 20000.0
