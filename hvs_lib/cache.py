@@ -1,6 +1,6 @@
-"""The fits of the protocol and of the search, kept so that an interrupted run does not repeat them.
+"""Cache for the fits of the protocol and the search: an interrupted run does not repeat them.
 
-The files are pickles, which execute code when they are loaded: use no cache from elsewhere.
+The files are pickles, which execute code when loaded: never use a cache from elsewhere.
 """
 
 import shutil
@@ -10,7 +10,7 @@ import joblib
 
 from hvs_lib.project import package_versions, project_root, sources_sha256
 
-_CODE = sources_sha256("**/*.py")  # as it was imported: an edit counts from the next start on
+_CODE = sources_sha256("**/*.py")  # taken at import: an edit takes effect at the next start
 
 
 def memory() -> joblib.Memory:
@@ -19,7 +19,7 @@ def memory() -> joblib.Memory:
 
 
 def clear() -> None:
-    """Remove all that is cached, so that everything is fitted again."""
+    """Delete the cache, so that everything is fitted again."""
     shutil.rmtree(_folder(), ignore_errors=True)
 
 

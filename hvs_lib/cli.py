@@ -26,7 +26,7 @@ _COLUMNS = click.option(
 
 
 def _on_cluster(command: Callable) -> Callable:
-    """Let a command take `--dask`, the cluster that its heavy steps run on."""
+    """Give a command the option `--dask`: the cluster that runs its heavy steps."""
 
     @click.option(
         "--dask", metavar="ADDRESS", envvar="DASK_SCHEDULER_ADDRESS",
@@ -42,11 +42,11 @@ def _on_cluster(command: Callable) -> Callable:
     return on_cluster
 
 
-# The imports of each command stand in it, so that `hvs --help` and a refusal answer at once.
+# Each command imports what it needs, so that `hvs --help` and errors appear at once.
 
 
 class _Commands(click.Group):
-    """Commands that end with one line of text where the user, or a full disk, is the cause."""
+    """Commands that report errors caused by the user or a full disk without a traceback."""
 
     def main(self, *args, **kwargs) -> None:
         try:
@@ -61,7 +61,7 @@ class _Commands(click.Group):
 def main() -> None:
     """Early warning of thermal runaway in high-voltage battery storage."""
     set_environment()  # before numpy and MLflow are loaded
-    sys.stdout.reconfigure(errors="replace")  # a terminal may lack characters of an id
+    sys.stdout.reconfigure(errors="replace")  # not every terminal prints all characters of an id
 
 
 @main.command()
@@ -132,7 +132,7 @@ def simulate(output: Path, sites: int, hours: float, seed: int, battery: str, jo
 @click.argument("file")
 @click.option("--output", type=click.Path(path_type=Path), help="New file to write the map to.")
 def propose(file: str, output: Path | None) -> None:
-    """Propose a map of the columns of FILE, or a folder or address, to ours; read it before use."""
+    """Propose a column map for telemetry (FILE, a folder or address); review it before use."""
     from hvs_lib.telemetry.proposal import propose_map
 
     if output and output.exists():
@@ -149,7 +149,7 @@ def propose(file: str, output: Path | None) -> None:
 @_COLUMNS
 @_KEEP
 def check(file: str, columns: str, keep_fill_values: bool) -> None:
-    """Summarize telemetry, a FILE, folder or s3:// address, or list every problem in it."""
+    """Summarize telemetry (FILE, a folder or s3:// address), or list every problem in it."""
     from hvs_lib.features import NO_SET, check_interval, sensor_sets_of
     from hvs_lib.score import load_champion, sensor_sets_told
     from hvs_lib.telemetry.read import load_telemetry
@@ -165,7 +165,7 @@ def check(file: str, columns: str, keep_fill_values: bool) -> None:
     try:
         connect()
         champion = load_champion()
-    except HvsError:  # none is registered yet, or the store is away
+    except HvsError:  # none is registered yet, or the store is unavailable
         champion = None
     sets = Counter(sensor_sets_of(telemetry))
     for line in sensor_sets_told(sets, champion):
@@ -185,12 +185,12 @@ def check(file: str, columns: str, keep_fill_values: bool) -> None:
 @click.option("--model", help="URI of the model to use instead of the registered champion.")
 @_on_cluster
 def score(file: str, columns: str, keep_fill_values: bool, output: Path, model: str | None) -> None:
-    """Score telemetry, a FILE, folder or s3:// address, with the champion and write its alarms."""
+    """Score telemetry (FILE, a folder or s3:// address) with the champion and write the alarms."""
     from hvs_lib.progress import ProgressBar
     from hvs_lib.score import CHAMPION_URI, load_champion, score_file, sensor_sets_told
     from hvs_lib.tracking.store import connect
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unfinished files are removed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that unfinished files are removed
     connect()
     champion = load_champion(model or CHAMPION_URI)
     start = time.perf_counter()
@@ -232,7 +232,7 @@ def reproduce(run_id: str) -> None:
 
 
 def _show_verdict() -> None:
-    """Print the leaderboard and the champion that 04_comparison has logged last."""
+    """Print the leaderboard and the champion last logged by 04_comparison."""
     from hvs_lib.tracking.champion import CHAMPION, REGISTERED_MODEL
     from hvs_lib.tracking.runs import last_comparison
 

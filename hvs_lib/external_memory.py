@@ -1,9 +1,8 @@
 """XGBoost on more training rows than fit into memory, a few partitions at a time.
 
-The features stay on disk, in the cache, and what XGBoost makes of them in its external memory, in
-the folder for temporary files. The fitted pipeline is one like any other, and the same wherever and
-on however many machines it is fitted: `xgboost.dask` would share one fit among machines, but draws
-other rows each time.
+The features stay on disk in the cache, XGBoost's external memory in the folder for temporary files.
+The fitted pipeline is an ordinary one, and identical on any machine and any number of machines:
+`xgboost.dask` would spread one fit over machines, but draws different rows each time.
 """
 
 from __future__ import annotations
@@ -34,17 +33,17 @@ class PartitionedFeatures:
     ----------
     fleet : Fleet
     sample : DataFrame, shape (n_sampled, n_features)
-        Of some training rows, for the scaler: trees do not depend on the scale.
+        Features of some training rows, for the scaler: trees do not depend on the scale.
     index : array of int, shape (n_training_rows,)
         Numbers of all training rows in the fleet, ascending.
     kept : array of bool, shape (n_training_rows,)
-        Which of them these are.
+        Which of the training rows are selected.
     drop_sensors : float
         Share of the rows from which each kind of sensor is dropped, see `with_sensors_dropped`.
     seed : int
-        Of what is dropped.
+        Seed of the draws.
     memory : joblib.Memory or None
-        Keeps the features; without it each pass over the rows builds them again.
+        Cache of the features; without it, each pass over the rows rebuilds them.
     """
 
     fleet: Fleet
@@ -63,7 +62,7 @@ class PartitionedFeatures:
         return replace(self, kept=kept)
 
     def build(self, *, n_jobs: int) -> None:
-        """Put the features into the cache, if there is one, several partitions at once."""
+        """Cache the features, if there is a cache, several partitions at a time."""
         if self.memory is not None:
             for _ in self.fleet.map(lambda partition: self._of(partition).empty, n_jobs=n_jobs):
                 pass
@@ -84,12 +83,12 @@ class PartitionedFeatures:
         return cache.key(self.fleet.sha256)
 
     def _of(self, partition: int) -> pd.DataFrame:
-        """Return the features of the rows of a partition, from the cache if they are there."""
+        """Return the features of a partition's rows, from the cache if they are there."""
         start, end = self.fleet.starts[partition : partition + 2]
         rows = slice(*np.searchsorted(self.index, [start, end]))
         if not self.kept[rows].any():
             return pd.DataFrame()
-        # The folder is that of the settings by which a file of the user's was converted.
+        # The folder's name stands for the settings under which the user's file was converted.
         key = self._key, *self.fleet.paths[partition].parts[-2:]
         own = partition, self.index[rows] - start, self.drop_sensors, self.seed
         build = check_memory(self.memory).cache(_features, ignore=["fleet"])
@@ -119,7 +118,7 @@ def fit_in_parts(
     ----------
     pipeline : Pipeline
         From `make_pipeline`; stays unfitted.
-    X : PartitionedFeatures, of n_samples
+    X : PartitionedFeatures of n_samples rows
     y, weight : array, shape (n_samples,)
     """
     of_fold = np.isin(X.sample.index, X.index[X.kept])
@@ -130,14 +129,14 @@ def fit_in_parts(
         parts = _Parts(X, {"label": y, "weight": weight}, scale.transform, f"{folder}/")
         matrix = ExtMemQuantileDMatrix(parts, nthread=classifier.n_jobs, **bins)
         trees = train(params, matrix, num_boost_round=rounds).save_raw()
-        del matrix, parts  # and their files, before the folder
+        del matrix, parts  # closes their files before the folder is removed
     classifier.load_model(trees)
-    classifier.set_params(**pipeline["classify"].get_params())  # which loading changes
+    classifier.set_params(**pipeline["classify"].get_params())  # loading changes them
     return Pipeline([("scale", scale), ("classify", classifier)])
 
 
 class _Parts(DataIter):
-    """Hands XGBoost one part after the other, as often as it asks."""
+    """Iterator that hands XGBoost the parts one by one, as often as it asks."""
 
     def __init__(self, X: PartitionedFeatures, of_rows: dict, transform: Callable, prefix: str):
         super().__init__(cache_prefix=prefix)

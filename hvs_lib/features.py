@@ -3,9 +3,9 @@
 A row uses itself and earlier rows of its rack. Nothing is fitted, filled backwards or clipped, so
 a live stream and a whole file give the same numbers, to the bit.
 
-Two compiled passes. The first walks each rack through time and derives the signals: a missing
-reading is held for `CARRY_S`, temperatures are compared with each other, and the module with its
-siblings. The second walks each module and sums the signals up over windows of time.
+There are two compiled passes. The first walks each rack through time and derives the signals:
+missing readings are held for `CARRY_S`, temperatures are compared with each other, and modules with
+their siblings. The second walks each module and summarizes the signals over time windows.
 """
 
 from collections.abc import Iterator
@@ -22,11 +22,11 @@ from hvs_lib.telemetry.fleet import Fleet
 from hvs_lib.telemetry.quality import sampling_interval_s
 
 WINDOWS_MIN = (1, 5, 10)
-CARRY_S = 60.0  # a missing reading repeats the last one for so long, then it is NaN
-ROWS_IN_PARTS = 100_000  # whose features are in memory together
+CARRY_S = 60.0  # a missing reading repeats the last one for this long, then is NaN
+ROWS_IN_PARTS = 100_000  # rows whose features are in memory at a time
 MIN_SPAN = 0.4  # share of a window that a slope's readings must span; 30 s data span half of 1 min
 
-# What is computed: the signals, then the statistics kept of each. Edit here.
+# What is computed: the signals, then the statistics kept for each. Edit here.
 DIFFERENCES = {
     f"{col.TEMP_AVG}__minus_air": (col.TEMP_AVG, col.AMBIENT),
     f"{col.TEMP_MAX}__minus_air": (col.TEMP_MAX, col.AMBIENT),
@@ -41,7 +41,7 @@ KEPT = {
     **dict.fromkeys(VS_RACK, ("mean_5min", "mean_10min", "slope_5min", "slope_10min")),
 }
 
-# Kinds of sensor that a site may lack, each with what the names of its features contain.
+# Kinds of sensor that a site may lack, and what the names of their features contain.
 SENSOR_KINDS = {
     "gas": (col.CO, col.H2, col.VOC),
     "current and charge": (col.CURRENT, col.SOC),
@@ -50,7 +50,7 @@ SENSOR_KINDS = {
     "room air": (col.AMBIENT, "__minus_air"),
 }
 
-# What sites have, by the kinds that they lack: each alone, a car's pack, a test of a few cells.
+# Sets of sensors by the kinds they lack: each kind alone, a car's pack, a test of a few cells.
 SENSOR_SETS = {
     "all sensors": (),
     **{f"no {kind}": (kind,) for kind in SENSOR_KINDS},
@@ -62,8 +62,8 @@ SENSOR_SETS = {
 }
 NO_SET = "no temperature"  # nothing can be scored
 
-# The same in numbers. The compiled code is cached until this file changes, so what depends on
-# another file is an argument to it, and its constants stand here.
+# The same as numbers. The compiled code is cached until this file changes, so its constants are
+# defined here, and what depends on another file is an argument.
 _LANES = 16  # room for the signals, a multiple of 8 that the compiler can vectorise
 _WINDOWS_US = np.array([w * 60_000_000 for w in WINDOWS_MIN])
 _MIN_SPANS_S = np.array([w * 60.0 * MIN_SPAN for w in WINDOWS_MIN])
@@ -80,15 +80,15 @@ def build_features(telemetry: pd.DataFrame) -> pd.DataFrame:
     """Turn each row of telemetry into causal features.
 
     The window of w minutes at time t holds the readings of (t - w, t]. Mean and standard deviation
-    (n - 1 in the denominator) are of the readings present; a held reading is not counted again.
+    (n - 1 in the denominator) use the readings present; a held reading is not counted again.
     The slope is that of the least-squares line, per minute [degC/min, V/min, ...], and NaN where
-    the readings span less than `MIN_SPAN` of the window. The difference from the rack is to the
-    median of the other modules' latest readings, held like the module's own.
+    the readings span less than `MIN_SPAN` of the window. The difference from the rack is from
+    the median of the other modules' latest readings, held like the module's own.
 
     Parameters
     ----------
     telemetry : DataFrame of shape (n_samples, n_columns)
-        As `load_telemetry` returns it: modules and racks in one piece, time increasing within a
+        As `load_telemetry` returns it: modules and racks contiguous, time increasing within a
         module. An absent sensor column counts as missing throughout.
 
     Returns
@@ -99,9 +99,9 @@ def build_features(telemetry: pd.DataFrame) -> pd.DataFrame:
     Raises
     ------
     ValueError
-        If a key column is missing or the rows are not in the order of the telemetry.
+        If a key column is missing or the rows are not sorted as telemetry is.
     DataError
-        If the rows lie so far apart that no window holds two of them.
+        If the rows are so far apart that no window holds two.
     """
     check_interval(sampling_interval_s(telemetry))
     (features,) = features_in_parts(telemetry, rows=len(telemetry))
@@ -109,10 +109,10 @@ def build_features(telemetry: pd.DataFrame) -> pd.DataFrame:
 
 
 def features_of(fleet: Fleet, rows: np.ndarray, *, n_jobs: int = -1) -> pd.DataFrame:
-    """Compute the features of some rows of a fleet, by their ascending numbers, shape (n_rows,).
+    """Compute the features of some rows of a fleet, given their ascending numbers, shape (n_rows,).
 
-    As from `build_features`, with the numbers of the rows as index. `n_jobs` partitions are in work
-    at once, in threads; -1: as many as cores.
+    As from `build_features`, with the row numbers as index. `n_jobs` partitions are processed at a
+    time, in threads; -1: one per core.
     """
     wanted = np.zeros(len(fleet.rows), bool)
     wanted[rows] = True
@@ -129,11 +129,11 @@ def features_of(fleet: Fleet, rows: np.ndarray, *, n_jobs: int = -1) -> pd.DataF
 def features_in_parts(
     telemetry: pd.DataFrame, *, rows: int = ROWS_IN_PARTS
 ) -> Iterator[pd.DataFrame]:
-    """Yield what `build_features` returns, as many whole modules at a time as have `rows` rows."""
+    """Yield what `build_features` returns, in parts of whole modules with about `rows` rows."""
     if len(SIGNALS) > _LANES:
         raise ValueError(f"There is room for {_LANES} signals, got {len(SIGNALS)}: raise _LANES.")
     times, bounds, racks = _times_and_bounds(telemetry)
-    # the readings, room for what is derived from them, the held readings
+    # the readings, room for the derived signals, the held readings
     shape = (len(telemetry), _LANES + len(col.SENSORS))
     signals = np.full(shape, np.nan, dtype=np.float32)
     for j, name in enumerate(col.SENSORS):
@@ -149,7 +149,7 @@ def features_in_parts(
     grid = [*lanes, *(f"{s}__{statistic}" for statistic in STATISTICS for s in lanes)]
     places = np.array([grid.index(name) for name in names])
     first = 0
-    for last in range(1, len(bounds)) or [0]:  # of no rows, one empty part
+    for last in range(1, len(bounds)) or [0]:  # without rows, one empty part
         if bounds[last] - bounds[first] >= rows or last == len(bounds) - 1:
             own = slice(bounds[first], bounds[last])
             features = np.empty((own.stop - own.start, len(names)), dtype=np.float32)
@@ -160,7 +160,7 @@ def features_in_parts(
 
 
 def with_sensor_set(X: pd.DataFrame, sensor_set: str) -> pd.DataFrame:
-    """Return features, shape (n_samples, n_features), as of a site with one of `SENSOR_SETS`."""
+    """Return features, shape (n_samples, n_features), as a site with this sensor set has them."""
     parts = [part for kind in SENSOR_SETS[sensor_set] for part in SENSOR_KINDS[kind]]
     values = X.to_numpy(copy=True)
     values[:, [any(part in name for part in parts) for name in X.columns]] = np.nan
@@ -175,11 +175,11 @@ def with_sensors_dropped(
     Parameters
     ----------
     X : DataFrame, shape (n_samples, n_features)
-        From `build_features`; stays as it is.
+        From `build_features`; not modified.
     share : float
-        Of the rows, drawn for each kind by itself.
+        Share of the rows, drawn independently for each kind.
     seed : int, or tuple of int
-        Of the draws.
+        Seed of the draws.
     """
     rng, values = np.random.default_rng(seed), X.to_numpy(copy=True)
     for parts in SENSOR_KINDS.values():
@@ -192,12 +192,12 @@ def with_sensors_dropped(
 def sensor_sets_of(telemetry: pd.DataFrame) -> list[str]:
     """Find the largest of `SENSOR_SETS` that each rack has; `NO_SET` where it lacks temperature.
 
-    A kind of sensor is there if each of its columns has a reading, siblings where the rack has two
-    modules. Whatever else is there is left unused.
+    A kind of sensor is present if each of its columns has a reading; siblings are present if the
+    rack has two modules. Any other sensors are not used.
 
     Returns
     -------
-    list of str, one for each number of `rack_codes`
+    list of str, one per rack, in the order of `rack_codes`
     """
     racks = rack_codes(telemetry)
     reads = telemetry[col.SENSORS].notna().groupby(racks).any()
@@ -213,14 +213,14 @@ def sensor_sets_of(telemetry: pd.DataFrame) -> list[str]:
 
 
 def by_sensor_set(telemetry: pd.DataFrame, sets: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield each of the sensor sets of the racks, from `sensor_sets_of`, with the racks' rows."""
+    """Yield each sensor set in `sets`, from `sensor_sets_of`, with the rows of its racks."""
     of_row = np.array(sets)[rack_codes(telemetry)]
     for sensor_set in np.unique(sets):
         yield str(sensor_set), telemetry[of_row == sensor_set].reset_index(drop=True)
 
 
 def check_interval(interval_s: float) -> list[str]:
-    """Say which windows hold too few rows for a deviation or a slope; refuse it if all do.
+    """Warn of windows with too few rows for a deviation or slope; refuse the interval if all are.
 
     Parameters
     ----------
@@ -277,7 +277,7 @@ def _times_and_bounds(telemetry: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, 
 
 
 def _starts(codes: np.ndarray) -> np.ndarray:
-    """Return the rows where the codes change; the rows of each code are to be in one piece."""
+    """Return the rows where the codes change; the rows of each code must be contiguous."""
     starts = np.flatnonzero(np.diff(codes, prepend=-2))
     again = pd.Series(codes[starts]).duplicated().to_numpy()
     if again.any():
@@ -293,7 +293,7 @@ def _starts(codes: np.ndarray) -> np.ndarray:
 
 @njit(cache=True, nogil=True)
 def _derive_signals(times, modules, differences, vs_rack, signals):
-    """Walk the modules of a rack through time together and fill `signals` after the readings."""
+    """Walk a rack's modules through time together and fill `signals` beyond the readings."""
     n, n_sensors = len(modules) - 1, signals.shape[1] - _LANES
     ahead = modules[:-1].copy()  # the next row of each module
     here = np.empty(n, dtype=np.int64)  # its row at this instant, -1 if none
@@ -354,7 +354,7 @@ def _compare_with_siblings(here, last, order, signal):
 def _sort(values, order):
     """Sort `order` by the values, the missing ones last, and count those present.
 
-    Insertion, because the order barely changes from one instant to the next.
+    Insertion sort, because the order barely changes from one instant to the next.
     """
     n = 0
     for p in range(len(order)):
@@ -373,13 +373,13 @@ def _sort(values, order):
 
 # ---- second pass: statistics over windows ----------------------------------------------------
 #
-# Sums from which old rows are subtracted lose digits for ever, above all after a spike. Here
-# nothing is subtracted: a window is an old part, whose sums from each of its rows to its end are
-# stored, and a new part that is added up row by row. When the old part has left the window, the new
-# one becomes old, so each row is added twice, however long the window. Sums are about their own
-# means, seven of each signal: count, mean t, mean x, S_tt, S_xx, S_tx, first t. They are merged
-# as in Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
-# variances", Stanford STAN-CS-79-773 (1979), eq. 2.1. The signals advance side by side.
+# Subtracting old rows from running sums loses digits for good, above all after a spike. So nothing
+# is subtracted here: a window has an old part, with stored sums from each of its rows to its end,
+# and a new part that is summed row by row. When the old part has left the window, the new one
+# becomes old, so each row is added twice, however long the window. Sums are about their own means,
+# seven for each signal: count, mean t, mean x, S_tt, S_xx, S_tx, first t. They are merged as in
+# Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances",
+# Stanford STAN-CS-79-773 (1979), eq. 2.1. All signals advance together.
 
 
 @njit(cache=True, nogil=True)
@@ -434,7 +434,7 @@ def _longer(old, n_rows):
 
 @njit(cache=True, nogil=True)
 def _turn(times, signals, start, old):
-    """Make the rows from `start` on the old part: `old[m]` gets the sums of the last m."""
+    """Make the rows from `start` on the old part: `old[m]` gets the sums of the last m rows."""
     for m in range(1, len(times) - start + 1):
         i = len(times) - m
         _copy(old[m - 1], old[m])

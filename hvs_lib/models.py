@@ -1,4 +1,4 @@
-"""Model pipelines that are complete in themselves, and the alarm that sites use today."""
+"""Self-contained model pipelines, and the alarm that sites use today."""
 
 from collections.abc import Iterator
 from time import perf_counter
@@ -18,7 +18,7 @@ from hvs_lib import columns as col
 from hvs_lib.external_memory import PartitionedFeatures, fit_in_parts
 from hvs_lib.features import ROWS_IN_PARTS, features_in_parts, with_sensor_set
 
-# Sites alarm on each of these alone [degC, degC per min, ppm]; a reading at its limit scores 1.
+# Each of these alone raises an alarm [degC, degC per min, ppm]; a reading at its limit scores 1.
 # The limits are engineering estimates of common practice, set above the everyday readings.
 FIXED_LIMITS = {
     col.TEMP_MAX: 60.0,
@@ -28,8 +28,8 @@ FIXED_LIMITS = {
     col.VOC: 1000.0,
 }
 
-# XGBoost as set by hand: few shallow trees and large leaves, since dozens of events stand behind
-# thousands of hazardous rows. 64 bins rank as well as XGBoost's 256, in two thirds of the time.
+# Hand-set XGBoost: few shallow trees and large leaves, since thousands of hazardous rows come from
+# only dozens of events. 64 bins rank as well as XGBoost's 256, in two thirds of the time.
 XGBOOST_BY_HAND = {
     "n_estimators": 200,
     "learning_rate": 0.05,
@@ -40,7 +40,7 @@ XGBOOST_BY_HAND = {
     "max_bin": 64,
 }
 
-# The ranges that 02_tuning draws from; scikit-learn's names, with the pipeline's step before them.
+# The ranges that 02_tuning draws from; scikit-learn's names, prefixed with the pipeline step.
 XGBOOST_SEARCH_SPACE = {
     "classify__n_estimators": randint(60, 251),
     "classify__learning_rate": loguniform(0.02, 0.3),
@@ -63,7 +63,7 @@ def make_pipeline(classifier: BaseEstimator, *, sampler: BaseSampler | None = No
         With ``predict_proba``. XGBoost takes missing values as they are, unless a sampler needs
         them imputed.
     sampler : imbalanced-learn sampler
-        Applied while fitting and never while predicting.
+        Applied when fitting, never when predicting.
 
     Returns
     -------
@@ -80,14 +80,14 @@ def make_pipeline(classifier: BaseEstimator, *, sampler: BaseSampler | None = No
     if sampler is not None:
         steps.insert(1, ("sample", sampler))
     if sampler is not None or not isinstance(classifier, XGBClassifier):
-        # A sensor that a site does not have stays a column, so that the signature stays the same.
+        # A sensor that a site lacks remains a column, so that the signature stays the same.
         impute = SimpleImputer(strategy="median", keep_empty_features=True)
         steps.insert(0, ("impute", impute))
     return Pipeline(steps)
 
 
 def negatives_per_positive(y: np.ndarray) -> float:
-    """Return normal rows per hazardous row, the balanced ``scale_pos_weight``.
+    """Return the number of normal rows per hazardous row, the balanced ``scale_pos_weight``.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def negatives_per_positive(y: np.ndarray) -> float:
     Raises
     ------
     ValueError
-        Where there is no hazardous row.
+        If there is no hazardous row.
 
     Examples
     --------
@@ -111,17 +111,17 @@ def negatives_per_positive(y: np.ndarray) -> float:
 
 
 def balancing_weight(y: np.ndarray, *, power: float = 1.0, thinning: float = 1.0) -> float:
-    """Return the ``scale_pos_weight`` that answers the imbalance in full or in part.
+    """Return the ``scale_pos_weight`` that corrects the imbalance fully or partly.
 
     Parameters
     ----------
     y : array, shape (n_samples,)
         Labels 0 and 1 of the thinned rows.
     power : float
-        Of the ratio of normal to hazardous rows before thinning: 1 balances the classes, 0.5 is the
-        square root, 0 leaves the ratio as it was.
+        Exponent of the ratio of normal to hazardous rows before thinning: 1 balances the classes,
+        0.5 takes the square root, 0 leaves the ratio as it was.
     thinning : float
-        How many times more normal than hazardous rows were left out: `normal_stride` over
+        Factor by which normal rows were thinned more than hazardous ones: `normal_stride` over
         `hazard_stride`.
 
     Examples
@@ -135,7 +135,7 @@ def balancing_weight(y: np.ndarray, *, power: float = 1.0, thinning: float = 1.0
 def sets_ratio(pipeline: Pipeline) -> bool:
     """Tell whether a pipeline sets the ratio of the classes itself, by a sampler or a class weight.
 
-    Rows that thinning left out are then not made up for: the ratio is what the pipeline sets.
+    Weights then do not make up for thinned-out rows: the ratio is what the pipeline sets.
     """
     classifier = pipeline.named_steps["classify"].get_params()
     weights = (classifier.get("class_weight"), classifier.get("scale_pos_weight"))
@@ -161,17 +161,16 @@ def fit(
     y : array, shape (n_samples,)
         Labels 0 and 1.
     weight : array, shape (n_samples,)
-        How many rows each stands for; not used where the pipeline `sets_ratio`.
+        Number of rows that each row stands for; unused if the pipeline `sets_ratio`.
     key : str
-        From `hvs_lib.cache.key`, of the other arguments and the code; it stands for them in a
-        cache.
+        From `hvs_lib.cache.key`; stands for the other arguments and the code in a cache.
 
     Returns
     -------
     model : Pipeline
-        Fitted.
+        The fitted clone.
     seconds : float
-        The time it took [s].
+        Fitting time [s].
     """
     start = perf_counter()
     if isinstance(X, PartitionedFeatures):
@@ -182,25 +181,25 @@ def fit(
 
 
 def before_scoring(model: Pipeline) -> Pipeline:
-    """Return what a fitted pipeline does to features before its classifier scores them."""
+    """Return the steps that a fitted pipeline applies to features before its classifier."""
     return Pipeline([step for step in model.steps[:-1] if step[0] != "sample"])
 
 
 def score_in_parts(
     model: BaseEstimator, telemetry: pd.DataFrame, sensor_set: str
 ) -> Iterator[tuple[pd.DataFrame, pd.DataFrame, np.ndarray]]:
-    """Score each row of telemetry by the sensors of a set, some whole modules at a time.
+    """Score each row of telemetry with the sensors of a set, a few whole modules at a time.
 
     Yields
     ------
     whole, X, y_score : DataFrame, DataFrame, array
-        Features of the next rows, the same as the model sees them, and its scores.
+        Features of the next rows, the same features as the model sees them, and its scores.
     """
     for whole in features_in_parts(telemetry):
         X = with_sensor_set(whole, sensor_set)
-        # In slices: each step of a pipeline copies what it is given, and a module may be long.
+        # In slices: each pipeline step copies its input, and a module may be long.
         slices = [X.iloc[k : k + ROWS_IN_PARTS] for k in range(0, len(X), ROWS_IN_PARTS)]
-        with config_context(assume_finite=True):  # but for NaN
+        with config_context(assume_finite=True):  # except for NaN
             y_score = np.concatenate([model.predict_proba(part)[:, 1] for part in slices])
         yield whole, X, y_score
 
@@ -216,7 +215,7 @@ def fixed_threshold_score(X: pd.DataFrame) -> np.ndarray:
     Returns
     -------
     array, shape (n_samples,)
-        At or above 1 where any of `FIXED_LIMITS` is reached; 0 where none of these sensors reads.
+        1 or more where any of `FIXED_LIMITS` is reached; 0 where none of these has a reading.
 
     Examples
     --------

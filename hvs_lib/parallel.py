@@ -1,4 +1,4 @@
-"""Heavy steps side by side: in threads, or on the workers of a Dask cluster where one is named."""
+"""Run heavy steps in parallel: in threads, or on the workers of a Dask cluster if one is given."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from hvs_lib.project import HvsError, environment, set_environment
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-SCHEDULER = "DASK_SCHEDULER_ADDRESS"  # environment variable, which Dask reads, too
+SCHEDULER = "DASK_SCHEDULER_ADDRESS"  # environment variable, also read by Dask
 _PATIENCE_S = 10
-_WITHOUT_WORKER_S = 60  # until a run ends that has lost them all
-_AHEAD = 4  # calls for each thread of the cluster that are handed out at a time
+_WITHOUT_WORKER_S = 60  # until a run that has lost all its workers fails
+_AHEAD = 4  # calls submitted at a time for each thread of the cluster
 
 
 def side_by_side(function: Callable, *arguments: Iterable, n_jobs: int = -1) -> Iterator:
-    """Yield what a function returns for each of its arguments, in their order, as `map` does.
+    """Yield what a function returns for each of its arguments, in order, as `map` does.
 
-    The calls run in `n_jobs` threads, -1: as many as cores. Where `DASK_SCHEDULER_ADDRESS` or
+    The calls run in `n_jobs` threads; -1: one per core. If `DASK_SCHEDULER_ADDRESS` or
     ``joblib.parallel_config("dask")`` names a cluster, they run on its workers: the function, with
-    all that it holds, goes to each worker once, its arguments with each call.
+    everything it holds, is sent to each worker once, its arguments with each call.
     """
     calls = zip(*arguments, strict=True)
     client = _client()
@@ -43,12 +43,12 @@ def side_by_side(function: Callable, *arguments: Iterable, n_jobs: int = -1) -> 
 
 @contextmanager
 def cluster(address: str | None) -> Iterator[None]:
-    """Name a Dask cluster to this process and its children; "local": one worker for each core.
+    """Use a Dask cluster in this process and its children; "local": start one worker per core.
 
     Raises
     ------
     HvsError
-        Where Dask is not installed, no scheduler answers, or a worker has other versions.
+        If Dask is not installed, no scheduler answers, or a worker has different versions.
     """
     with ExitStack() as stack:
         if address == "local":
@@ -63,10 +63,10 @@ def cluster(address: str | None) -> Iterator[None]:
 
 
 def _on_workers(client: Client, function: Callable, calls: Iterable[tuple]) -> Iterator:
-    """Hand out calls in their order.
+    """Submit calls in order.
 
-    joblib's own backend would wait forever where the workers of a task are killed, and would lose
-    the function with the worker that holds it; as the result of a task it is made again.
+    joblib's own backend would wait forever if the workers of a task are killed, and would lose the
+    function with the worker that holds it; here it is the result of a task, which is recomputed.
     """
     ours, running = _versions(), deque()
     function = _submit(client, _same, function)
@@ -81,7 +81,7 @@ def _on_workers(client: Client, function: Callable, calls: Iterable[tuple]) -> I
 def _submit(client: Client, *task: object) -> Future:
     from dask import config
 
-    # Dask would warn of what is as large as the training rows
+    # Dask would warn about objects as large as the training rows
     with config.set({"distributed.admin.large-graph-warning-threshold": "100 GiB"}):
         return client.submit(*task, pure=False)
 
@@ -91,7 +91,7 @@ def _same(function: Callable) -> Callable:
 
 
 def _call(ours: tuple, function: Callable, arguments: tuple) -> object:
-    """Call a function on a worker, which may have joined, or begun again, since the check."""
+    """Call a function on a worker, which may have joined or restarted since the check."""
     if differences := _differences(ours):
         raise HvsError(f"a Dask worker has {'; '.join(differences)}")
     return function(*arguments)
@@ -108,12 +108,12 @@ def _result(client: Client, future: Future) -> object:
             "on a machine, or raise normal_stride, and run again, which resumes."
         ) from error
     except Exception:
-        _compare(client)  # other code may fail before it is compared
+        _compare(client)  # different code may fail before the versions are compared
         raise
 
 
 def _wait(client: Client, future: Future) -> None:
-    """Wait for a result; where all workers have left, only so long."""
+    """Wait for a result, but only `_WITHOUT_WORKER_S` once all workers have left."""
     last = time.monotonic()
     while not future.done():
         with suppress(TimeoutError):
@@ -130,7 +130,7 @@ def _wait(client: Client, future: Future) -> None:
 
 
 def _client() -> Client | None:
-    """Return the client of the cluster that is named, if any, once its workers are checked."""
+    """Return the client of the chosen cluster, if any, after checking its workers."""
     backend, _ = get_active_backend()
     client = getattr(backend, "client", None)  # of joblib.parallel_config("dask")
     if client is None and (address := os.environ.get(SCHEDULER)):
@@ -157,7 +157,7 @@ def _joined(address: str) -> Client:
 
 @once
 def _checked(client: Client) -> Client:
-    """Refuse a cluster without a worker, or with one of other code or packages."""
+    """Refuse a cluster without workers, or with a worker that has different code or packages."""
     address = client.scheduler.address
     try:
         client.wait_for_workers(1, timeout=_PATIENCE_S)
@@ -172,9 +172,9 @@ def _checked(client: Client) -> Client:
 def _compare(client: Client) -> None:
     ours, problems = _versions(), []
     for worker, found in client.run(_differences, ours, on_error="return").items():
-        if isinstance(found, OSError):  # it has left
+        if isinstance(found, OSError):  # the worker has left
             continue
-        if isinstance(found, Exception):  # as where the workbook is not installed, or older
+        if isinstance(found, Exception):  # such as a missing or older workbook
             problems.append(f"{worker} lacks this code: {found}")
         else:
             problems += [f"{worker} has {difference}" for difference in found]
@@ -193,7 +193,7 @@ def _differences(ours: tuple[tuple[str, str], ...]) -> list[str]:
 
 
 def _versions() -> tuple[tuple[str, str], ...]:
-    """Return what must be the same in each worker; linear algebra becomes repeatable there, too."""
+    """Return what must be the same on each worker; also make linear algebra repeatable there."""
     set_environment()
     return (*cache.versions().items(), ("distributed", version("distributed")))
 

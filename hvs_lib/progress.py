@@ -12,18 +12,18 @@ from tqdm import tqdm
 
 from hvs_lib.project import project_root
 
-LOG_FILE = "HVS_LOG_FILE"  # environment variable: another file than `runs/hvs.log`
-STEP = "  "  # before the lines of a step, so that they stand under those of their notebook
-_LINES, _PAUSE_S = 20, 1.0  # of a bar in the log: how many at most, how far apart at least
+LOG_FILE = "HVS_LOG_FILE"  # environment variable: log file in place of `runs/hvs.log`
+STEP = "  "  # indents the lines of a step under those of their notebook
+_LINES, _PAUSE_S = 20, 1.0  # most log lines of a bar, least time between two [s]
 _TIME = "%Y-%m-%d %H:%M:%S "  # before each line
 
 
 class ProgressBar(tqdm):
-    """A bar that vanishes when it is closed, and leaves a line in the log for each step.
+    """A bar that vanishes when closed, and leaves a line in the log for each step.
 
-    The bar goes to a terminal or a notebook only, on standard output, since a notebook shows
-    standard error as a warning. `total` is all of the work, in any `unit`, which is named in the
-    plural; `done` is what was counted so far.
+    The bar is shown only in a terminal or notebook, on standard output, since a notebook shows
+    standard error as a warning. `total` is the whole work in any `unit`, given in the plural;
+    `done` is the count so far.
     """
 
     def __init__(self, total: float, unit: str):
@@ -52,7 +52,7 @@ class ProgressBar(tqdm):
 
 
 def steps(items: Iterable, unit: str, *, total: int | None = None) -> Iterator:
-    """Yield the items under a `ProgressBar`; `total` is for items that have no length."""
+    """Yield the items under a `ProgressBar`; `total` is for items without a length."""
     with ProgressBar(len(items) if total is None else total, unit) as bar:
         for item in items:
             yield item
@@ -60,12 +60,12 @@ def steps(items: Iterable, unit: str, *, total: int | None = None) -> Iterator:
 
 
 def log_file() -> Path:
-    """Return the file that lines of progress go to."""
+    """Return the path of the progress log."""
     return Path(os.environ.get(LOG_FILE) or project_root() / "runs" / "hvs.log")
 
 
 def log_line(text: str) -> None:
-    """Append a line with the time; a log that cannot be written stops no work."""
+    """Append a line with the time; a log that cannot be written is ignored."""
     with contextlib.suppress(OSError):
         path = log_file()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,10 +75,10 @@ def log_line(text: str) -> None:
 
 @contextlib.contextmanager
 def followed(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Hand on the lines of the steps in a log while they are written, from a thread.
+    """Pass on the lines of steps in a log as they are written, from a thread.
 
-    `say` gets each line of a step, without its time; at the end it has got them all. The log need
-    not be there yet.
+    `say` gets each line of a step, without its time, and all of them by the end. The log need not
+    exist yet.
     """
     place = path.stat().st_size if path.exists() else 0
     at_end = Event()
@@ -90,7 +90,7 @@ def followed(path: Path, say: Callable[[str], None]) -> Iterator[None]:
             last = at_end.wait(0.5)
             with contextlib.suppress(OSError):
                 new = path.read_bytes()[place:]
-                new = new[: new.rfind(b"\n") + 1]  # the last line may be being written
+                new = new[: new.rfind(b"\n") + 1]  # the last line may be incomplete
                 place += len(new)
                 for line in new.decode("utf-8", errors="replace").split("\n"):
                     text = line[len(time.strftime(_TIME)) :]

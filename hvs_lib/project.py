@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from hvs_lib import __version__
 
-EXECUTION = "HVS_EXECUTION_ID"  # tells a kernel which execution by the runner it belongs to
+EXECUTION = "HVS_EXECUTION_ID"  # tells a kernel which execution of the runner it belongs to
 
 # What a logged model needs to be loaded elsewhere; inferring it costs seconds for each model.
 MODEL_PACKAGES = (
@@ -27,15 +27,15 @@ MODEL_PACKAGES = (
 )  # fmt: skip
 
 _ENVIRONMENT = {
-    # Idle OpenMP threads sleep: beside a busy process XGBoost is otherwise many times slower.
+    # Let idle OpenMP threads sleep: XGBoost is otherwise many times slower beside a busy process.
     "OMP_WAIT_POLICY": "PASSIVE",
-    # Linear algebra adds up in an order that depends on the number of its threads.
+    # The order of summation in linear algebra depends on the number of threads.
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
-    # Large arrays go back to the system at once, not to the pools that each thread keeps.
+    # Return large arrays to the system at once, not to a pool of each thread.
     "MALLOC_ARENA_MAX": "2",
     "MALLOC_MMAP_THRESHOLD_": "16777216",
-    # A headless log and a committed notebook hold results, not MLflow's advice.
+    # Logs and committed notebooks should hold results, not MLflow's advice.
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -54,7 +54,7 @@ class StoreError(HvsError):
 
 
 def did_you_mean(wanted: object, names: Iterable[str], otherwise: str = "") -> str:
-    """Return a question for the nearest of the names, or what to say where none is near."""
+    """Return a question with the closest of the names, or `otherwise` if none is close."""
     lower = {name.lower(): name for name in names}
     near = difflib.get_close_matches(str(wanted).lower(), lower, n=1)
     return f"did you mean {lower[near[0]]!r}?" if near else otherwise
@@ -77,7 +77,7 @@ def project_root() -> Path:
 def sources_sha256(*patterns: str) -> str:
     """Return the SHA-256 of the package's source files, names included.
 
-    The patterns are as for `Path.glob`, from the package's folder, such as ``simulator/**/*.py``.
+    Patterns such as ``simulator/**/*.py`` are as for `Path.glob` in the package's folder.
     """
     package = Path(__file__).parent
     digest = hashlib.sha256()
@@ -110,7 +110,7 @@ def code_version() -> dict[str, str]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give the name of a file to write, which takes the place of `path` when it is complete.
+    """Yield the name of a file to write, which replaces `path` when complete.
 
     So a reader sees the old file or the whole new one, whatever happens to the writer or its disk.
     """
@@ -123,14 +123,14 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Remove what killed writers of a `whole_file` have left, where no other can be writing."""
+    """Remove files that killed writers of a `whole_file` left; no other may be writing."""
     for left in path.parent.glob(f".*.{path.name}*"):
         left.unlink()
 
 
 @contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables, which child processes inherit, for a while."""
+    """Set environment variables temporarily; child processes inherit them."""
     before = {name: os.environ[name] for name in variables if name in os.environ}
     os.environ.update(variables)
     try:
@@ -144,8 +144,8 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 def set_environment() -> None:
     """Make linear algebra repeatable and libraries quiet, in this process and its children.
 
-    Variables that are set already stay. Libraries that are loaded already have read theirs, so
-    they are told directly.
+    Variables that are already set stay. Libraries that are already loaded have read theirs, so
+    they are set directly.
     """
     if not sys.warnoptions and not hasattr(warnings.showwarning, "__wrapped__"):
         warnings.showwarning = _without_deprecations(warnings.showwarning)
@@ -153,15 +153,15 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
     threadpool_limits(1, user_api="blas")
     for library in ("mlflow", "alembic"):
-        with suppress(ValueError):  # the user's own may be none
+        with suppress(ValueError):  # the user's own may be invalid
             logging.getLogger(library).setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
 
 
 def _without_deprecations(show: Callable) -> Callable:
-    """Hide deprecations in packages, as Python does by default.
+    """Hide deprecation warnings in packages, as Python does by default.
 
-    Its filters are not safe in threads: scikit-learn and pandas change them for a moment, and may
-    then restore what another thread has changed.
+    Its filters are not thread-safe: scikit-learn and pandas change them briefly, and may then undo
+    another thread's change.
     """
 
     @wraps(show)

@@ -1,4 +1,4 @@
-"""Execute a logged run again, in a store of its own, and set its metrics beside the logged ones."""
+"""Execute a logged run again, in a separate store, and compare its metrics with the logged ones."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def reproduce(run_id: str, *, say: Callable[[str], None]) -> pd.DataFrame:
     Parameters
     ----------
     run_id : str
-        A model, reference or candidate; or a notebook, for all of its runs.
+        Run of a model, reference or candidate; or of a notebook, for all of its runs.
     say : callable
         Called with each line for the user.
 
     Returns
     -------
     DataFrame, shape (n_metrics, 6)
-        ``run``, ``metric``, ``logged``, ``again``, ``difference`` (NaN where one of the two lacks
-        it) and ``same``, within `TOLERANCE`.
+        ``run``, ``metric``, ``logged``, ``again``, ``difference`` (NaN where either is missing)
+        and ``same`` (within `TOLERANCE`).
 
     Raises
     ------
     RunError
-        For a run that is not there, not finished or trains nothing, telemetry that has changed, or
-        a notebook that fails.
+        If the run is missing, unfinished or trains nothing, the telemetry has changed, or the
+        notebook fails.
     """
     connect()
     run, parent = _find(run_id)
@@ -65,7 +65,7 @@ def reproduce(run_id: str, *, say: Callable[[str], None]) -> pd.DataFrame:
 
 
 def version_warnings(tags: dict[str, str]) -> list[str]:
-    """Name what differs between the code and packages of a run and those at hand."""
+    """List the differences between the code and packages of a run and the current ones."""
     now = code_version() | package_versions()
     then = tags | json.loads(tags.get("packages", "{}"))
     warnings = [
@@ -79,7 +79,7 @@ def version_warnings(tags: dict[str, str]) -> list[str]:
 
 
 def compare(logged: list[Run], again: list[Run]) -> pd.DataFrame:
-    """Set the metrics of runs beside those of their twins, see `reproduce`."""
+    """Compare the metrics of runs with those of their twins, see `reproduce`."""
     twins = {_key(run): run.data.metrics for run in again}
     rows = []
     for run in sorted(logged, key=lambda run: run.info.start_time):
@@ -134,7 +134,7 @@ def _check_complete(run: Run, *names: str) -> None:
 
 
 def _check_data(path: str, columns: str, expected: str) -> None:
-    """Refuse telemetry of the user's own that is gone or has changed; a fleet is made again."""
+    """Refuse the user's telemetry if it is gone or has changed; a simulated fleet is made again."""
     for each in filter(None, (path, columns)):
         if not (is_address(each) or Path(each).exists()):
             told = "with its map, of" if columns else "of"
@@ -149,7 +149,7 @@ def _check_data(path: str, columns: str, expected: str) -> None:
 
 
 def _execute(notebook: str, parameters: dict[str, object]) -> list[Run]:
-    """Run the notebook in another process, with a project and store of its own; return its runs."""
+    """Run the notebook in another process, with its own project and store; return its runs."""
     words = [sys.executable, "-c", "from hvs_lib.cli import main; main()", "run", notebook]
     for name, value in parameters.items():
         words += ["-p", name, str(value)]
@@ -165,7 +165,7 @@ def _execute(notebook: str, parameters: dict[str, object]) -> list[Run]:
 
 
 def _key(run: Run) -> tuple[str, ...]:
-    """Tell the runs of one notebook apart; candidates are numbered in the order they end."""
+    """Return what identifies a run in a notebook; candidates are numbered in the order they end."""
     tags = run.data.tags
     key = tuple(tags.get(name, "") for name in ("role", "model_name", "imbalance_technique"))
     candidate = tags["role"] == "candidate"

@@ -1,4 +1,4 @@
-"""Execute the notebooks with papermill, in order, and say where the time went."""
+"""Execute the notebooks with papermill, in order, and report where the time went."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 class _WholeFiles(LocalHandler):
-    """Keeps the notebook as of the last cell where a disk is too full for the next."""
+    """Handler that keeps the notebook as of the last cell if the disk is too full for the next."""
 
     def write(self, buf: str, path: str) -> None:
         with whole_file(Path(path)) as unfinished:
@@ -66,21 +66,21 @@ def notebooks() -> dict[str, Path]:
 def plan(
     names: list[str], *, profile: str = "default", parameters: Mapping[str, object] | None = None
 ) -> dict[str, dict[str, object]]:
-    """Check what the user asks for, and give each notebook the parameters that it has.
+    """Check the user's request, and give each notebook the parameters that it has.
 
     Parameters
     ----------
     names : list of str
-        Notebooks, in any order; none means all.
+        Notebooks in any order; empty means all.
     profile : {"smoke", "default", "full"}
     parameters : mapping of str to object
-        Values to set; each must belong to one of the notebooks at least. Text is read as a value
-        of the type of the notebook's default.
+        Values to set; each must belong to at least one of the notebooks. Text is converted to the
+        type of the notebook's default.
 
     Raises
     ------
     RunError
-        For an unknown name, with the nearest one, or a value of another type or out of range.
+        For an unknown name (suggests the closest), or a value of the wrong type or out of range.
     """
     known, given = notebooks(), dict(parameters or {})
     for name in names:
@@ -102,11 +102,11 @@ def plan(
 
 
 def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> list[str]:
-    """Refuse telemetry before a kernel starts, as the notebooks would.
+    """Refuse telemetry that the notebooks would refuse, before a kernel starts.
 
-    That is a file of the user's own, or the simulated fleet where `sampling_strategy` is set, which
-    03_smote may not reach. Returns what is doubtful about the file; raises a DataError
-    with all that is wrong, or a RunError where a treatment of the imbalance cannot work on it.
+    It is the user's file or, if `sampling_strategy` is set, the simulated fleet, on which 03_smote
+    may be unable to reach that ratio. Returns warnings about the file; raises a DataError with
+    every problem, or a RunError if a treatment of the imbalance cannot work on it.
     """
     from hvs_lib.evaluation.splits import check_labels
     from hvs_lib.features import check_interval
@@ -134,7 +134,7 @@ def check_telemetry(planned: Mapping[str, Mapping[str, object]]) -> list[str]:
 
 
 def _check_folds(rows: pd.DataFrame, parameters: Mapping[str, object]) -> None:
-    """Refuse a split, strides or a ratio after resampling that the labels do not allow."""
+    """Refuse a split, strides or resampling ratio that the labels do not allow."""
     from hvs_lib import columns as col
     from hvs_lib.evaluation.splits import rows_to_fit, split_fleet
     from hvs_lib.samplers import check_folds
@@ -164,22 +164,22 @@ def execute(
 ) -> pd.DataFrame:
     """Execute the planned notebooks in order, into a new folder ``runs/<time>/``.
 
-    What was fitted before, in this project's cache, is not fitted again, unless all is to be
-    `fresh`. With `in_place` the outputs are also written into ``notebooks/``, see `keep_outputs`.
+    Models in this project's cache are not fitted again, unless `fresh`. With `in_place`, the
+    outputs are also written into ``notebooks/``, see `keep_outputs`.
 
     Parameters
     ----------
     planned : dict of str to dict
         From `plan`.
     say : callable
-        Called with each line for the user, those of the steps within a notebook too; they are
-        also in the folder's ``run.log``, with the time.
+        Called with each line for the user, including those of the steps within a notebook; they
+        are also in the folder's ``run.log``, with the time.
 
     Returns
     -------
     DataFrame, shape (n_notebooks, 4)
-        Where the time of each went [s]: ``startup`` of kernel and papermill, ``imports``, ``work``
-        (data, models, figures and their logging), and the ``total``.
+        Time of each notebook [s]: ``startup`` of kernel and papermill, ``imports``, ``work``
+        (data, models, figures and their logging), and ``total``.
 
     Raises
     ------
@@ -221,7 +221,7 @@ def keep_outputs(executed: Path, notebook: Path) -> None:
     """Write an executed notebook over the committed one, without what differs from run to run.
 
     Run IDs are masked, and papermill's times, progress bars, widgets (which are dead without a
-    kernel) and empty outputs are left out. Figures keep 256 colours, in a third of the bytes.
+    kernel) and empty outputs are left out. Figures get 256 colours, for a third of the bytes.
     """
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor  # takes seconds to load
 
@@ -234,7 +234,7 @@ def keep_outputs(executed: Path, notebook: Path) -> None:
         if cell.cell_type == "code":
             for output in cell.outputs:
                 if output.output_type == "stream":
-                    output.text = output.text.rstrip(" \r")  # of a bar that has vanished
+                    output.text = output.text.rstrip(" \r")  # left by a progress bar
                 if _PNG in output.get("data", {}):
                     output.data[_PNG] = _with_few_colours(output.data[_PNG])
             cell.outputs = [
@@ -247,7 +247,7 @@ def keep_outputs(executed: Path, notebook: Path) -> None:
 
 
 def _with_few_colours(png: str) -> str:
-    """Return an image in base64 as one of 256 colours."""
+    """Return a base64 image reduced to 256 colours."""
     packed = io.BytesIO()
     image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
     image.quantize(256).save(packed, "png", optimize=True)
@@ -255,14 +255,14 @@ def _with_few_colours(png: str) -> str:
 
 
 def timing_report(seconds: pd.DataFrame) -> str:
-    """Write what `execute` returns, and the share of each part, as a table."""
+    """Format what `execute` returns as a table, with the share of each part."""
     table = seconds.map("{:.1f}".format)
     table.loc["share"] = (seconds.sum() / seconds["total"].sum()).map("{:.1%}".format)
     return table.rename_axis(columns="seconds").to_string()
 
 
 def _execute_one(name: str, parameters: Mapping[str, object], output: Path) -> dict[str, float]:
-    """Execute a notebook and close its run; return the seconds of its parts."""
+    """Execute a notebook and close its run; return the time of its parts [s]."""
     from hvs_lib.tracking.runs import close_execution
 
     execution_id = uuid.uuid4().hex
@@ -289,12 +289,12 @@ def _execute_one(name: str, parameters: Mapping[str, object], output: Path) -> d
 def _call_papermill(
     notebook: Path, output: Path, parameters: Mapping[str, object]
 ) -> tuple[str, str, str]:
-    """Return the status and error of the notebook's run, and what the user is told of a failure."""
+    """Return the status and error of the notebook's run, and the message to the user on failure."""
     from hvs_lib.tracking.store import first_line, without_password
 
-    # papermill only logs what an execution lacks; `plan` and the exceptions below say it better.
+    # papermill only logs problems; `plan` and the exceptions below report them better.
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
-    # Another environment's kernel spec may be named python3, too; this path is searched first.
+    # Another environment's kernel spec may also be named python3; this path is searched first.
     places = [f"{sys.prefix}/share/jupyter", os.environ.get("JUPYTER_PATH")]
     try:
         with environment({"JUPYTER_PATH": os.pathsep.join(filter(None, places))}):
@@ -312,7 +312,7 @@ def _call_papermill(
     except KeyboardInterrupt:
         return "KILLED", "interrupted", "was interrupted; run it again to go on"
     except (RuntimeError, OSError) as error:
-        if isinstance(error, DeadKernelError) or "Kernel died" in str(error):  # as it started
+        if isinstance(error, DeadKernelError) or "Kernel died" in str(error):  # at start-up
             return "KILLED", "its kernel died", "failed: its kernel died"
         return "FAILED", first_line(error), f"failed: {first_line(error)}"
     return "FINISHED", "", ""
@@ -325,7 +325,7 @@ def _defaults(notebook: Path) -> dict[str, object]:
 
 
 def _check_values(parameters: Mapping[str, object]) -> None:
-    """Hand a notebook's parameters to the checks of the functions that will get them."""
+    """Check a notebook's parameters with the checks of the functions that will get them."""
     from hvs_lib.evaluation.protocol import check_protocol
     from hvs_lib.evaluation.splits import check_split
     from hvs_lib.samplers import check_sampling
@@ -355,7 +355,7 @@ def _check_values(parameters: Mapping[str, object]) -> None:
 
 
 def _typed(parameter: str, value: object, default: object) -> object:
-    """Read a value as the type of the parameter's default."""
+    """Convert a value to the type of the parameter's default."""
     kind, typed = type(default), value
     with contextlib.suppress(ValueError, KeyError, OverflowError):
         if isinstance(value, str) and kind is bool:
@@ -371,7 +371,7 @@ def _typed(parameter: str, value: object, default: object) -> object:
 
 
 def _check_known(refusal: str, name: str, known: Collection[str]) -> None:
-    """Refuse a name that is not known, with the nearest that is."""
+    """Refuse an unknown name, and suggest the closest known one."""
     if name not in known:
         cure = did_you_mean(name, known, f"there are: {', '.join(sorted(known))}.")
         raise RunError(f"{refusal} {name!r}. {cure[0].upper()}{cure[1:]}")
@@ -381,6 +381,6 @@ def _new_folder() -> Path:
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     for number in itertools.count(1):
         folder = project_root() / "runs" / (stamp if number == 1 else f"{stamp}_{number}")
-        with contextlib.suppress(FileExistsError):  # of a run that started in the same second
+        with contextlib.suppress(FileExistsError):  # by a run started in the same second
             folder.mkdir(parents=True)
             return folder

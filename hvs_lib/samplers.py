@@ -1,4 +1,4 @@
-"""Samplers that work on every fold, and what the slow ones would cost."""
+"""Samplers that work on every fold, and how long the slow ones would take."""
 
 import math
 from time import perf_counter
@@ -11,7 +11,7 @@ from imblearn.under_sampling import RandomUnderSampler
 
 from hvs_lib.models import negatives_per_positive
 
-# They look for the neighbours of every row, so their time grows with the square of the rows.
+# They search the neighbours of every row, so their time grows with the square of the row count.
 SLOW = ("SMOTE-Tomek", "SMOTE-ENN")
 
 
@@ -30,9 +30,9 @@ def make_samplers(
     Parameters
     ----------
     y_by_fold : list of array
-        Labels, each of the rows that one fold is fitted on.
+        Labels of the rows that each fold is fitted on.
     k_neighbors : int
-        Neighbours to draw between; the samplers' own may be fewer.
+        Neighbours to interpolate between; the samplers may use fewer.
     sampling_strategy : float
         Minority/majority after resampling.
     thinning : float
@@ -42,7 +42,7 @@ def make_samplers(
     Raises
     ------
     ValueError
-        Where a fold has less than two hazardous rows to draw between, or more than asked for.
+        If a fold has fewer than two hazardous rows to interpolate between, or more than asked for.
 
     References
     ----------
@@ -74,7 +74,7 @@ def make_samplers(
 def estimate_seconds(
     sampler: BaseSampler, X: np.ndarray, y: np.ndarray, *, seed: int = 42
 ) -> float:
-    """Estimate how long one resampling by a `SLOW` sampler takes [s], from a try on a fifth of it.
+    """Estimate the time of one resampling by a `SLOW` sampler [s], from a trial on a fifth of it.
 
     Parameters
     ----------
@@ -84,18 +84,18 @@ def estimate_seconds(
     y : array, shape (n_samples,)
         Labels 0 and 1.
     seed : int
-        Of the draw of rows.
+        Seed of the draw of rows.
     """
     rows = np.flatnonzero(np.random.default_rng(seed).random(len(y)) < 0.2)
     if y[rows].sum() < 30:
-        rows = np.arange(len(y))  # too few to draw between
+        rows = np.arange(len(y))  # too few to interpolate between
     start = perf_counter()
     sampler.fit_resample(X[rows], y[rows])
     return (perf_counter() - start) * (len(y) / len(rows)) ** 2
 
 
 def check_sampling(smote_k_neighbors: int, sampling_strategy: float) -> None:
-    """Refuse settings of `make_samplers` that no telemetry allows, with a ValueError."""
+    """Raise a ValueError for settings of `make_samplers` that no telemetry allows."""
     if smote_k_neighbors < 1:
         raise ValueError(f"smote_k_neighbors must be at least 1, got {smote_k_neighbors}.")
     if not 0 < sampling_strategy <= 1:
@@ -105,7 +105,7 @@ def check_sampling(smote_k_neighbors: int, sampling_strategy: float) -> None:
 
 
 def check_folds(y_by_fold: list[np.ndarray], sampling_strategy: float, thinning: float) -> None:
-    """Refuse folds that cannot be resampled, with a ValueError; see `make_samplers`."""
+    """Raise a ValueError for folds that cannot be resampled, see `make_samplers`."""
     fewest = min(int(np.sum(y)) for y in y_by_fold)
     if fewest < 2:
         raise ValueError(

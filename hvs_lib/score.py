@@ -41,19 +41,19 @@ N_TOP = 3
 COLUMNS = [col.SITE, col.RACK, col.MODULE, "alarm_start", "rule", "score"]
 COLUMNS += [name for k in range(1, N_TOP + 1) for name in (f"feature_{k}", f"contribution_{k}")]
 RAISED_BY = MODEL, FIXED = "model", "fixed thresholds"
-OUTCOME_COLUMNS = ["outcome", col.EVENT_ID, "lead_time_min"]  # only of telemetry with a label
+OUTCOME_COLUMNS = ["outcome", col.EVENT_ID, "lead_time_min"]  # only for telemetry with a label
 
 
 @dataclass(frozen=True)
 class Champion:
-    """A logged model, ready to score, with its alarm and what its training telemetry was like."""
+    """A logged model, ready to score, with its alarm and properties of its training telemetry."""
 
     model: CalibratedClassifier
     alarm: Alarm
     intervals_s: tuple[float, float]  # shortest and longest between two rows of a module [s]
     fault_types: frozenset[str] = frozenset()  # causes of faults
     sets: Mapping[str, SensorSet] = field(default_factory=dict)  # only a champion's are known
-    ranges: pd.DataFrame = field(default_factory=pd.DataFrame)  # of its features in the training
+    ranges: pd.DataFrame = field(default_factory=pd.DataFrame)  # of its features in training
     budget: float = np.nan  # of nuisance alarms [1/d]
     data_sha256: str = ""  # of the training telemetry
 
@@ -64,32 +64,32 @@ class Champion:
         return own, Alarm(AlarmRule(), 1.0)
 
     def outcomes(self, telemetry: pd.DataFrame, y_score: np.ndarray) -> Outcomes:
-        """Return the outcomes of scored racks, by the causes that were faults in its training."""
+        """Return the outcomes of scored racks; the causes of faults are those of its training."""
         frame = scores_frame(telemetry, np.arange(len(telemetry)), y_score)
-        if IS_FAULT in frame:  # whatever other racks hold
+        if IS_FAULT in frame:  # regardless of other racks
             frame[IS_FAULT] = frame[col.EVENT_TYPE].isin(self.fault_types) & (col.LABEL in frame)
         return outcomes_of(frame, label=False)
 
 
 @dataclass
 class Tally:
-    """What was scored so far, and what was found doubtful meanwhile."""
+    """What was scored so far, and the warnings raised meanwhile."""
 
     racks: int = 0
     rows: int = 0
     alarms: Counter = field(default_factory=Counter)  # by rule
     sets: Counter = field(default_factory=Counter)  # racks with each sensor set
-    outcomes: list[str] = field(default_factory=list)  # what became of the alarms, with a label
+    outcomes: list[str] = field(default_factory=list)  # of the alarms, if there is a label
     warnings: list[str] = field(default_factory=list)
 
 
 def load_champion(uri: str = CHAMPION_URI) -> Champion:
-    """Load a model that a notebook has logged, see `load_model`; by default the champion.
+    """Load a model logged by a notebook, see `load_model`; by default the champion.
 
     Raises
     ------
     ModelError
-        If there is none, it is refused, or it lacks alarm settings or has another calibration.
+        If there is none, it is refused, lacks alarm settings, or has an unknown calibration.
     """
     try:
         fixed, metadata = load_model(uri)
@@ -107,7 +107,7 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
             f"the calibration must be one of {', '.join(METHODS)}, that of the model {uri} is "
             f"{metadata['calibration']}: run the notebooks again."
         )
-    of_all = [metadata.get("interval_s", np.nan)] * 2  # as logged before the range was
+    of_all = [metadata.get("interval_s", np.nan)] * 2  # logged before the range was
     return Champion(
         model=fixed.estimator.estimator,
         alarm=read_alarm(metadata),
@@ -129,18 +129,18 @@ def score_file(
     keep_fill_values: bool = False,
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> Tally:
-    """Write the alarms that a file's telemetry raises to a CSV file.
+    """Write the alarms raised on a file's telemetry to a CSV file.
 
-    The telemetry, CSV or Parquet, may be larger than memory unless its `columns` have a map, as for
-    `load_telemetry`. The output appears when it is complete, over an older one, in the order site,
-    rack, module, time. A label is not needed; where there is one, each alarm gets its outcome.
+    The telemetry, CSV or Parquet, may be larger than memory unless `columns` names a map, as for
+    `load_telemetry`. The output is sorted by site, rack, module and time; it appears when complete
+    and replaces an older one. A label is optional; with one, each alarm gets its outcome.
     `on_progress` gets the share of the rows scored.
 
     Raises
     ------
     DataError
-        If the telemetry breaks a rule of the table, or the output cannot be written or would take
-        the place of anything but older alarms.
+        If the telemetry breaks a rule of the table, or the output cannot be written or would
+        overwrite anything but older alarms.
     """
     output = Path(output).resolve()
     check_output(output, (".csv",), not_over=Path(path))
@@ -161,7 +161,7 @@ def score_file(
             tally.rows += part.n_scored
             n_events += part.n_events
             if part.n_scored:
-                # Six digits: where a forest has threads, they add up in any order.
+                # Six digits: the threads of a forest add up in any order.
                 form = {"header": not tally.racks, "index": False, "float_format": "%.6g"}
                 part.alarms.to_csv(unfinished, mode="a", **form)
                 tally.racks += len(part.sets) - part.sets.count(NO_SET)
@@ -187,7 +187,7 @@ def score_file(
 
 @dataclass
 class _Part:
-    """What was found in a few racks of a file."""
+    """Results for a few racks of a file."""
 
     n_rows: int
     findings: list[Finding]
@@ -215,7 +215,7 @@ def _score_part(champion: Champion, _: int, telemetry: pd.DataFrame) -> _Part:
 
 
 def _outcomes_told(rule: str, alarms: pd.DataFrame, n_events: int) -> list[str]:
-    """Say how many of a rule's alarms have each outcome, and how many events it catches, when."""
+    """Report the outcomes of a rule's alarms, the events it catches and their median lead time."""
     counts = alarms["outcome"].value_counts().reindex(OUTCOMES, fill_value=0)
     events = [col.SITE, col.RACK, col.MODULE, col.EVENT_ID]
     lead = alarms.dropna(subset="lead_time_min").groupby(events)["lead_time_min"].max()
@@ -226,7 +226,7 @@ def _outcomes_told(rule: str, alarms: pd.DataFrame, n_events: int) -> list[str]:
 
 
 def sensor_sets_told(racks: Mapping[str, int], champion: Champion | None) -> list[str]:
-    """Say which sensor sets so many racks have, and what to expect of the champion there."""
+    """Report how many racks have each sensor set, and what to expect of the champion there."""
     lines = []
     for name, count in racks.items():
         line = f"sensors: {name} ({count} rack{'s' * (count != 1)})"
@@ -243,7 +243,7 @@ def sensor_sets_told(racks: Mapping[str, int], champion: Champion | None) -> lis
 
 
 def _interval_notes(interval_s: float, champion: Champion) -> list[str]:
-    """Say where the telemetry comes at another rate than that of the model."""
+    """Warn if the telemetry has another sampling rate than the model's training telemetry."""
     notes, (shortest, longest) = check_interval(interval_s), champion.intervals_s
     if interval_s and not shortest / 2 <= interval_s <= longest * 2:
         rule, trained = champion.alarm.rule, f"{shortest:g}"
@@ -260,17 +260,17 @@ def score_racks(telemetry: pd.DataFrame, champion: Champion, sensor_set: str) ->
     """List the alarms of whole, sorted racks with the same sensors, shape (n_alarms, 12 or 15).
 
     The columns are `COLUMNS`: site, rack, module, start, the rule that raises it (the model's alarm
-    or the fixed thresholds), score at the start, and the three features that raise it most: each
-    with its contribution, see `contributions`, or how many times over its limit it is. With a label
-    also `OUTCOME_COLUMNS`, as from `raise_alarms`; faults are the causes that were faults in the
-    model's training. Ids that a spreadsheet would take for a formula get an apostrophe before them.
+    or the fixed thresholds), score at the start, and the three features that contribute most: each
+    with its contribution, see `contributions`, or its ratio to the limit. With a label, also
+    `OUTCOME_COLUMNS`, as from `raise_alarms`; faults are the causes that were faults in the model's
+    training. Ids that a spreadsheet would take for a formula are prefixed with an apostrophe.
     """
     ids, alarms = telemetry[col.KEYS], champion.alarms(sensor_set)
     scores, reasons, first = [], ([], []), 0
     for whole, X, y_score in score_in_parts(champion.model, telemetry, sensor_set):
         scores.append((y_score, fixed_threshold_score(whole)))
         rows = np.arange(first, first := first + len(X))
-        for k, alarm in enumerate(alarms):  # the features of the others are not kept
+        for k, alarm in enumerate(alarms):  # keeps only the features of its rows
             outcomes = outcomes_of(scores_frame(ids, rows, scores[-1][k]), label=False)
             start = AlarmTrack(outcomes, alarm.rule).alarms(alarm.threshold)
             found = whole[[*FIXED_LIMITS]].iloc[start] / [*FIXED_LIMITS.values()]
@@ -298,19 +298,19 @@ def _as_text(ids: pd.Series) -> pd.Series:
 
 
 def contributions(model: CalibratedClassifier, X: pd.DataFrame) -> pd.DataFrame:
-    """Say how much each feature raises the score of each row, before calibration.
+    """Return how much each feature raises the score of each row, before calibration.
 
     Parameters
     ----------
     model : CalibratedClassifier
-        Of a pipeline with XGBoost, a random forest or logistic regression.
+        Calibrates a pipeline with XGBoost, a random forest or logistic regression.
     X : DataFrame, shape (n_samples, n_features)
 
     Returns
     -------
-    DataFrame, shape (n_samples, n_features), and a column for the fixed limits where they weigh
+    DataFrame, shape (n_samples, n_features), plus a column for the fixed limits if they are used
         SHAP values of the log-odds for XGBoost; coefficient times scaled value for logistic
-        regression (log-odds, too); for a forest the change of the mean probability along the paths.
+        regression (also log-odds); for a forest the change of the mean probability along the paths.
 
     References
     ----------

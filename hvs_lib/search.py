@@ -1,4 +1,4 @@
-"""Draw settings of XGBoost and score each on folds that are prepared once for all of them."""
+"""Draw XGBoost settings and score each on folds that are prepared once for all of them."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from hvs_lib.parallel import side_by_side
 from hvs_lib.project import did_you_mean
 
 SCORINGS = ("f1_class1", "pr_auc", "event_recall_5min")
-_PREPARING = Lock()  # one fold at a time, which is the first that all candidates need
+_PREPARING = Lock()  # one fold at a time: all candidates need the same one first
 
 
 @dataclass
 class Folds:
-    """The folds of a search, each prepared once in a process, when it is first used there.
+    """The folds of a search, each prepared once per process, on first use.
 
-    That is rows to fit on and rows held out, and a lock that keeps two threads off these matrices.
-    A worker of a cluster gets the rows, since XGBoost's matrices cannot leave their process.
+    A fold has matrices of the rows to fit on and the held-out rows, and a lock, as only one thread
+    may use them. Cluster workers get the rows, since XGBoost's matrices cannot leave their process.
     """
 
     pipeline: Pipeline
@@ -52,26 +52,26 @@ def random_search(
 ) -> Iterator[tuple[dict, dict[str, float]]]:
     """Draw candidates and score them out of fold, as scikit-learn's RandomizedSearchCV does.
 
-    Imputing, scaling and binning do not depend on what is searched, so they are done once for each
-    fold, and only the trees are grown for each candidate.
+    Imputing, scaling and binning do not depend on what is searched, so they are done once per fold;
+    only the trees are grown for each candidate.
 
     Parameters
     ----------
     pipeline : Pipeline
         From `make_pipeline`, with an XGBClassifier and without a sampler.
     protocol : Protocol
-        Its folds, thinning, alarm budget, number of threads and cache.
+        Provides the folds, thinning, alarm budget, number of threads and cache.
     space : mapping of str to distribution
-        What to draw from, under names in the pipeline, such as ``classify__max_depth``.
+        Distributions to draw from, by pipeline parameter such as ``classify__max_depth``.
     n_iter : int
-        Candidates to draw.
+        Number of candidates to draw.
     seed : int
-        Of the draws.
+        Seed of the draws.
 
     Yields
     ------
     params, metrics : dict, dict
-        Of each candidate, as soon as it and those drawn before it are scored: of each of `SCORINGS`
+        For each candidate, as soon as it and all earlier ones are scored: for each of `SCORINGS`,
         the mean, the standard deviation and the score of each fold, see `score_candidate`.
     """
     folds, fold = Folds(pipeline, protocol.training), protocol.training.fold
@@ -92,12 +92,12 @@ def random_search(
 
 
 def check_search(scoring: str, n_iter: int) -> None:
-    """Refuse what could not be searched, before anything is fitted.
+    """Refuse invalid search settings before anything is fitted.
 
     Raises
     ------
     ValueError
-        For an unknown scoring, with the nearest name, or less than one candidate.
+        For an unknown scoring (suggests the closest), or fewer than one candidate.
     """
     if scoring not in SCORINGS:
         cure = did_you_mean(scoring, SCORINGS, "choose one.")
@@ -130,21 +130,21 @@ def _predict(
 def score_candidate(protocol: Protocol, hazard: np.ndarray) -> dict[str, float]:
     """Score a candidate on the thinned training rows, each weighted by the rows it stands for.
 
-    F1 is at a score of 0.5. The events caught 5 min ahead are those at the alarm budget, estimated
+    F1 uses a threshold of 0.5. The recall of events 5 min ahead is at the alarm budget, estimated
     from these rows: a quiet row above the threshold stands for one nuisance alarm per refractory
-    time, and one row above it, 5 min or more before its PNR, catches an event.
+    time, and an event is caught by one row above it, 5 min or more before the PNR.
 
     Parameters
     ----------
     protocol : Protocol
     hazard : array, shape (n_samples,)
-        Out-of-fold scores of its training rows.
+        Out-of-fold scores of the protocol's training rows.
 
     Returns
     -------
     dict of str to float
-        For each of `SCORINGS` the mean over the folds, its standard deviation (``_std``) and each
-        fold's (``_fold_1``...), all with the prefix ``cv_``.
+        For each of `SCORINGS`, the mean over the folds, the standard deviation (``_std``) and the
+        score of each fold (``_fold_1``...), all with the prefix ``cv_``.
     """
     rows, threshold = protocol.training, _threshold_at_budget(protocol, hazard)
     early = rows.lead_min >= 5
@@ -165,7 +165,7 @@ def score_candidate(protocol: Protocol, hazard: np.ndarray) -> dict[str, float]:
 
 
 def _threshold_at_budget(protocol: Protocol, hazard: np.ndarray) -> float:
-    """Find the lowest threshold whose estimated nuisance alarms keep within the budget."""
+    """Find the lowest threshold whose estimated nuisance alarms stay within the budget."""
     rows = protocol.training
     quiet = rows.alarm_on == NOTHING
     descending = np.argsort(-hazard[quiet], kind="stable")

@@ -1,8 +1,8 @@
-"""A store in a SQLite file: its address, and its artifacts, which go where the file goes.
+"""A tracking store in a SQLite file: its address, and its artifacts, which move with the file.
 
-Absolute addresses of artifacts break where a project is moved or mounted elsewhere. Here they
-begin with ``hvs:/``, the folder of the SQLite file. MLflow imports this file by its entry point in
-pyproject.toml, while MLflow itself is being loaded: so it imports MLflow nowhere but in functions.
+Absolute artifact addresses break when a project is moved or mounted elsewhere. Here they begin
+with ``hvs:/``, the folder of the SQLite file. MLflow imports this file through its entry point in
+pyproject.toml, while MLflow itself is being loaded, so MLflow is imported only inside functions.
 """
 
 from pathlib import Path
@@ -16,18 +16,18 @@ ARTIFACTS = "hvs:/mlartifacts"
 
 
 def sqlite_uri(path: Path, uri: str = "sqlite://") -> str:
-    """Return the address of a SQLite store, whatever characters its path holds.
+    """Return the address of a SQLite store, whose path may hold any characters.
 
-    With the options of the `uri`, and with the driver named, since MLflow would make the folders of
-    a ``sqlite:///`` address as it is written, escapes included.
+    It has the options of `uri` and names the driver, since MLflow would create the folders of a
+    ``sqlite:///`` address as written, escapes included.
     """
     return make_url(uri).set(drivername="sqlite+pysqlite", database=str(path)).render_as_string()
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """Return the file of a SQLite store, None for another kind of store.
+    """Return the file of a SQLite store, or None for another kind of store.
 
-    A relative path starts at the project root. A StoreError refuses a database in memory.
+    A relative path starts at the project root. An in-memory database raises a StoreError.
     """
     if not uri.startswith("sqlite"):
         return None
@@ -38,9 +38,9 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def BesideTheStore(artifact_uri: str, tracking_uri: str | None = None, *args, **kwargs):
-    """Make the repository of files beside the SQLite file that MLflow tracks in.
+    """Return the artifact repository beside the SQLite file that MLflow tracks in.
 
-    In a server it is of those in the project.
+    In a server, it is the one in the project folder.
     """
     import mlflow
     from mlflow.exceptions import MlflowException

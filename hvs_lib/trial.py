@@ -1,6 +1,6 @@
-"""Field trial: the champion beside the fixed thresholds on telemetry it has not seen.
+"""Field trial: the champion against the fixed thresholds on telemetry it has not seen.
 
-One partition is scored after the other; what is kept of each are its alarms and some counts.
+Telemetry is scored partition by partition; only alarms and some counts are kept of each.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from hvs_lib.tracking.model_files import ModelError
 
 CHAMPION = "champion"
 RULES = (CHAMPION, FIXED)
-MOST_OUTSIDE = 0.05  # share of the time that may lie outside the range of a feature
+MOST_OUTSIDE = 0.05  # share of the time allowed outside the range of a feature
 MOST_RATIO = 2.0  # between two sampling intervals
-AROUND_MIN = 120.0  # that are shown before and after an alarm [min]
+AROUND_MIN = 120.0  # shown before and after an alarm [min]
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ class Tried:
     Attributes
     ----------
     alarms : DataFrame, shape (n_alarms, 7 or 10)
-        As from `raise_alarms`, and the rule that raises each.
+        As from `raise_alarms`, with the rule that raises each.
     swept : dict of str to Sweep
-        Rule to what its threshold raises; without a label every alarm counts as nuisance.
+        What the threshold of each rule raises; without a label, every alarm counts as nuisance.
     module_days : float
         Observed time of all modules [d].
     outside : DataFrame, shape (n_features, 3)
-        Of `count_outside`, each row for as long as to the next [s].
+        From `count_outside`, as time [s]: each row counts for one sampling interval.
     racks : DataFrame, shape (n_racks, 5)
-        Site_ID, Rack_ID, modules, sensor_set and interval_s of each rack [s].
+        Site_ID, Rack_ID, modules, sensor_set and interval_s [s] of each rack.
     """
 
     alarms: pd.DataFrame
@@ -59,7 +59,7 @@ class Tried:
 
     @classmethod
     def together(cls, parts: Sequence[Tried]) -> Tried:
-        """Put parts of whole racks together; a DataError refuses them if none could be scored."""
+        """Combine parts of whole racks; raise a DataError if none could be scored."""
         scored = [part for part in parts if part.swept]
         if not scored:
             needed = f"{col.TEMP_AVG} and {col.TEMP_MAX}"
@@ -94,7 +94,7 @@ class Tried:
         return {name.removeprefix("nuisance_"): value for name, value in known.items()}
 
     def alarm_rates(self) -> pd.DataFrame:
-        """Write the alarms per site-day of each outcome, and of all, shape (n_rules, 1 or 5)."""
+        """Tabulate the alarms per site-day, by outcome and in total, shape (n_rules, 1 or 5)."""
         table = {}
         for rule in self.swept:
             own = self.alarms[self.alarms["rule"] == rule]
@@ -115,7 +115,7 @@ def try_fleet(fleet: Fleet, champion: Champion, *, n_jobs: int = -1) -> Tried:
     Raises
     ------
     ModelError
-        If the champion was logged before the ranges of its training were kept.
+        If the champion was logged before training ranges were kept.
     DataError
         If no rack has the temperatures that scoring needs.
     """
@@ -131,7 +131,7 @@ def try_on(telemetry: pd.DataFrame, champion: Champion) -> list[Tried]:
     Returns
     -------
     list of Tried
-        One for each sensor set; of racks that cannot be scored it has nothing but these.
+        One for each sensor set; for racks that cannot be scored, it holds only `racks`.
     """
     parts = []
     for sensor_set, own in by_sensor_set(telemetry, sensor_sets_of(telemetry)):
@@ -166,13 +166,13 @@ def _scored(
     """Score each row by both of `RULES`, and count those outside the training ranges."""
     scores, counts = [], []
     for whole, X, y_score in score_in_parts(champion.model, telemetry, sensor_set):
-        scores.append((y_score, fixed_threshold_score(whole)))  # whatever the set leaves out
+        scores.append((y_score, fixed_threshold_score(whole)))  # of all sensors, not only the set
         counts.append(count_outside(X, champion.ranges))
     return np.hstack(scores), sum(counts)
 
 
 def first_alarms(alarms: pd.DataFrame, rule: str) -> pd.DataFrame:
-    """Choose a rule's first four alarms: with a label one of each outcome, nuisance before all."""
+    """Choose a rule's first four alarms; with a label, one of each outcome, nuisance first."""
     own = alarms[alarms["rule"] == rule]
     if "outcome" in own:
         place = own["outcome"].map({name: -k for k, name in enumerate(OUTCOMES)})
@@ -181,13 +181,13 @@ def first_alarms(alarms: pd.DataFrame, rule: str) -> pd.DataFrame:
 
 
 def around(fleet: Fleet, champion: Champion, alarm: pd.Series) -> pd.DataFrame:
-    """Read the telemetry of the module of an alarm, a row of ``Tried.alarms``, and score it again.
+    """Read and rescore the telemetry of an alarm's module; `alarm` is a row of ``Tried.alarms``.
 
     Returns
     -------
     DataFrame, shape (n_rows, n_columns)
-        From `AROUND_MIN` before to as long after: the telemetry, minute (since the alarm), and both
-        rules: scores over their thresholds.
+        From `AROUND_MIN` before the alarm to as long after: the telemetry, minute (since the alarm)
+        and, for both rules, the score over the threshold.
     """
     is_rack = (fleet.rows[col.SITE] == alarm[col.SITE]) & (fleet.rows[col.RACK] == alarm[col.RACK])
     rows = np.flatnonzero(is_rack)
@@ -204,20 +204,20 @@ def around(fleet: Fleet, champion: Champion, alarm: pd.Series) -> pd.DataFrame:
 def judge_trust(
     tried: Tried, champion: Champion, *, outside: float, data_sha256: str = ""
 ) -> pd.DataFrame:
-    """Say by stated rules whether the champion can be trusted on telemetry.
+    """Judge by stated rules whether the champion can be trusted on telemetry.
 
     Parameters
     ----------
     outside : float
         Largest share of the time outside the training range of a feature.
     data_sha256 : str
-        Of the telemetry.
+        SHA-256 of the telemetry.
 
     Returns
     -------
     DataFrame, shape (n_rules, 3)
-        The index are the rules; found and limit as text, and met. The rules on nuisance alarms and
-        on events are there only with a label, and with events.
+        Indexed by rule: found and limit as text, and met. The rules on nuisance alarms and on
+        events are included only with a label, and with events.
     """
     racks = tried.racks["sensor_set"]
     is_own = data_sha256 == champion.data_sha256
@@ -238,9 +238,9 @@ def judge_trust(
 
 
 def _judged_alarms(tried: Tried, champion: Champion) -> list[tuple]:
-    """Judge nuisance alarms by the budget, and events by the interval of those caught out of fold.
+    """Judge nuisance alarms by the budget, and event recall by its out-of-fold interval.
 
-    Broken only where the whole interval is on the wrong side.
+    A rule is broken only if the whole interval is on the wrong side.
     """
     found, rules = tried.metrics(CHAMPION), []
     if (rate := "nuisance_alarms_per_site_day") in found:
@@ -259,7 +259,7 @@ def _judged_alarms(tried: Tried, champion: Champion) -> list[tuple]:
 
 
 def verdict(rules: pd.DataFrame) -> str:
-    """Say in one line what `judge_trust` found."""
+    """Summarize in one line what `judge_trust` found."""
     broken = rules.index[~rules["met"]]
     if not len(broken):
         return f"trust the champion on this telemetry: all {len(rules)} rules are met"

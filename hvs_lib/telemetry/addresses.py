@@ -16,9 +16,9 @@ _WITHOUT_VERSION = {"name", "size", "type", "url", "mimetype", "partial"}  # as 
 
 @contextmanager
 def local_copy(path: str | Path) -> Iterator[Path]:
-    """Give a local path to telemetry; what lies at an address is copied there for the while.
+    """Yield a local path to telemetry; an address is copied there temporarily.
 
-    A DataError that is raised meanwhile names the address in place of the copy.
+    A DataError raised meanwhile names the address instead of the copy.
     """
     if not is_address(path):
         yield Path(path)
@@ -35,7 +35,7 @@ def local_copy(path: str | Path) -> Iterator[Path]:
         files = {}
         for name, each in entries.items():
             if each["type"] == "directory":
-                (copy / name).mkdir()  # to be refused as one among files on the disk is
+                (copy / name).mkdir()  # to be refused, like a folder among local files
             else:
                 files[each["name"]] = str(copy / name)
         with _refused_if_it_fails(address):
@@ -48,7 +48,7 @@ def local_copy(path: str | Path) -> Iterator[Path]:
 
 
 def listing_sha256(address: str) -> str:
-    """Return a digest of the names and versions of the files at an address, unread if it can be."""
+    """Return a digest of the names and versions of the files at an address, if possible unread."""
     _, _, entries = _listed(address)
     if any(each.keys() <= _WITHOUT_VERSION for each in entries.values()):
         with local_copy(address) as local:
@@ -61,7 +61,7 @@ def listing_sha256(address: str) -> str:
 
 
 def _listed(address: str) -> tuple:
-    """Return the filesystem, the path in it, and its files by name; one file alone has none."""
+    """Return the filesystem, the path in it, and its files by name; a single file has no name."""
     protocol = address.split("://")[0]
     if re.search(r"://.*:.*@|\?", address):
         problem = (
@@ -71,15 +71,14 @@ def _listed(address: str) -> tuple:
         raise refusal(f"{protocol}://...", problem)
     from fsspec.core import url_to_fs  # here, not at the top: few need it
 
-    with _refused_if_it_fails(
-        address
-    ):  # as it is now, not as an earlier listing in this process had it
+    with _refused_if_it_fails(address):
+        # the current listing, not one cached earlier in this process
         filesystem, root = url_to_fs(address, skip_instance_cache=True, use_listings_cache=False)
         info = filesystem.info(root)
         if info["type"] != "directory":
             return filesystem, root, {"": info}
         found = {each["name"].rstrip("/"): each for each in filesystem.ls(root, detail=True)}
-    found.pop(root, None)  # a folder made in a browser is an object, too
+    found.pop(root, None)  # a folder made in a browser is also an object
     entries = {name.rsplit("/", 1)[-1]: each for name, each in found.items()}
     return filesystem, root, {k: each for k, each in entries.items() if not is_hidden(k)}
 

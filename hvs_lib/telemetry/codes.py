@@ -36,7 +36,7 @@ def _numbered(telemetry: pd.DataFrame, keys: list[str]) -> np.ndarray:
         combined = combined * n_codes + codes
     combined[missing] = -1
     step = np.diff(combined, prepend=combined[:1])
-    if (step >= 0).all():  # as the rows of a fleet are
+    if (step >= 0).all():  # sorted, as the rows of a fleet are
         codes = np.cumsum(step > 0, dtype=np.int32)
     else:
         codes, _ = pd.factorize(combined, sort=True, use_na_sentinel=False)
@@ -79,9 +79,9 @@ def event_codes(telemetry: pd.DataFrame) -> np.ndarray:
 
 
 def pnr_of(last: pd.DataFrame) -> pd.Series:
-    """Return the points of no return of events, by the last labelled row of each.
+    """Return the points of no return of events, given the last labelled row of each.
 
-    Where the telemetry has none, the label ends `columns.LABEL_UNTIL_S` before it.
+    Where the telemetry has none, it is `columns.LABEL_UNTIL_S` after the last label.
     """
     assumed = last[col.TIMESTAMP] + pd.Timedelta(seconds=col.LABEL_UNTIL_S)
     return last[col.PNR].fillna(assumed) if col.PNR in last else assumed
@@ -99,7 +99,7 @@ def hazard_types(telemetry: pd.DataFrame) -> list[str]:
 
 
 def order_of(modules: np.ndarray, times: np.ndarray) -> np.ndarray | None:
-    """Return the rows in the order of module and time, None if they are so already."""
+    """Return the order of the rows by module and time, None if they are already sorted."""
     step, later = np.diff(modules), times[1:] >= times[:-1]
     if np.all((step > 0) | ((step == 0) & later)):
         return None

@@ -1,4 +1,4 @@
-"""From columns as written to columns with types; one with cells that do not convert stays text."""
+"""Convert columns as written to typed columns; one with cells that do not convert stays text."""
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ _ZONE = rf"\d[Tt ]\d[\d:.]*\s*(?:[Zz]\s*$|{_OFFSET})"
 
 
 def to_frame(columns: dict[str, arrow.ChunkedArray]) -> pd.DataFrame:
-    """Return the columns of a file as a table, and take them out of `columns`."""
+    """Return the columns of a file as a table, and remove them from `columns`."""
     frame = {}
     for name in list(columns):
         array = columns.pop(name)  # so that the file's copy of the column is freed at once
@@ -31,7 +31,7 @@ def to_frame(columns: dict[str, arrow.ChunkedArray]) -> pd.DataFrame:
 
 
 def codes_and_words(array: arrow.ChunkedArray) -> tuple[np.ndarray, pd.Series]:
-    """Return int codes (-1 = missing) and the words, trimmed, of a text column."""
+    """Return the int codes (-1 = missing) and the trimmed words of a text column."""
     if not arrow.types.is_dictionary(array.type):
         array = _text(array).dictionary_encode()
     # other codes may have no room for "missing" or for the words of all chunks
@@ -39,7 +39,7 @@ def codes_and_words(array: arrow.ChunkedArray) -> tuple[np.ndarray, pd.Series]:
     encoded = array.unify_dictionaries().combine_chunks()
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     words = pd.Series(encoded.dictionary.to_pylist(), dtype="str").str.strip()
-    used = np.zeros(len(words), dtype=bool)  # a category may be without rows
+    used = np.zeros(len(words), dtype=bool)  # a category may have no rows
     used[codes[codes >= 0]] = True
     return codes, words.where(used & ~words.isin(MISSING))
 
@@ -82,7 +82,7 @@ def _as_words(codes: np.ndarray, words: pd.Series) -> pd.Series:
 
 
 def as_times(values: pd.Series, format: str = "") -> pd.Series:
-    """Return the values as UTC times, NaT where text is not of a format, by default ISO 8601."""
+    """Return the values as UTC times, NaT where text is not in the format, by default ISO 8601."""
     if pd.api.types.is_datetime64_any_dtype(values):
         return values
     if not format:
@@ -112,12 +112,12 @@ def as_numbers(values: pd.Series) -> pd.Series:
 
 
 def is_number(values: pd.Series) -> pd.Series:
-    """Accept numbers and what is missing."""
+    """Accept numbers and missing values."""
     return as_numbers(values).notna() | values.isna()
 
 
 def is_time(values: pd.Series) -> pd.Series:
-    """Accept times and what is missing."""
+    """Accept times and missing values."""
     return as_times(values).notna() | values.isna()
 
 
@@ -135,7 +135,7 @@ def _has_zone(values: pd.Series) -> pd.Series:
 
 
 def zone_styles(array: arrow.ChunkedArray) -> set[bool]:
-    """Return whether the times of a column have a zone, both where some have and some not."""
+    """Return whether the times of a column have a zone, both values if only some do."""
     if arrow.types.is_timestamp(array.type) or arrow.types.is_date(array.type):
         return set()  # of one style throughout the file
     words = codes_and_words(array)[1].dropna()

@@ -1,6 +1,6 @@
-"""Readings and labels that mean something else than they say: told, and left as they are.
+"""Readings and labels that may not mean what they say: reported, and left as they are.
 
-Each check judges racks or modules by themselves, so that a file read rack by rack tells the same.
+Each check judges racks or modules separately, so that reading a file rack by rack gives the same.
 """
 
 import numpy as np
@@ -13,17 +13,17 @@ from hvs_lib.telemetry.quality import Finding, event_names, sampling_interval_s
 _THROUGHOUT = 0.95  # share of a module's readings: a few odd ones do not hide a wrong unit
 
 _TEMPERATURES = (col.TEMP_AVG, col.TEMP_MAX, col.AMBIENT)
-_CURRENT_OVER_S = 300.0  # compared with the change of charge over so long
-_AGAINST = -0.5  # cosine between the two below which the sign is doubtful
+_CURRENT_OVER_S = 300.0  # compared with the change of charge over this time
+_AGAINST = -0.5  # below this cosine between the two, the sign is doubtful
 
-# No cooled rack is so warm for so long, nor a module at rest so far above its air; the simulated
+# No cooled rack is this warm for this long, and no module at rest this far above its air; simulated
 # ones stay below 35 degC and 5 K in most rows.
 _NEVER_COOL_C = 45.0
 _OVER_AIR_K = 20.0
 _NEVER_COOL_S = 3600.0
 
 _CELL_V = (2.0, 4.4)  # lithium-ion, empty to overcharged
-_PACK_V = 150.0  # a module stays below 60 V as a rule, which is safe to touch
+_PACK_V = 150.0  # modules usually stay below 60 V, which is safe to touch
 
 # Constant current repeats itself, and a full module reads 100 %.
 _MAY_BE_FILLED = [name for name in col.SENSORS if name not in (col.CURRENT, col.SOC)]
@@ -34,7 +34,7 @@ _FAR = 3.0  # times the range of the other readings
 def doubts(
     telemetry: pd.DataFrame, modules: np.ndarray, *, keep_fill_values: bool = False
 ) -> list[Finding]:
-    """Return what is doubtful about sound telemetry in order, with its `module_codes`."""
+    """Return what is doubtful in valid, sorted telemetry, given its `module_codes`."""
     starts, racks = _first_rows(modules), rack_codes(telemetry)
     found = doubtful_current(telemetry, modules, racks)
     found += unlike_modules(telemetry, starts)
@@ -49,7 +49,7 @@ def doubts(
 def doubtful_current(
     telemetry: pd.DataFrame, modules: np.ndarray, racks: np.ndarray
 ) -> list[Finding]:
-    """Find racks whose current has a sign that contradicts the state of charge."""
+    """Find racks where the sign of the current contradicts the state of charge."""
     interval_s = sampling_interval_s(telemetry)
     lag = max(1, round(_CURRENT_OVER_S / interval_s)) if interval_s else len(telemetry)
     if lag >= len(telemetry):
@@ -59,7 +59,7 @@ def doubtful_current(
     moved, rise = charge[lag:] - charge[:-lag], soc[lag:] - soc[:-lag]
     times = telemetry[col.TIMESTAMP].to_numpy()
     gap = times[lag:] - times[:-lag] > np.timedelta64(round(2 * _CURRENT_OVER_S), "s")
-    unknown = (modules[lag:] != modules[:-lag]) | np.isnan(rise) | gap  # what moves there is unseen
+    unknown = (modules[lag:] != modules[:-lag]) | np.isnan(rise) | gap  # not observed there
     moved[unknown] = rise[unknown] = 0.0
     starts = _first_rows(racks[lag:])
 
@@ -74,7 +74,7 @@ def doubtful_current(
 
 
 def unlike_modules(telemetry: pd.DataFrame, starts: np.ndarray) -> list[Finding]:
-    """Find modules of which nearly all readings are hotter, or of another voltage, than any."""
+    """Find modules with nearly all readings too hot, or of the wrong voltage, for any module."""
     times, (low, high) = telemetry[col.TIMESTAMP].to_numpy(), _CELL_V
     lasts = times[np.append(starts[1:], len(times)) - 1] - times[starts]
     long = lasts >= np.timedelta64(round(_NEVER_COOL_S), "s")
@@ -99,7 +99,7 @@ def unlike_modules(telemetry: pd.DataFrame, starts: np.ndarray) -> list[Finding]
 
 
 def whole_degrees(telemetry: pd.DataFrame, starts: np.ndarray) -> list[Finding]:
-    """Find modules whose temperatures come in steps of a degree, several of them."""
+    """Find modules whose temperatures vary by several degrees, but only in whole degrees."""
     found = []
     what = "in whole degrees, so that changes per minute are coarse; log tenths if the sensor can"
     for name in _TEMPERATURES:
@@ -178,7 +178,7 @@ def _first_rows(codes: np.ndarray) -> np.ndarray:
 
 
 def _mostly(is_so: np.ndarray, values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Say of each module whether nearly all of its readings are so."""
+    """Return for each module whether nearly all of its readings are true in `is_so`."""
     read = np.add.reduceat(~np.isnan(values), starts, dtype=np.int64)
     return np.add.reduceat(is_so, starts, dtype=np.int64) > _THROUGHOUT * read
 

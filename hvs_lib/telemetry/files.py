@@ -1,4 +1,4 @@
-"""Telemetry files: their columns piece by piece, where a row stands, and how one is written."""
+"""Telemetry files: read their columns piece by piece, locate a row, write a file."""
 
 import csv
 import gzip
@@ -30,7 +30,7 @@ MISSING_NUMBERS = [*MISSING, "NA", "N/A", "n/a", "#N/A", "-nan", "-NaN"]
 READ_ERRORS = (arrow.ArrowException, OSError, EOFError, UnicodeError)
 READ_ERRORS += (csv.Error, zipfile.BadZipFile, zlib.error)
 WORDS = arrow.dictionary(arrow.int32(), arrow.string())  # the type of a text column
-_BLOCK = 2**23  # bytes that the parser takes at a time, and that a line or a cell must fit into
+_BLOCK = 2**23  # bytes parsed at a time; a line or cell must fit into them
 _EMPTY = "The file must hold telemetry, got an empty file; export it again."
 
 
@@ -56,7 +56,7 @@ def refusal(path: Path | str, *problems: str) -> DataError:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Refuse a file that a reader gives up on with one of `READ_ERRORS`."""
+    """Refuse a file if reading it raises one of `READ_ERRORS`."""
     try:
         yield
     except READ_ERRORS as error:
@@ -81,27 +81,27 @@ def sha256_of_file(path: str | Path) -> str:
 
 
 class TelemetryFile:
-    """The telemetry columns of a CSV or Parquet file, and where a user finds a row of it.
+    """The telemetry columns of a CSV or Parquet file, and the place of each row in it.
 
     Attributes
     ----------
     names, known : list of str
-        Every column of the file; those that are read, by default those of `columns.TELEMETRY`.
+        All columns of the file, and those to read (default: those in `columns.TELEMETRY`).
     types : dict of str to DataType
-        Of the columns of a Parquet file; empty for CSV.
+        Types of the columns of a Parquet file; empty for CSV.
     is_text : bool
         Whether a CSV file has a bad cell, so that `columns` returns its cells as written.
     problems : list of str
-        What is wrong with the file's columns and rows, whatever the cells hold.
+        Problems of the file's columns and rows, regardless of what the cells hold.
     findings : list
-        Of a mapped file: what its map has changed.
+        What the map has changed, for a mapped file.
     label_until_s : float
-        Labels end so long before the point of no return [s].
+        Time from the end of the labels to the point of no return [s].
 
     Raises
     ------
     DataError
-        If the path leads to no telemetry file.
+        If the path does not lead to a telemetry file.
     """
 
     def __init__(self, path: Path):
@@ -119,7 +119,7 @@ class TelemetryFile:
         self.select([name for name in col.TELEMETRY if name in self.names], numbers)
 
     def select(self, names: Sequence[str], numbers: dict[str, arrow.DataType]) -> None:
-        """Choose the columns to read, and which cells of a CSV file are numbers, of which type."""
+        """Choose the columns to read, and the types of those that hold numbers in a CSV file."""
         self.known, self._numbers = list(names), numbers
         self.problems = [
             f"{name} must appear once, got {self.names.count(name)} columns of this name; rename or"
@@ -140,7 +140,7 @@ class TelemetryFile:
             yield from self._csv_batches(as_text=False)
 
     def columns(self) -> dict[str, arrow.ChunkedArray]:
-        """Return the known columns whole; a CSV file with a bad cell is all text."""
+        """Return the known columns whole, all as text if a CSV file has a bad cell."""
         with readable(self.path):
             try:
                 batches = [] if self.is_text else list(self.batches())
@@ -151,7 +151,7 @@ class TelemetryFile:
             if self.is_text:
                 # Rare and slower, but then each bad cell can be named.
                 _check_lines(self.path)
-                lines = array("q", _first_lines(self.path))  # refuses a quote that is not closed
+                lines = array("q", _first_lines(self.path))  # refuses an unclosed quote
                 batches = list(self._csv_batches(as_text=True))
                 if self._skipped:
                     self.problems.append(
@@ -164,7 +164,7 @@ class TelemetryFile:
         return dict(zip(table.column_names, table.columns, strict=True))
 
     def row_name(self, row: int) -> str:
-        """Say where the row is, counted from 0 without the header."""
+        """Name the place of a row, counted from 0 without the header."""
         if _is_parquet(self.path):
             return f"row {row} (the first is 0)"
         left_out = {1, *self._skipped}
@@ -247,7 +247,7 @@ def _check_path(path: Path) -> None:
 
 
 def _as_text(table: arrow.Table, is_kind: Callable[[arrow.DataType], bool]) -> arrow.Table:
-    """Turn columns of a kind, which not every Arrow function takes, into plain strings."""
+    """Convert columns of a kind that not every Arrow function takes into plain strings."""
     types = [arrow.string() if is_kind(field.type) else field.type for field in table.schema]
     return table.cast(arrow.schema(zip(table.column_names, types, strict=True)))
 
@@ -331,7 +331,7 @@ def _decoded(path: Path, line: bytes, number: int) -> str:
 
 
 def _check_quotes(path: Path, n_rows: int) -> None:
-    """Refuse a quote that is not closed: the parser takes the rows up to the next one as a cell."""
+    """Refuse an unclosed quote: the parser takes the rows up to the next quote as one cell."""
     n_lines, n_quotes, end = 0, 0, b"\n"
     with _open(path) as file:
         for block in iter(partial(file.read, _BLOCK), b""):
@@ -345,17 +345,17 @@ def _check_quotes(path: Path, n_rows: int) -> None:
 
 
 def _first_lines(path: Path) -> Iterator[int]:
-    """Yield the number of each row's first line; a quoted cell may hold further ones.
+    """Yield the number of each row's first line; a quoted cell may span several lines.
 
     Raises
     ------
     DataError
-        Where a quote is not closed, or not at the end of its cell.
+        If a quote is not closed, or not at the end of its cell.
     """
-    csv.field_size_limit(_BLOCK)  # for good: other threads may be reading as well
+    csv.field_size_limit(_BLOCK)  # never reset: other threads may be reading
     ended = 0
     try:
-        # Arrow ends a line at a CR alone, too; which bytes a line holds does not matter here.
+        # Arrow also ends a line at a CR alone; the bytes of a line do not matter here.
         with _open(path) as file, io.TextIOWrapper(file, encoding="latin-1") as text:
             rows = csv.reader(text, strict=True)
             for row in rows:
@@ -373,13 +373,13 @@ def _first_lines(path: Path) -> Iterator[int]:
 def save_telemetry(telemetry: pd.DataFrame, path: str | Path) -> None:
     """Write telemetry to a new file that `load_telemetry` reads back unchanged.
 
-    The file appears when it is complete. One that is there already is never written over.
+    The file appears when complete. An existing file is never overwritten.
 
     Parameters
     ----------
     telemetry : DataFrame of shape (n_samples, n_columns)
     path : str or Path
-        Ends in `.csv`, `.csv.gz` or `.parquet`.
+        Must end in `.csv`, `.csv.gz` or `.parquet`.
 
     Raises
     ------
@@ -394,15 +394,15 @@ def save_telemetry(telemetry: pd.DataFrame, path: str | Path) -> None:
 def check_output(
     path: Path, suffixes: tuple[str, ...] = SUFFIXES, *, not_over: Path | None = None
 ) -> None:
-    """Refuse, with a DataError, what cannot be written; only where told so may it be over a file.
+    """Raise a DataError if an output cannot be written; it may overwrite only with `not_over`.
 
     Parameters
     ----------
     path : Path
     suffixes : tuple of str
-        The name ends in one of these.
+        Allowed endings of the name.
     not_over : Path, optional
-        Any other regular file may be written over; by default none.
+        Any regular file but this one may be overwritten; by default none may be.
     """
     problem = ""
     if path.is_dir():
@@ -429,7 +429,7 @@ def check_output(
 
 
 def write(telemetry: pd.DataFrame, path: Path, stamps: dict[bytes, bytes]) -> None:
-    """Write a file such that a reader sees the old one or the whole new one."""
+    """Write a file so that a reader sees either the old one or the whole new one."""
     table = arrow.Table.from_pandas(telemetry, preserve_index=False)
     readings = [name for name in col.SENSORS if name in table.column_names]
     with whole_file(path) as unfinished:
@@ -438,9 +438,9 @@ def write(telemetry: pd.DataFrame, path: Path, stamps: dict[bytes, bytes]) -> No
                 table.replace_schema_metadata(table.schema.metadata | stamps),
                 unfinished,
                 compression="zstd",
-                row_group_size=131_072,  # so that the cores share the reading
+                row_group_size=131_072,  # so that cores can share the reading
                 write_page_checksum=True,
-                # noisy readings seldom repeat: a third smaller so, and quicker to read
+                # noisy readings seldom repeat: this is a third smaller, and faster to read
                 use_dictionary=[name for name in table.column_names if name not in readings],
                 column_encoding=dict.fromkeys(readings, "BYTE_STREAM_SPLIT"),
             )

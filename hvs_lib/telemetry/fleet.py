@@ -1,7 +1,7 @@
-"""A fleet: telemetry in partitions of whole racks, of which a few are in memory at a time.
+"""A fleet: telemetry in partitions of whole racks, with only a few in memory at a time.
 
-The partitions are Parquet files: one for each simulated site, or those that a file of the user's
-own is converted to once. Only what tells the rows apart is held for all of them.
+The partitions are Parquet files: one for each simulated site, or those that the user's file is
+converted to once. For all rows, only the columns other than sensors are held in memory.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Fleet:
     Attributes
     ----------
     rows : DataFrame, shape (n_samples, 4 to 8)
-        The telemetry without its sensors, all rows in the order site, rack, module, time; their
-        numbers are its index.
+        The telemetry without its sensors, sorted by site, rack, module and time; indexed by row
+        number.
     paths : list of Path
         The partitions, each of whole racks, in the order of the rows.
     starts : array of int, shape (n_partitions + 1,)
@@ -57,7 +57,7 @@ class Fleet:
     missing : Series, shape (n_sensors,)
         Share of the rows without a reading.
     sha256 : str
-        Of all the telemetry.
+        Digest of all the telemetry.
     """
 
     rows: pd.DataFrame
@@ -68,7 +68,7 @@ class Fleet:
     _make_again: Callable[[Path], None]
 
     def __getstate__(self) -> dict:
-        """Leave the rows out: on a worker of a cluster a fleet reads partitions."""
+        """Leave the rows out: on a cluster worker, a fleet only reads partitions."""
         return {name: value for name, value in self.__dict__.items() if name != "rows"}
 
     def __getattr__(self, name: str) -> object:
@@ -78,7 +78,7 @@ class Fleet:
         return self.__getattribute__(name)  # raises as usual
 
     def telemetry(self, partition: int) -> pd.DataFrame:
-        """Read a partition, shape (n_rows, n_columns); its index are the numbers of the rows."""
+        """Read a partition, shape (n_rows, n_columns); indexed by row number."""
         table = _read(self.paths[partition], self._make_again)
         first, end = self.starts[partition : partition + 2]
         return table.set_axis(pd.RangeIndex(first, end))
@@ -98,7 +98,7 @@ class Fleet:
         """Yield what a function returns for each partition, in order, under a progress bar.
 
         The function must hold no rows of the fleet, since `side_by_side` may send it to workers.
-        From `by_row`, shape (n_samples,), it gets those of its partition as a second argument.
+        With `by_row`, shape (n_samples,), its second argument is the part for its partition.
         """
         arguments = [range(len(self.paths)) if partitions is None else partitions]
         if by_row is not None:
@@ -117,7 +117,7 @@ def load_fleet(
     keep_fill_values: bool = False,
     require_label: bool = True,
 ) -> Fleet:
-    """Open telemetry as a fleet, or the simulated fleet, which is made first if need be.
+    """Open telemetry as a fleet, or the simulated fleet, which is first simulated if needed.
 
     Parameters
     ----------
@@ -127,11 +127,11 @@ def load_fleet(
     columns : str or Path
         A map of the file's columns to ours, as for `load_telemetry`.
     sites : int
-        Simulated sites, of 6 h each.
+        Number of simulated sites, of 6 h each.
     seed : int
-        Of the simulation, not negative.
+        Seed of the simulation, not negative.
     battery : str
-        Of the simulated sites, as for `simulate_fleet`.
+        Battery of the simulated sites, as for `simulate_fleet`.
     keep_fill_values, require_label : bool
         As for `load_telemetry`.
 
@@ -159,7 +159,7 @@ def load_fleet(
 
 
 def check_fleet(sites: int, seed: int, battery: str = "mix") -> None:
-    """Refuse what cannot be simulated, with a ValueError; models take the same seeds."""
+    """Raise a ValueError for what cannot be simulated; models take the same seeds."""
     if sites < 1:
         raise ValueError(f"sites must be at least 1, got {sites}.")
     if not 0 <= seed < 2**32:
@@ -171,13 +171,13 @@ def check_fleet(sites: int, seed: int, battery: str = "mix") -> None:
 
 
 def _simulated(sites: int, seed: int, battery: str) -> Fleet:
-    """Simulate the sites whose files are absent, damaged, or of another simulator."""
+    """Simulate the sites whose files are missing, damaged, or from another simulator version."""
     folder = project_root() / "data" / "raw" / f"fleet_{battery}_seed{seed}"
     paths = [folder / f"Site{site:02d}.parquet" for site in range(1, sites + 1)]
     folder.mkdir(parents=True, exist_ok=True)
 
     def make(path: Path) -> None:
-        # here, not at the top: it brings in numba, which reading a file does not need
+        # here, not at the top: it imports numba, which reading a file does not need
         from hvs_lib.simulator.fleet import simulate_site
 
         site = int(path.stem.removeprefix("Site")) - 1
@@ -196,7 +196,7 @@ def _simulated(sites: int, seed: int, battery: str) -> Fleet:
 
 
 def simulator_fingerprint() -> str:
-    """Return the SHA-256 of the simulator's source and of `columns.py`, with the label window."""
+    """Return the SHA-256 of the simulator's source and of `columns.py` (for the label window)."""
     return sources_sha256("simulator/**/*.py", "columns.py")
 
 
@@ -215,7 +215,7 @@ def _stamp_of(path: Path) -> str | None:
 
 
 def _converted(path: str | Path, options: dict) -> Fleet:
-    """Convert a file to partitions, unless that is done; its digest is that of file and map."""
+    """Convert a file to partitions, unless already done; its digest covers file and map."""
     sources = (path, options["columns"])
     if not is_address(path):
         open_telemetry(Path(path), options["columns"])  # says what is wrong
@@ -225,12 +225,12 @@ def _converted(path: str | Path, options: dict) -> Fleet:
     folders = project_root() / "data" / "cache" / "telemetry"
     folders.mkdir(parents=True, exist_ok=True)
     folder = folders / cache.key(version, options["keep_fill_values"])
-    if not options["require_label"] and not _about(folder):  # a label there need not be sound
+    if not options["require_label"] and not _about(folder):  # a label there may be invalid
         folder = folder.with_name(f"{folder.name}_any_label")
 
     def make() -> dict:
         about = {"findings": [], "ignored_columns": [], "partitions": 0}
-        for left in folders.glob(f".{folder.name}.*"):  # by one that was killed
+        for left in folders.glob(f".{folder.name}.*"):  # by a killed process
             shutil.rmtree(left, ignore_errors=True)
         with (
             local_copy(path) as local,
@@ -252,7 +252,7 @@ def _converted(path: str | Path, options: dict) -> Fleet:
             except DataError:
                 load_telemetry(local, **options)  # names the problems of the whole file
                 raise
-            for left in Path(unfinished).glob(".*"):  # by workers that were killed
+            for left in Path(unfinished).glob(".*"):  # by killed workers
                 left.unlink()
             about["sha256"] = telemetry_sha256(local, options["columns"])
             (Path(unfinished) / _ABOUT).write_text(json.dumps(about))
@@ -283,7 +283,7 @@ def _partition(number: int) -> str:
 
 
 def _about(folder: Path) -> dict:
-    """Read what is known of a converted file; nothing where it is not, or the disk lost it."""
+    """Read what is known of a converted file; empty if it is not converted or the record lost."""
     try:
         return json.loads((folder / _ABOUT).read_text())
     except (OSError, ValueError):
@@ -294,7 +294,7 @@ def _about(folder: Path) -> dict:
 
 
 def _open(paths: list[Path], make_again: Callable[[Path], None], sha256: str = "") -> Fleet:
-    """Read each partition whole once, which finds the damaged ones; keep what tells rows apart."""
+    """Read each partition whole once, which finds the damaged ones; keep all but the sensors."""
     parts, missing = [], []
     for path in paths:
         telemetry = _read(path, make_again)
@@ -323,7 +323,7 @@ def _read(path: Path, make_again: Callable[[Path], None]) -> pd.DataFrame:
     try:
         return read()
     except READ_ERRORS:
-        with _lock(path.parent):  # where several find the damage, one mends it
+        with _lock(path.parent):  # if several find the damage, one repairs it
             try:
                 return read()
             except READ_ERRORS as error:
@@ -333,7 +333,7 @@ def _read(path: Path, make_again: Callable[[Path], None]) -> pd.DataFrame:
 
 
 def _with_text_ids(table: pd.DataFrame) -> pd.DataFrame:
-    """Give columns without a value, whose categories Parquet forgets, the type of the others."""
+    """Give columns without values, whose categories Parquet forgets, the type of the others."""
     none = pd.Index([], dtype="str")
     for name in table.columns[table.dtypes == "category"]:
         if not len(table[name].cat.categories):
@@ -342,5 +342,5 @@ def _with_text_ids(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _lock(folder: Path) -> FileLock:
-    """Return the lock of a folder of partitions; who holds it may ask for it again."""
+    """Return the lock of a folder of partitions; its holder may acquire it again."""
     return FileLock(f"{folder}.lock", is_singleton=True)

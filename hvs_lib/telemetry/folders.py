@@ -1,4 +1,4 @@
-"""A folder of telemetry files, which are read as if they were one."""
+"""A folder of telemetry files, read as if they were one."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ def open_files(path: Path) -> "TelemetryFile | TelemetryFolder":
 
 
 def is_hidden(name: str) -> bool:
-    """Tell what systems leave among the files of a folder, such as ``.DS_Store``, ``_SUCCESS``."""
+    """Tell whether a name is of a file that systems leave in folders, such as ``.DS_Store``."""
     return name.startswith((".", "_"))
 
 
@@ -32,14 +32,14 @@ def sha256_of_files(path: Path) -> str:
 
 
 class TelemetryFolder:
-    """The telemetry of files in a folder, one after the other, with what `TelemetryFile` offers.
+    """The telemetry of the files in a folder, concatenated, with the interface of `TelemetryFile`.
 
-    All are CSV or all Parquet, with the same columns in any order. A rack may be spread over them.
+    All are CSV or all Parquet, with the same columns in any order. A rack may span several files.
 
     Raises
     ------
     DataError
-        If the folder has no files, one that is no telemetry file, or files that differ.
+        If the folder has no files, one that is not a telemetry file, or files that do not match.
     """
 
     def __init__(self, path: Path):
@@ -55,7 +55,7 @@ class TelemetryFolder:
 
     @property
     def problems(self) -> list[str]:
-        """Name the first file that has each problem."""
+        """List each problem with the first file that has it."""
         found = {problem: file for file in self._files[::-1] for problem in file.problems[::-1]}
         return [f"{file.path.name}: {problem}" for problem, file in reversed(found.items())]
 
@@ -76,7 +76,7 @@ class TelemetryFolder:
                 yield self._alike(batch)
 
     def columns(self) -> dict[str, arrow.ChunkedArray]:
-        """Return the known columns whole; where one CSV file has a bad cell, all are text."""
+        """Return the known columns whole, all as text if one CSV file has a bad cell."""
         parts = [file.columns() for file in self._files]
         if any(file.is_text for file in self._files):
             for number, file in enumerate(self._files):
@@ -90,7 +90,7 @@ class TelemetryFolder:
         return dict(zip(table.column_names, table.columns, strict=True))
 
     def row_name(self, row: int) -> str:
-        """Say where the row is, counted from 0 over all files."""
+        """Name the place of a row, counted from 0 over all files."""
         number = bisect_right(self._starts, row) - 1
         file = self._files[number]
         return f"{file.row_name(int(row) - self._starts[number])} of {file.path.name}"
@@ -112,7 +112,7 @@ class TelemetryFolder:
             raise refusal(self.path, f"The files of a folder must {problem}")
 
     def _common_schema(self) -> arrow.Schema | None:
-        """Find types that can hold those of all Parquet files, of which some may lack values."""
+        """Find types that can hold those of all Parquet files, some of which may lack values."""
         if not self._files[0].types:
             return None
         schema = arrow.schema([])

@@ -33,7 +33,7 @@ from hvs_lib.telemetry.folders import TelemetryFolder, open_files, sha256_of_fil
 from hvs_lib.telemetry.mapping import Source, load_map, named
 from hvs_lib.telemetry.quality import LEFT_OUT, Finding
 
-_CELLS_OF_A_MODULE = 14  # in series, of the simulated modules: the voltage per cell is what counts
+_CELLS_OF_A_MODULE = 14  # in series, in the simulated modules: the voltage per cell is what counts
 _ADVICE_NUMBER = "write decimals with a point, or name the word in `missing`."
 _ADVICE_TIME = "add `format` or, for numbers, `elapsed: s` and `start`, or `epoch: s`."
 _ADVICE_ZONE = "correct the zone, to UTC if the clock has no daylight saving."
@@ -42,18 +42,18 @@ _ADVICE_ZONE = "correct the zone, to UTC if the clock has no daylight saving."
 def open_telemetry(
     path: Path, columns: str | Path = ""
 ) -> "TelemetryFile | TelemetryFolder | MappedFile":
-    """Open a telemetry file or a folder of them, through a map where one is given."""
+    """Open a telemetry file or a folder of them, through a map if one is given."""
     return MappedFile(path, Path(columns)) if columns else open_files(path)
 
 
 def telemetry_sha256(path: str | Path, columns: str | Path = "") -> str:
-    """Return the SHA-256 of a file or folder or, where there is a map, of both."""
+    """Return the SHA-256 of a file or folder, combined with that of its map if there is one."""
     with local_copy(path) as local:
         return _with_map(sha256_of_files(local), columns)
 
 
 def telemetry_version(path: str | Path, columns: str | Path = "") -> str:
-    """Return what changes whenever `telemetry_sha256` does; of an address, without reading it."""
+    """Return a digest that changes whenever `telemetry_sha256` does; addresses need not be read."""
     if not is_address(path):
         return telemetry_sha256(path, columns)
     return _with_map(listing_sha256(str(path)), columns)
@@ -66,21 +66,21 @@ def _with_map(sha256: str, columns: str | Path) -> str:
 
 
 class MappedFile:
-    """The telemetry of a file and a map, held in memory, with what `TelemetryFile` offers.
+    """The telemetry of a file with a map, held in memory, with the interface of `TelemetryFile`.
 
     Columns of the file that have our names need no entry in the map.
 
     Attributes
     ----------
     path, names, known, problems, label_until_s
-        As those of `TelemetryFile`, of the telemetry; `names` ends with what the map leaves out.
+        As in `TelemetryFile`, for the telemetry; `names` ends with the columns not in the map.
     findings : list of Finding
-        What the map has changed beside the values, once the telemetry is made.
+        What the map has changed besides the values, once the telemetry is made.
 
     Raises
     ------
     DataError
-        If the path leads to no telemetry file, the map is not sound or names what is not there.
+        If the path does not lead to a telemetry file, the map is invalid or names missing columns.
     """
 
     def __init__(self, path: Path, columns: Path):
@@ -92,7 +92,7 @@ class MappedFile:
         self._file = open_files(path)
         self._title = f"{path} cannot be read with the map {columns}"
         runaway = self.map.runaway
-        # what the clock and the runaway give, whatever columns the file has
+        # made from the clock and the runaway, whatever columns the file has
         made = {col.TIMESTAMP} | ({col.LABEL, col.PNR} if runaway else set())
         own = {name: Source("column", (name,)) for name in self._file.known}
         sources = own | self.map.sources
@@ -103,7 +103,7 @@ class MappedFile:
         if any(source.how == "each" for source in self._sources.values()):
             made.add(col.MODULE)
         self.known = [name for name in col.TELEMETRY if name in made]
-        self._theirs = self._resolve()  # of ours: {module or column: column}
+        self._theirs = self._resolve()  # our column -> {module or column: column}
         unused = [name for name in self._file.names if name not in self._file.known]
         self.names = [*self.known, *(name for name in unused if name not in made)]
 
@@ -123,7 +123,7 @@ class MappedFile:
     # ---- which columns -----------------------------------------------------------------------
 
     def _resolve(self) -> dict[str, dict[str, str]]:
-        """Find the columns that the map names in the file, and choose them to be read."""
+        """Find the file's columns that the map names, and select them for reading."""
         self._bad, sources = [], self._sources.items()
         theirs = {name: self._found(name, source) for name, source in sources}
         clocks = [*self.map.clock.columns, *(source.time for _, source in sources if source.time)]
@@ -178,7 +178,7 @@ class MappedFile:
     # ---- the telemetry -----------------------------------------------------------------------
 
     def _telemetry(self) -> pd.DataFrame:
-        """Make the telemetry; its rows know those of the file."""
+        """Make the telemetry, and note the row of the file that each of its rows comes from."""
         self._read, self._bad = self._file.columns(), list(self._file.problems)
         rows = pd.RangeIndex(len(next(iter(self._read.values()))))
         table = pd.DataFrame(index=rows)
@@ -209,7 +209,7 @@ class MappedFile:
             self._bad = [f"{col.TIMESTAMP} must be in {theirs!r}, got nothing; name another."]
         self._refuse_bad()
         self._read = {}
-        if wide:  # to a row for each module, its values and what all modules share
+        if wide:  # to one row per module: its values and what all modules share
             long = pd.concat(wide, axis=1).stack(future_stack=True)  # noqa: PD013
             modules = pd.Categorical(long.index.get_level_values(1).astype("str"))
             table = table.join(long.droplevel(1).assign(**{col.MODULE: modules}))
@@ -226,14 +226,14 @@ class MappedFile:
             self.findings.append([col.TIMESTAMP, f"{what}; {LEFT_OUT}", rows])
 
     def _values(self, name: str, source: Source, rows: pd.Index) -> pd.DataFrame:
-        """Return the values: a column of each module, or one."""
+        """Return the values of a source: one column per module, or a single one."""
         missing = (*self.map.missing, *source.missing)
         if source.how == "constant":
             values = pd.DataFrame({name: float(source.columns[0])}, index=rows)
         else:
             read = {k: self._numbers(name, each, missing) for k, each in self._theirs[name].items()}
             values = pd.DataFrame(read, copy=False)
-        if source.how == "sum":  # without one cell it would be another voltage
+        if source.how == "sum":  # a missing cell would change the voltage
             values = values.sum(axis=1, skipna=False).to_frame()
         elif source.how in ("mean", "max"):
             values = values.agg(source.how, axis=1).to_frame()
@@ -256,7 +256,7 @@ class MappedFile:
     def _parsed(
         self, theirs: str, parse: Callable, missing: Iterable, rule: str, cure: str
     ) -> pd.Series:
-        """Return the values of the words of a column; note those that have none."""
+        """Return the parsed words of a column; note those that do not parse."""
         codes, words = codes_and_words(self._read[theirs])
         words = words.mask(words.isin([str(each) for each in missing]))
         values = parse(words)
@@ -265,7 +265,7 @@ class MappedFile:
         return values.reindex(codes).reset_index(drop=True)
 
     def _note(self, values: pd.Series, words: pd.Series, rule: str, theirs: str, cure: str) -> None:
-        """Note the rows with a word and no value, if there are any, as one problem."""
+        """Note the rows with a word but no value, if any, as one problem."""
         rows = np.flatnonzero(values.isna() & words.notna())
         if len(rows):
             place = f"{theirs!r} at {self._file.row_name(rows[0])}, {count_rows(len(rows))} in all"
@@ -304,7 +304,7 @@ class MappedFile:
         return times if has_zone or not clock.zone else self._from_local(times, theirs)
 
     def _from_local(self, times: pd.Series, theirs: str) -> pd.Series:
-        """Return local times in UTC; in an hour that repeats, the order of rows tells."""
+        """Convert local times to UTC; in an hour that repeats, the order of the rows decides."""
         zone = self.map.clock.zone
         utc, winter = (
             times.dt.tz_localize(zone, np.full(len(times), is_summer), "NaT").dt.tz_convert(None)
@@ -335,7 +335,7 @@ class MappedFile:
     # ---- rows --------------------------------------------------------------------------------
 
     def _once_each(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Take one reading of each module and time, as the map says; else the rules refuse them."""
+        """Keep one row per module and time, as the map says; otherwise the rules refuse repeats."""
         keys = [name for name in col.KEYS if name in table]
         again = int(table.duplicated(keys).sum())
         if self.map.repeated and again:
@@ -346,7 +346,7 @@ class MappedFile:
         return table
 
     def _labelled(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Label the time before the runaway, and leave out what comes after, labels or none."""
+        """Label the time before the runaway, and drop the rows after that, labelled or not."""
         times, pnr = table[col.TIMESTAMP], self.map.runaway
         if isinstance(pnr, str):
             true = times.where(table[col.LABEL] == 1)

@@ -1,4 +1,4 @@
-"""A map in YAML says which of a file's columns is which of ours, see docs/own-data.md."""
+"""Maps, in YAML, from a file's columns to ours, see docs/own-data.md."""
 
 import datetime
 import math
@@ -28,15 +28,15 @@ _OPTIONS = ("missing", "repeated", "runaway", "label_from_min", "label_until_s",
 
 @dataclass(frozen=True)
 class Source:
-    """What one of our columns is made of: theirs, where `*` is any text, or a constant."""
+    """What one of our columns is made of: the file's, where `*` is any text, or a constant."""
 
     how: str
     columns: tuple[str, ...]
     factor: float = 1.0
     offset: float = 0.0
     missing: tuple = ()
-    time: str = ""  # their column with the clock of these readings
-    within: float = 60.0  # oldest reading of another clock to take [s]
+    time: str = ""  # the file's column with the clock of these readings
+    within: float = 60.0  # maximum age of a reading from another clock [s]
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class ColumnMap:
     clock: Clock
     sources: dict[str, Source]
     missing: tuple = ()
-    repeated: str = ""  # which of the rows of one module and time to keep
+    repeated: str = ""  # which row of the same module and time to keep
     runaway: pd.Timestamp | str = ""  # UTC, or a column that is true from then on
     label_from_min: float = col.LABEL_FROM_MIN  # before the runaway
     label_until_s: float = col.LABEL_UNTIL_S  # before the point of no return
-    cells_in_series: float = 0.0  # of what the voltage is of; 0: of a module
+    cells_in_series: float = 0.0  # that the voltage spans; 0: those of a module
 
 
 def named(wanted: str, names: Collection[str]) -> list[re.Match]:
@@ -84,7 +84,7 @@ def named(wanted: str, names: Collection[str]) -> list[re.Match]:
 
 
 def load_map(path: str | Path) -> ColumnMap:
-    """Load a map and refuse it, with a DataError, with every problem named."""
+    """Load a map; if it is invalid, raise a DataError that names every problem."""
     title = f"The map {path} cannot be used"
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -131,7 +131,7 @@ def load_map(path: str | Path) -> ColumnMap:
 
 
 def _entry(key: str, entry: object, problems: list[str]) -> tuple[str, tuple[str, ...], dict]:
-    """Return how one of our columns is made, of which of theirs, and what else is said of it."""
+    """Return how one of our columns is made, from which of the file's, and its other fields."""
     entry = entry if isinstance(entry, dict) else {"column": entry}
     allowed = _HOWS_OF.get(key, _HOWS)
     try:
@@ -165,7 +165,7 @@ def _clock_problems(fields: dict) -> Iterator[str]:
 
 
 def _number(value: object, is_allowed: Callable[[float], bool] = math.isfinite) -> float:
-    number = float(value)  # YAML takes 1e-3 for text
+    number = float(value)  # YAML reads 1e-3 as text
     if isinstance(value, bool) or not (math.isfinite(number) and is_allowed(number)):
         raise ValueError
     return number
@@ -215,7 +215,7 @@ _RULES = {
 
 
 def _checked(entry: dict, place: str, known: Collection[str], problems: list[str]) -> dict:
-    """Return the entries read by their rules; note the others as problems."""
+    """Return the valid entries, converted; note the others as problems."""
     fields = {}
     for key, value in entry.items():
         if key not in known:

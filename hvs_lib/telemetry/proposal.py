@@ -1,4 +1,4 @@
-"""Propose a map for a file from its header and its values; every guess says what it rests on."""
+"""Propose a map for a file from its header and values; every guess states its reason."""
 
 import difflib
 import re
@@ -53,14 +53,14 @@ _FORMATS = [
     for seconds in (":%S", "", ":%S.%f")
 ]
 _FILLS = sorted({0.0}.union(*FILL_VALUES.values()))
-_MANY = 3  # columns that differ in a number alone make a group
-_ROWS = 200_000  # to look at
+_MANY = 3  # columns that differ only in a number form a group
+_ROWS = 200_000  # to inspect
 
-Entry = tuple[object, str]  # what stands in the map, and why
+Entry = tuple[object, str]  # a value in the map, and the reason for it
 
 
 class _Column:
-    """A column of numbers or words, or a group of columns that differ in a number, with `*`."""
+    """A column of numbers or words, or a group that differs only in a number, named with `*`."""
 
     def __init__(self, name: str, size: int, numbers: np.ndarray, words: pd.Series):
         self.name, self.size, self.numbers, self.words = name, size, numbers, words
@@ -79,7 +79,7 @@ def propose_map(path: str | Path) -> str:
     Raises
     ------
     DataError
-        If the path leads to no telemetry file.
+        If the path does not lead to a telemetry file.
     """
     with local_copy(path) as local:
         columns = _columns(local)
@@ -133,7 +133,7 @@ def _values(array: arrow.ChunkedArray) -> tuple[np.ndarray, pd.Series]:
 
 
 def _time(columns: list[_Column]) -> Entry:
-    """Return the entry of the first column that is a time, and take it out of the columns."""
+    """Return the entry of the first column that holds times, and remove it from `columns`."""
     for each in sorted(columns, key=lambda each: not each.tokens & _TIMES):
         if entry := _clock(each):
             columns.remove(each)
@@ -185,7 +185,7 @@ def _ids(columns: list[_Column]) -> dict[str, Entry]:
 
 
 def _kind(column: _Column) -> str | None:
-    """Return which of our sensors a column may be; any temperature of a surface is the average."""
+    """Return which of our sensors a column may be; any surface temperature is the average."""
     if not np.isfinite(column.numbers).any() or column.name in col.TELEMETRY:
         return None
     if near := difflib.get_close_matches(column.name, col.SENSORS, n=1, cutoff=0.8):
@@ -230,7 +230,7 @@ def _sensors(columns: list[_Column]) -> dict[str, Entry]:
 
 
 def _scaled(kind: str, how: str, column: _Column) -> Entry:
-    """Return the entry of a column, with what its values say of its unit."""
+    """Return the entry of a column, with the unit inferred from its header or values."""
     values, why = column.numbers[np.isfinite(column.numbers)], ""
     fills = [fill for fill in _FILLS if _is_fill(fill, values)]
     values = values[~np.isin(values, fills)]
@@ -280,10 +280,10 @@ def _label(columns: list[_Column]) -> dict[str, Entry]:
 
 
 def _try(path: Path, entries: dict[str, Entry]) -> list[str]:
-    """Read the file with the proposal, mend what can be, and return what is left to mend."""
+    """Read the file with the proposal, fix what can be fixed, and return the remaining problems."""
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / "map.yaml"
-        while True:  # each round mends one of two things, and each of them once
+        while True:  # each round fixes one of two things, each of them once
             lines = [_line(key, value, "") for key, (value, _) in entries.items()]
             trial.write_text("\n".join(lines), encoding="utf-8")
             try:

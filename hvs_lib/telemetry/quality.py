@@ -1,8 +1,8 @@
-"""Suspicious readings: each is reported, and treated as missing where it cannot be a reading.
+"""Suspicious readings: each is reported, and treated as missing if it cannot be a reading.
 
-So are events of which only some rows have their Event_ID; the others are given it.
+Events with an Event_ID in only some of their rows are reported, too; the other rows are given it.
 
-Rows of a module that burns are left out. What is doubtful and stays is in `doubts`.
+Rows of burning modules are left out. Doubtful readings that are kept are in `doubts`.
 
 A finding is `[column, what, rows, *names]`, so that those of a file's racks can be added up.
 """
@@ -19,9 +19,9 @@ from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes
 
 Finding = list  # [column, what, rows, *names of events or modules]
 
-# What loggers write for a sensor that is not there: the largest numbers of 8, 16 and 32 bits,
-# scaled and shifted as buses do (0.01, 0.1, 0.4 and 0.5 to the bit; minus 40 degC), and nines.
-# Those of 9 to 12 bits are no fill for gas, whose sensors report them at the end of their range.
+# What loggers write for an absent sensor: the largest numbers of 8, 16 and 32 bits, scaled and
+# shifted as buses do (0.01, 0.1, 0.4 and 0.5 per bit; minus 40 degC), and nines. Those of 9 to 12
+# bits are not fill values for gas, whose sensors report them at the end of their range.
 _ANYWHERE = (32767.0, -32768.0, 65535.0, 6553.5, 3276.7, 4294967295.0, -999.0, -9999.0)
 _BITS = (511.0, 1023.0, 2047.0, 4095.0)
 _HUNDREDTHS = (*_ANYWHERE, *_BITS, 655.35, 327.67, -327.68, -3276.8, 9999.0)
@@ -30,22 +30,22 @@ FILL_VALUES = dict.fromkeys([col.TEMP_AVG, col.TEMP_MAX, col.AMBIENT], _DEGREES)
 FILL_VALUES |= dict.fromkeys([col.VOLTAGE, col.CURRENT], _HUNDREDTHS)
 FILL_VALUES |= {col.SOC: (*_HUNDREDTHS, 102.0, 127.5, 255.0)}
 FILL_VALUES |= dict.fromkeys([col.CO, col.H2, col.VOC], _ANYWHERE)
-LEFT_OUT = "left out"  # in what is found of rows that the telemetry lacks
+LEFT_OUT = "left out"  # marks findings about rows that the telemetry lacks
 _MISSING = "treated as missing (keep_fill_values takes it as a reading)"
 
-# A module whose other readings come up to such a share of the fill value has read it.
+# If a module's other readings reach this share of a fill value, it is a real reading.
 _REACHED = dict.fromkeys(col.SENSORS, 0.5)
 _REACHED |= {col.SOC: 0.985} | dict.fromkeys([col.CO, col.H2, col.VOC], 0.05)
 
-# A module in service never reads 0 in these for so many rows; a frosty rack may for a few.
+# A module in service never reads 0 here for this many rows; a rack in frost may for a few.
 NEVER_ZERO = (col.TEMP_AVG, col.TEMP_MAX, col.VOLTAGE, col.SOC, col.AMBIENT)
 _ROWS_OF_ZERO = 60
 
-# A cell's point of no return is 140 degC, which a module's surface stays below; once it burns, the
-# simulated surfaces go on to the end of their range, 200 degC.
+# A cell's point of no return is 140 degC, and a module's surface stays below that; once it burns,
+# simulated surfaces rise to the end of their range, 200 degC.
 BURNING_C = 150.0
-_ROWS_OF_FIRE = 6  # in a row: a loose wire reads as much for one or two
-_REPLACED_AFTER = np.timedelta64(1, "D")  # without telemetry, by a module that is sound
+_ROWS_OF_FIRE = 6  # in a row: a loose wire reads this hot for one or two
+_REPLACED_AFTER = np.timedelta64(1, "D")  # without telemetry, by a sound module
 _FIRE = (
     f"from {BURNING_C:g} degC on a module burns, and its rows are left out; if none burnt, empty"
     " such readings"
@@ -55,7 +55,7 @@ _AFTER_LABEL = (
     " in fire"
 )
 
-_SHOWN = 3  # of the names of a finding
+_SHOWN = 3  # names per finding
 
 
 def sampling_interval_s(telemetry: pd.DataFrame) -> float:
@@ -68,8 +68,8 @@ def sampling_interval_s(telemetry: pd.DataFrame) -> float:
 def module_intervals_s(telemetry: pd.DataFrame) -> np.ndarray:
     """Return the usual time between two rows of each module [s], shape (n_modules,).
 
-    In the order of `module_codes`, by which the telemetry is sorted. A module with one row has the
-    usual time of all, or a second where there is none.
+    In the order of `module_codes`, by which the telemetry is sorted. A module with one row gets
+    the usual time of all modules, or 1 s if there is none.
     """
     codes = module_codes(telemetry)
     bounds = np.searchsorted(codes, np.arange(codes.max() + 2))
@@ -83,7 +83,7 @@ def module_intervals_s(telemetry: pd.DataFrame) -> np.ndarray:
 def median_steps(times: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     """Return the median step between the times of each module, NaN where it has one row.
 
-    The rows of module i are those from ``bounds[i]`` to ``bounds[i + 1]``.
+    Module i has the rows ``bounds[i]`` to ``bounds[i + 1]``.
     """
     steps = (np.diff(times[first:end]) for first, end in pairwise(bounds))
     return np.array([np.median(step) if len(step) else np.nan for step in steps])
@@ -135,9 +135,9 @@ def clear_zero_modules(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Fin
 
 
 def name_whole_events(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Finding]:
-    """Give labelled rows without Event_ID that of their stretch of labels, in place.
+    """Give labelled rows without Event_ID the one of their stretch of labels, in place.
 
-    Left as they are, they would be an event of their own, and one fire would count twice.
+    Otherwise they would form an event of their own, and one fire would count twice.
     """
     if not {col.LABEL, col.EVENT_ID} <= set(telemetry):
         return []
@@ -156,7 +156,7 @@ def name_whole_events(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Find
 
 
 def spread_pnr(telemetry: pd.DataFrame) -> None:
-    """Give all rows of an Event_ID the PNR that one of them has, in place; it may burn by then."""
+    """Give all rows of an Event_ID the PNR that one of them has, in place; that row may burn."""
     if {col.PNR, col.EVENT_ID} <= set(telemetry):
         ids = telemetry[col.EVENT_ID].cat.codes
         of_event = telemetry.groupby([rack_codes(telemetry), ids])[col.PNR].transform("max")
@@ -166,10 +166,10 @@ def spread_pnr(telemetry: pd.DataFrame) -> None:
 def complete_pnr(
     telemetry: pd.DataFrame, modules: np.ndarray, label_until_s: float
 ) -> tuple[list[str], list[Finding]]:
-    """Give all rows of each event its point of no return (PNR), and no other rows, in place.
+    """Give the rows of each event, and no others, its point of no return (PNR), in place.
 
-    It is the one in the telemetry, else `label_until_s` after the last label. Left as it is: a
-    telemetry without any whose labels end at the usual time before it, see `codes.pnr_of`.
+    It is the one in the telemetry, else `label_until_s` after the last label. Telemetry
+    without any, whose labels end at the usual time, is left as it is, see `codes.pnr_of`.
 
     Returns
     -------
@@ -185,7 +185,7 @@ def complete_pnr(
         rows |= telemetry[col.EVENT_ID].notna().to_numpy()
     some, modules, pnr = telemetry[rows], modules[rows], pnr[rows].astype("datetime64[us]")
     event, labelled = pd.Series(codes[rows], some.index), codes[rows] >= 0
-    where, what = modules, -1 - pd.factorize(pnr)[0]  # of rows without Event_ID
+    where, what = modules, -1 - pd.factorize(pnr)[0]  # for rows without Event_ID
     if col.EVENT_ID in telemetry:
         ids = some[col.EVENT_ID].cat.codes
         event = event.where(ids < 0, event.groupby([modules, ids]).transform("max"))
@@ -227,11 +227,11 @@ def event_names(telemetry: pd.DataFrame, rows: np.ndarray) -> list[str]:
 def leave_out_fires(
     telemetry: pd.DataFrame, modules: np.ndarray
 ) -> tuple[pd.DataFrame, list[Finding]]:
-    """Return the telemetry without the rows of modules that burn.
+    """Return the telemetry without the rows of burning modules.
 
-    These go from the last label of a module, or from readings that only fire gives, to the end of
-    its telemetry or to a day without any. A module that is this hot from its first row on stays:
-    its unit may be wrong.
+    These run from the last label of a module, or from readings that only a fire gives, to the end
+    of its telemetry or to a day without any. A module this hot from its first row on is kept: its
+    unit may be wrong.
     """
     temperature = np.fmax(telemetry[col.TEMP_AVG].to_numpy(), telemetry[col.TEMP_MAX].to_numpy())
     hot = temperature >= BURNING_C
@@ -266,9 +266,9 @@ def leave_out_fires(
 def _fires(
     temperature: np.ndarray, hot: np.ndarray, starts: np.ndarray, stay: np.ndarray
 ) -> np.ndarray:
-    """Return the row at which each module's stay in service ends in fire, n_rows if it does not.
+    """Return the row where each module's stay in service ends in fire, n_rows if it does not.
 
-    A sensor that breaks jumps to the end of its range; a fire passes readings on its way there.
+    A broken sensor jumps to the end of its range; a fire passes through readings on the way.
     """
     fire, rows, more = np.full(len(starts), len(hot)), np.flatnonzero(hot), _ROWS_OF_FIRE - 1
     if len(rows) <= more:
@@ -283,7 +283,7 @@ def _fires(
 
 
 def describe(findings: Iterable[Finding], n_rows: int) -> list[str]:
-    """Say what was found in telemetry of so many rows; equal findings, of several racks, add up."""
+    """Describe the findings in `n_rows` rows; equal findings, of several racks, add up."""
     rows: Counter = Counter()
     named: defaultdict = defaultdict(list)
     for name, what, count, *names in findings:

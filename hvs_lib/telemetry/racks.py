@@ -1,4 +1,4 @@
-"""Sort the rows of a file into racks, however many they are and however they are ordered."""
+"""Sort the rows of a file into racks, in any number and any order."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,23 +13,23 @@ from hvs_lib.telemetry.conversion import to_frame
 from hvs_lib.telemetry.files import refusal
 
 ROW = "row of the file"
-ROWS_IN_MEMORY = 500_000  # wait for the end of their rack before they go to the disk
-_ROWS_ON_DISK = 20_000  # that are written, and read again, together
+ROWS_IN_MEMORY = 500_000  # waiting for the rest of their rack before they go to disk
+_ROWS_ON_DISK = 20_000  # written, and read back, together
 _COMPRESSED = arrow.ipc.IpcWriteOptions(compression="lz4")
 
 
 class Racks:
-    """Sorts rows by rack: in sorted runs as they come, on the disk but the last, then merged."""
+    """Sorts rows by rack: in sorted runs as they come, all but the last on disk, then merged."""
 
     def __init__(self, folder: Path):
         self.n_rows = 0
         self._folder = folder
         self._waiting: list[arrow.Table] = []
-        # of each run the rows of each rack, and a function (start, length) -> rows
+        # for each run: the row count of each rack, and a function (start, length) -> rows
         self._runs: list[tuple[Counter, Callable[[int, int], arrow.Table]]] = []
 
     def add(self, batch: arrow.Table) -> None:
-        """Take rows, and number them from 0 in `ROW`."""
+        """Add rows, and number them from 0 in `ROW`."""
         number = np.arange(self.n_rows, self.n_rows + len(batch), dtype=np.int32)
         self._waiting.append(batch.append_column(ROW, arrow.array(number)))
         self.n_rows += len(batch)
@@ -38,7 +38,7 @@ class Racks:
             path = self._folder / f"{len(self._runs)}.arrow"
             try:
                 with arrow.ipc.new_file(str(path), rows.schema, options=_COMPRESSED) as file:
-                    # in one chunk, so that all batches but the last have so many rows
+                    # in one chunk, so that all batches but the last have this many rows
                     file.write_table(rows.combine_chunks(), _ROWS_ON_DISK)
             except OSError as error:
                 problem = (
@@ -50,7 +50,7 @@ class Racks:
             self._waiting = []
 
     def complete(self, rows_together: int) -> Iterator[arrow.Table]:
-        """Yield the rows of whole racks, small ones together up to about so many rows."""
+        """Yield the rows of whole racks, small ones together, up to about `rows_together` rows."""
         runs, sizes = self._runs, Counter()
         if self._waiting:
             last, rows = _sorted(self._waiting)
@@ -65,7 +65,7 @@ class Racks:
                 parts = []
                 for k, (of_run, between) in enumerate(runs):
                     length = sum(of_run[rack] for rack in racks)
-                    # a copy: a slice would take all of its run along to a worker
+                    # a copy: a slice would take its whole run along to a worker
                     parts.append(between(starts[k], length).take(np.arange(length)))
                     starts[k] += length
                 yield arrow.concat_tables(parts)
@@ -73,7 +73,7 @@ class Racks:
 
 
 def _sorted(tables: list[arrow.Table]) -> tuple[Counter, arrow.Table]:
-    """Return how many rows each rack has, and the rows in the order of their racks."""
+    """Return the row count of each rack, and the rows sorted by rack."""
     table = arrow.concat_tables(tables).unify_dictionaries()
     ids = {name: table[name] for name in (col.SITE, col.RACK) if name in table.column_names}
     ids = to_frame(ids)

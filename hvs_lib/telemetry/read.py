@@ -31,8 +31,8 @@ from hvs_lib.telemetry.racks import ROW, Racks
 from hvs_lib.telemetry.rules import NO_SENSOR, broken_rules, untypical
 
 DEFAULT_SITE = "Site1"
-ROWS_TOGETHER = 100_000  # small racks are handed out together up to about so many rows
-_SAMPLED = 1000  # rows of each piece of the file that show what is typical
+ROWS_TOGETHER = 100_000  # small racks are yielded together, up to about this many rows
+_SAMPLED = 1000  # rows sampled from each piece of the file, to see what is typical
 
 
 def load_telemetry(
@@ -42,7 +42,7 @@ def load_telemetry(
     require_label: bool = True,
     keep_fill_values: bool = False,
 ) -> pd.DataFrame:
-    """Load a telemetry file and refuse it with every problem named if it is not sound.
+    """Load a telemetry file; if it is not valid, refuse it and name every problem.
 
     Parameters
     ----------
@@ -54,13 +54,13 @@ def load_telemetry(
     require_label : bool, default=True
         False for telemetry that is only scored: the label may then be absent or empty.
     keep_fill_values : bool, default=False
-        Take 327.67, 65535 and the like, which loggers write for an absent sensor, as readings.
+        Treat 327.67, 65535 and the like, which loggers write for an absent sensor, as readings.
 
     Returns
     -------
     DataFrame of shape (n_samples, n_columns)
-        The telemetry, columns in the order of `columns.TELEMETRY`, without rows of modules that
-        burn. A sensor that the file lacks is NaN throughout. `attrs["ignored_columns"]` names the
+        The telemetry, columns in the order of `columns.TELEMETRY`, without rows of burning
+        modules. A sensor not in the file is NaN throughout. `attrs["ignored_columns"]` names the
         columns that are not telemetry, `attrs["findings"]` what is doubtful, for `summarize`.
 
     Raises
@@ -83,32 +83,32 @@ def read_racks(
     then: Callable[[int, pd.DataFrame], object] = lambda _, telemetry: telemetry,
     n_jobs: int = 1,
 ) -> Iterator[tuple[float, object]]:
-    """Yield the telemetry of whole racks, one or a few small ones at a time, or what is made of it.
+    """Yield the telemetry of whole racks, or what is made of it, one or a few racks at a time.
 
-    The file is parsed once from front to end. Its rows are sorted into racks, which wait in memory
-    or, where they are many, in a temporary folder. With a map it must fit into memory. Racks are
-    validated several at once, see `side_by_side`.
+    The file is parsed once from start to end. Its rows are sorted into racks, which wait in memory
+    or, if there are many rows, in a temporary folder. A file with a map must fit into memory.
+    Several racks are validated at a time, see `side_by_side`.
 
     Parameters
     ----------
     path, columns, require_label, keep_fill_values
         As for `load_telemetry`.
     then : callable
-        Gets the number of each table, from 0, and the table, as from `load_telemetry`. By default
-        it returns the table.
+        Called with the number of each table, from 0, and the table, as from `load_telemetry`. By
+        default, it returns the table.
     n_jobs : int
-        Threads. With several, results wait in memory until they are taken: let `then` return
+        Number of threads. With several, results wait in memory until consumed: let `then` return
         little.
 
     Yields
     ------
     share, found : float, object
-        The share of the file's rows that is done with this table, and what `then` returned.
+        Share of the file's rows done so far, and what `then` returned.
 
     Raises
     ------
     DataError
-        If the file or a rack of it breaks a rule of the table, or the folder has no room.
+        If the file or one of its racks breaks a rule of the table, or the temporary folder is full.
     """
     options = {"require_label": require_label, "keep_fill_values": keep_fill_values}
     with local_copy(path) as local, TemporaryDirectory(prefix="hvs-racks-") as folder:
@@ -135,7 +135,7 @@ def read_racks(
 
 
 class _Reader:
-    """The steps from a file's columns to telemetry, and what only all of its rows tell."""
+    """The steps from a file's columns to telemetry, and what is known only from all of its rows."""
 
     def __init__(
         self, path: Path, columns: str | Path, *, require_label: bool, keep_fill_values: bool
@@ -143,12 +143,12 @@ class _Reader:
         self.file = open_telemetry(path, columns)
         self.require_label = require_label
         self.keep_fill_values = keep_fill_values
-        # columns that count as absent if they have no value, or none but 0, in any row
+        # columns that count as absent if no row has a value, or one other than 0
         self.empty = {col.SITE, *col.SENSORS} | (set() if require_label else {col.LABEL})
         self.zero = set() if keep_fill_values else set(col.SENSORS)
 
     def sort_into(self, racks: Racks) -> pd.DataFrame | None:
-        """Sort the rows into racks; return some of them, None if the whole file breaks a rule."""
+        """Sort the rows into racks; return a sample, None if the whole file breaks a rule."""
         known = self.file.known
         if self.file.problems or not {col.RACK, col.MODULE, col.TIMESTAMP} <= set(known):
             return None
@@ -176,12 +176,12 @@ class _Reader:
         *,
         is_first: bool = True,
     ) -> pd.DataFrame:
-        """Validate the file, or these rows of whole racks, and give them types and order."""
+        """Validate the file, or these rows of whole racks, and type and sort them."""
         file, whole = self.file, rows is None
         with readable(file.path):
             frame, findings = self._to_frame(columns)
         if is_first:
-            findings += self.file.findings  # of all rows
+            findings += self.file.findings  # about all rows
         if whole:
             self._note(frame)
         findings += zero_columns(frame, [name for name in frame if name in self.zero])
@@ -237,7 +237,7 @@ class _Reader:
 
 
 def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
-    """Give a sound table its types, its order and the columns it lacks."""
+    """Give a valid table its types, its order and the columns it lacks."""
     columns = {name: frame[name] for name in frame}
     if col.SITE not in frame:
         site = pd.Index([DEFAULT_SITE], dtype="str")

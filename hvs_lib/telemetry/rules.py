@@ -1,4 +1,4 @@
-"""The rules of the telemetry table, and what a broken one is called."""
+"""The rules of the telemetry table, and the messages for broken ones."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,8 +15,8 @@ from hvs_lib.telemetry.conversion import as_numbers, as_times, is_number, is_tim
 from hvs_lib.telemetry.files import count_rows
 from hvs_lib.telemetry.quality import BURNING_C
 
-# Readings outside these limits come from no sensor, whatever burns: a wrong unit, a fill value such
-# as -9999, a shifted column. Generous on purpose; data/README.md states the same numbers.
+# No sensor reads outside these limits, even in a fire: it is a wrong unit, a fill value such as
+# -9999 or a shifted column. Generous on purpose; data/README.md states the same numbers.
 PLAUSIBLE = {
     col.TEMP_AVG: (-60.0, 1500.0, "degC"),
     col.TEMP_MAX: (-60.0, 1500.0, "degC"),
@@ -29,8 +29,8 @@ PLAUSIBLE = {
     col.AMBIENT: (-60.0, 1500.0, "degC"),
 }
 
-# What most readings of a file lie between, those of burning modules aside: a wrong unit or swapped
-# columns move them all, where one rack that is switched off does not.
+# Limits for most readings of a file, except those of burning modules: a wrong unit or swapped
+# columns shift them all, a single rack that is switched off does not.
 TYPICAL = {
     col.TEMP_AVG: (-60.0, 200.0, "degC"),
     col.TEMP_MAX: (-60.0, 200.0, "degC"),
@@ -39,7 +39,7 @@ TYPICAL = {
     col.AMBIENT: (-60.0, 200.0, "degC"),
 }
 
-_ALWAYS_HOT = 0.95  # share of a module's rows above which it is no fire but a wrong unit
+_ALWAYS_HOT = 0.95  # share of a module's rows above which it is a wrong unit, not a fire
 
 # check name -> (rule, cure); the value found stands between them
 _RULES = {
@@ -103,14 +103,14 @@ def _schema(*, require_label: bool) -> pa.DataFrameSchema:
 
 
 def _rule(name: str, keeps: Callable) -> pa.Check:
-    """Make a rule of a function that returns True for the rows, or the table, that keep it."""
+    """Make a rule from a function that returns True for the rows, or the table, that obey it."""
     # n_failure_cases bounds pandera's own report; `_in_words` counts the rows of check_output
     return pa.Check(keeps, name=name, ignore_na=False, n_failure_cases=1)
 
 
 def _is_plausible(values: pd.Series, low: float, high: float) -> pd.Series:
     numbers = as_numbers(values)
-    # written so that NaN passes, and the infinite is reported by its own rule
+    # written so that NaN passes, and infinite values are left to their own rule
     return ~((numbers < low) | (numbers > high)) | np.isinf(numbers)
 
 
@@ -127,10 +127,10 @@ def _is_first_of_instant(frame: pd.DataFrame) -> pd.Series:
 def broken_rules(
     frame: pd.DataFrame, names: list[str], row_name: Callable[[int], str], *, require_label: bool
 ) -> list[str]:
-    """Return every broken rule of a table in words.
+    """Describe every broken rule of a table.
 
-    `names` are all columns of the file, of which one may be meant for one that is missing;
-    `row_name` says where in the file a row of the frame is.
+    `names` are all columns of the file, one of which may be a missing one under another name;
+    `row_name` names the place in the file of a row of the frame.
     """
     try:
         _schema(require_label=require_label).validate(frame, lazy=True, inplace=True)
@@ -179,7 +179,7 @@ def _missing_column(name: str, names: list[str]) -> str:
 
 
 def untypical(frame: pd.DataFrame) -> list[str]:
-    """Return what is wrong with a file as a whole, seen on all or many of its rows."""
+    """Return the problems of a file as a whole, judged by all or many of its rows."""
     frame, problems = _before_fire(frame), []
     for name, (low, high, unit) in TYPICAL.items():
         read = _finite(frame, name)
@@ -189,7 +189,7 @@ def untypical(frame: pd.DataFrame) -> list[str]:
                 f" {middle:g}; check the unit, and whether columns are swapped."
             )
     read = _finite(frame, col.SOC)
-    low, high = np.quantile(read, [0.01, 0.99]) if len(read) else (0, 0)  # a few odd cells are none
+    low, high = np.quantile(read, [0.01, 0.99]) if len(read) else (0, 0)  # ignores a few odd cells
     if low >= 0 and 0 < high <= 1:
         problems.append(
             f"{col.SOC} must be in percent, it lies between {low:g} and {high:g} in most rows;"
@@ -206,7 +206,7 @@ def untypical(frame: pd.DataFrame) -> list[str]:
 
 
 def _before_fire(frame: pd.DataFrame) -> pd.DataFrame:
-    """Leave out modules from where they burn on, but not those that do from the first row on."""
+    """Drop a module's rows from the first burning one on, unless nearly all of them are."""
     hot = np.zeros(len(frame), dtype=bool)
     for name in {col.TEMP_AVG, col.TEMP_MAX} & set(frame):
         hot |= as_numbers(frame[name]).to_numpy() >= BURNING_C

@@ -24,8 +24,8 @@ def summarize(telemetry: pd.DataFrame, missing: Mapping[str, float] | None = Non
     telemetry : DataFrame of shape (n_samples, n_columns)
         As `load_telemetry` returns it.
     missing : mapping of str to float, optional
-        Share of missing readings of each sensor; by default counted in the table, which needs its
-        sensor columns for nothing else.
+        Share of missing readings of each sensor; by default counted in the table, whose sensor
+        columns are not needed otherwise.
 
     Returns
     -------
