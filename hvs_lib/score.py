@@ -178,7 +178,7 @@ def score_file(
         if untold := [n for n in tally.sets if SENSOR_SETS.get(n) and n not in champion.sets]:
             tally.warnings.append(
                 f"the model has no threshold for racks with {', '.join(untold)}: that of all "
-                "sensors is used, which may raise alarms never, or all the time"
+                "sensors is used, which may raise no alarms, or raise them all the time"
             )
         tally.warnings += _interval_notes(float(np.median(intervals_s)), champion)
     tally.warnings += describe(findings, n_rows)
@@ -237,7 +237,7 @@ def sensor_sets_told(racks: Mapping[str, int], champion: Champion | None) -> lis
         if missing := ", ".join(SENSOR_SETS.get(name, ())):
             line += f"; not used, or absent: {missing}"
         if name == NO_SET:
-            line += f": left out, for {col.TEMP_AVG} and {col.TEMP_MAX} are needed"
+            line += f": left out, since {col.TEMP_AVG} and {col.TEMP_MAX} are needed"
         lines.append(line)
     return lines
 

@@ -266,7 +266,7 @@ def _converted(path: str | Path, options: dict) -> Fleet:
         except (OSError, DataError):
             is_same = False
         if not is_same:
-            problem = "The telemetry must stay as it is while in use, it has changed; start again."
+            problem = "The telemetry must not change while in use, but it did; start again."
             raise DataError(f"{path} cannot be used", [problem])
         make()
 

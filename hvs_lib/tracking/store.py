@@ -55,7 +55,7 @@ def as_store_errors() -> Iterator[None]:
         failure = f"the tracking store {', registry '.join(places)} failed: {first_line(error)}"
         raise StoreError(
             f"{without_password(failure)}\n"
-            "Start or mend it, or set MLFLOW_TRACKING_URI to another; unset, the store is "
+            "Start or repair it, or set MLFLOW_TRACKING_URI to another; if unset, the store is "
             "mlflow.db in the project."
         ) from error
 

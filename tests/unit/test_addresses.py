@@ -104,7 +104,7 @@ def test_an_address_is_converted_once_until_it_changes(address, folder, bucket, 
     assert len(changed.rows) == len(first.rows) - 1
     assert changed.sha256 != first.sha256
     first.paths[0].unlink()
-    with pytest.raises(DataError, match="must stay as it is while in use"):
+    with pytest.raises(DataError, match="must not change while in use"):
         first.telemetry(0)
 
 

@@ -382,10 +382,10 @@ def test_a_file_that_changed_meanwhile_makes_no_partition(telemetry, tmp_path):
     fleet = load_fleet(path)
     truncate(fleet.paths[0])
     path.unlink()
-    with pytest.raises(DataError, match="The telemetry must stay as it is while in use"):
+    with pytest.raises(DataError, match="The telemetry must not change while in use"):
         fleet.telemetry(0)
     save_telemetry(telemetry.iloc[1:], path)
-    with pytest.raises(DataError, match="The telemetry must stay as it is while in use"):
+    with pytest.raises(DataError, match="The telemetry must not change while in use"):
         fleet.telemetry(0)
 
 
