@@ -1,5 +1,6 @@
 """Figures shown by several notebooks or by every run. Each function returns its figure."""
 
+import io
 import textwrap
 from collections.abc import Iterable
 
@@ -7,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from ipywidgets import Layout, SelectionSlider, interactive
+from ipywidgets import Image, Layout, SelectionSlider, VBox
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay, average_precision_score, precision_recall_curve
@@ -439,20 +440,29 @@ def operating_point(curve: pd.DataFrame, threshold: float) -> Figure:
     return fig
 
 
-def threshold_slider(curve: pd.DataFrame, *, threshold: float) -> interactive:
-    """Return a slider over the thresholds of a curve, with `operating_point` below it."""
+def threshold_slider(curve: pd.DataFrame, *, threshold: float) -> VBox:
+    """Return a slider over the thresholds of a curve, with `operating_point` below it.
+
+    The figure is an image: `interactive` prints to an output widget, whose replies to the kernel
+    can make papermill miss the end of the cell, and wait forever.
+    """
     thresholds = np.sort(curve["threshold"].to_numpy())
     start = thresholds[np.abs(thresholds - threshold).argmin()]
     slider = SelectionSlider(
         options=[(f"{value:.4f}", value) for value in thresholds], value=start,
         description="threshold", continuous_update=False, layout=Layout(width="90%"),
     )  # fmt: skip
+    image = Image()
 
-    def draw(threshold):
-        operating_point(curve, threshold)
-        plt.show()
+    def draw(_=None) -> None:
+        figure, png = operating_point(curve, slider.value), io.BytesIO()
+        figure.savefig(png, bbox_inches="tight")
+        plt.close(figure)
+        image.value = png.getvalue()
 
-    return interactive(draw, threshold=slider)
+    draw()
+    slider.observe(draw, "value")
+    return VBox([slider, image])
 
 
 def _minutes_before(events: pd.DataFrame | pd.Series, name: str) -> np.ndarray | float:

@@ -230,12 +230,13 @@ def test_budget_curves_show_the_best_within_each_budget():
 
 
 def test_slider_draws_the_threshold_that_it_stands_on(curve, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(plots, "operating_point", lambda _, threshold: drawn.append(threshold))
+    drawn, draw, figures = [], plots.operating_point, plots.plt.get_fignums()
+    monkeypatch.setattr(plots, "operating_point", lambda *a: drawn.append(a[1]) or draw(*a))
     box = plots.threshold_slider(curve, threshold=curve["threshold"].iloc[3])
-    slider = box.children[0]
-    assert slider.value == curve["threshold"].iloc[3]
-    box.update()
+    slider, image = box.children  # no output widget: papermill may wait forever for one
+    assert slider.value == drawn[0] == curve["threshold"].iloc[3]
+    before = bytes(image.value)
     slider.value = slider.options[0][1]
-    assert drawn[0] == curve["threshold"].iloc[3]
+    assert before.startswith(b"\x89PNG") and bytes(image.value) != before
+    assert plots.plt.get_fignums() == figures, "a notebook would show it twice"
     assert drawn[-1] == curve["threshold"].min()
