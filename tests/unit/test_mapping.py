@@ -537,7 +537,7 @@ def test_a_map_that_changes_while_its_fleet_is_used_is_told(read, project, tmp_p
     fleet = read(table(bad=0), Hazard_Label="bad", loader=load_fleet)
     fleet.paths[0].unlink()
     (tmp_path / "map.yaml").write_text("{}")
-    with pytest.raises(DataError, match="it has changed; start again"):
+    with pytest.raises(DataError, match="must not change while in use, but it did; start again"):
         fleet.telemetry(0)
 
 
