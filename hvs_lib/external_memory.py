@@ -123,11 +123,10 @@ def fit_in_parts(
     """
     of_fold = np.isin(X.sample.index, X.index[X.kept])
     scale, classifier = clone(pipeline["scale"]).fit(X.sample[of_fold]), clone(pipeline["classify"])
-    bins = {"max_bin": classifier.max_bin} if classifier.max_bin else {}
     params, rounds = classifier.get_xgb_params(), classifier.get_num_boosting_rounds()
     with tempfile.TemporaryDirectory(prefix="hvs-xgboost-", ignore_cleanup_errors=True) as folder:
         parts = _Parts(X, {"label": y, "weight": weight}, scale.transform, f"{folder}/")
-        matrix = ExtMemQuantileDMatrix(parts, nthread=classifier.n_jobs, **bins)
+        matrix = ExtMemQuantileDMatrix(parts, nthread=classifier.n_jobs, max_bin=classifier.max_bin)
         trees = train(params, matrix, num_boost_round=rounds).save_raw()
         del matrix, parts  # closes their files before the folder is removed
     classifier.load_model(trees)

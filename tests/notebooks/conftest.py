@@ -14,8 +14,8 @@ from projects import BIN, TORTURE, environment_of, store_of
 
 from hvs_lib import columns as col
 
-# With `--dist loadfile` each process takes the next file: the longest come first, and of those
-# that wait for the smoke run only one, so that the other processes go on meanwhile.
+# With `--dist loadfile` each process takes the next file: the longest come first, but those that
+# wait for the smoke run, the browser's and nbval's, after long ones that do not.
 FIRST = ["test_smoke", "test_torture", "test_remote", "test_side_by_side", "test_browser"]
 FIRST += ["test_nbval", "test_fleet", "test_tracking", "test_parallel", "test_doubts"]
 FIRST += ["test_portability", "test_addresses", "test_cli", "test_external_memory", "test_cache"]

@@ -169,10 +169,8 @@ def test_racks_take_no_other_rows_along_to_a_worker(
     tmp_path, monkeypatch, rows_in_memory, telemetry
 ):
     monkeypatch.setattr(racks, "ROWS_IN_MEMORY", rows_in_memory)
-    table, sorter = (
-        pyarrow.Table.from_pandas(telemetry, preserve_index=False),
-        racks.Racks(tmp_path),
-    )
+    table = pyarrow.Table.from_pandas(telemetry, preserve_index=False)
+    sorter = racks.Racks(tmp_path)
     for first in range(0, len(table), 100):
         sorter.add(table.slice(first, 100))
     sent = [len(pickle.dumps(rows)) for rows in sorter.complete(1)]
