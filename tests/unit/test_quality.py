@@ -169,7 +169,7 @@ def test_rows_too_far_apart_for_any_feature_are_refused(make_telemetry, tmp_path
     assert result.exit_code == 1 and "got one every 600 s" in result.output
 
 
-def test_check_prints_the_warnings(make_telemetry, tmp_path):
+def test_check_prints_the_warnings(make_telemetry, project, tmp_path):
     telemetry = make_telemetry(interval_s=60.0)
     telemetry.loc[:59, col.SOC] = 127.5
     save_telemetry(telemetry, tmp_path / "t.csv")
