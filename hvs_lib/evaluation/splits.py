@@ -238,7 +238,7 @@ def thin_rows(
     """
     label, modules = rows[col.LABEL].to_numpy()[chosen], module_codes(rows)[chosen]
     intervals_s = module_intervals_s(rows)
-    per_usual = (np.median(intervals_s) / intervals_s)[modules]
+    per_usual = np.median(intervals_s) / intervals_s
     keep = np.zeros(len(chosen), dtype=bool)
     strides = {"normal_stride": normal_stride, "hazard_stride": hazard_stride}
     for value, (name, stride) in enumerate(strides.items()):
@@ -246,9 +246,10 @@ def thin_rows(
             raise ValueError(f"{name} must be at least 1, got {stride}.")
         of_class = label == value
         module = modules[of_class]
-        own = np.maximum(np.round(stride * per_usual[of_class]), 1).astype(np.int64)
-        place = pd.Series(module).groupby(module).cumcount().to_numpy()
-        drawn = (place + module) % own == 0
+        begins = np.flatnonzero(np.diff(module, prepend=-1))
+        place = np.arange(len(module)) - np.repeat(begins, np.diff(begins, append=len(module)))
+        own = np.maximum(np.round(stride * per_usual), 1).astype(np.int64)
+        drawn = (place + module) % own[module] == 0
         if len(drawn) and not drawn.any():
             raise ValueError(f"{name} must leave rows to fit on, got {stride}: lower it.")
         keep[of_class] = drawn

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from itertools import product
 
 import click
@@ -93,7 +94,8 @@ def measure(sites: int, workers: int) -> pd.Series:
 
 
 def warm_up(number: int) -> None:
-    """Load what is compiled, and leave the other workers the time to do so, too."""
+    """Import and load what the stages use, and leave the other workers the time to do so, too."""
+    import_module(Protocol.__module__)
     build_features(simulate_site(number, 0.5, 42)[0])
     time.sleep(5)
 
