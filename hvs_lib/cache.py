@@ -3,9 +3,6 @@
 The files are pickles, which execute code when loaded: never use a cache from elsewhere.
 """
 
-import shutil
-from pathlib import Path
-
 import joblib
 
 from hvs_lib.project import package_versions, project_root, sources_sha256
@@ -15,12 +12,12 @@ _CODE = sources_sha256("**/*.py")  # taken at import: an edit takes effect at th
 
 def memory() -> joblib.Memory:
     """Return this project's cache; several processes may use it at once."""
-    return joblib.Memory(_folder(), verbose=0)
+    return joblib.Memory(project_root() / "data" / "cache", verbose=0)
 
 
 def clear() -> None:
-    """Delete the cache, so that everything is fitted again."""
-    shutil.rmtree(_folder(), ignore_errors=True)
+    """Delete what is cached, so that everything is fitted again."""
+    memory().clear(warn=False)
 
 
 def versions() -> dict[str, str]:
@@ -34,7 +31,3 @@ def key(*parts: object) -> str:
     A cached function takes it in place of large arrays, which joblib would hash on every call.
     """
     return joblib.hash([versions(), *parts])
-
-
-def _folder() -> Path:
-    return project_root() / "data" / "cache"

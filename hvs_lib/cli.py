@@ -70,7 +70,7 @@ def main() -> None:
     "-p", "--param", "params", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter."
 )
 @click.option("--profile", default="default", show_default=True, help="smoke, default or full.")
-@click.option("--fresh", is_flag=True, help="Clear data/cache/ and fit every model again.")
+@click.option("--fresh", is_flag=True, help="Fit every model again.")
 @click.option(
     "--in-place", is_flag=True, help="Write outputs into notebooks/, to commit; implies --fresh."
 )
@@ -87,7 +87,7 @@ def run(notebook: tuple, params: tuple, profile: str, fresh: bool, in_place: boo
     for warning in runner.check_telemetry(planned):
         click.echo(f"Warning: {warning}")
     if in_place and any(planned.values()):
-        raise runner.RunError("--in-place keeps the outputs of the defaults: set no parameter.")
+        raise runner.RunError("--in-place works only at the defaults: set no parameter.")
     seconds = runner.execute(planned, say=click.echo, in_place=in_place, fresh=fresh or in_place)
     if runner.COMPARISON in planned:
         _show_verdict()
@@ -136,7 +136,7 @@ def propose(file: str, output: Path | None) -> None:
     from hvs_lib.telemetry.proposal import propose_map
 
     if output and output.exists():
-        raise HvsError(f"{output} must be new, it exists; choose another name.")
+        raise HvsError(f"{output} must be new, but it exists; choose another name.")
     text = propose_map(file)
     if output:
         output.write_text(text, encoding="utf-8")
@@ -216,10 +216,8 @@ def score(file: str, columns: str, keep_fill_values: bool, output: Path, model: 
 def reproduce(run_id: str) -> None:
     """Run the notebook of RUN_ID again and compare its metrics with the logged ones."""
     from hvs_lib import reproduce as reproduction
-    from hvs_lib.tracking.store import as_store_errors
 
-    with as_store_errors():
-        table = reproduction.reproduce(run_id, say=click.echo)
+    table = reproduction.reproduce(run_id, say=click.echo)
     for name, metrics in table.groupby("run", sort=False):
         click.echo(f"\n{name}")
         shown = metrics.drop(columns=["run", "same"])
@@ -242,7 +240,7 @@ def _show_verdict() -> None:
     click.echo(leaderboard.set_index("model").to_string(line_width=width))
     leader = f"{tags['champion_name']}, Run ID {tags['champion_run_id']}"
     if stopped := tags.get("registration_stopped_by"):
-        click.echo(f"\nNo version is registered, any alias stays: {leader} leads, but: {stopped}")
+        click.echo(f"\nNo version was registered: {leader} leads, but: {stopped}")
         return
     click.echo(
         f"\nChampion: {leader}, registered as {REGISTERED_MODEL} version "

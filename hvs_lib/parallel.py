@@ -105,7 +105,7 @@ def _result(client: Client, future: Future) -> object:
         raise HvsError(
             f"{error.allowed_failures + 1} Dask workers were killed at the same task, the last at "
             f"{error.last_worker.address}: see their logs. If memory ran out, start fewer workers "
-            "on a machine, or raise normal_stride, and run again: it resumes."
+            "on a machine, or raise normal_stride, and run again: what was fitted is reused."
         ) from error
     except Exception:
         _compare(client)  # different code may fail before the versions are compared
@@ -125,7 +125,7 @@ def _wait(client: Client, future: Future) -> None:
             address = client.scheduler.address
             raise HvsError(
                 f"the Dask scheduler at {address} has had no worker for {_WITHOUT_WORKER_S} s: "
-                f"start one with `dask worker {address}` and run again: it resumes."
+                f"start one with `dask worker {address}` and run again: what was fitted is reused."
             )
 
 
@@ -179,7 +179,8 @@ def _compare(client: Client) -> None:
         else:
             problems += [f"{worker} has {difference}" for difference in found]
     if problems:
-        raise HvsError("\n".join(["the Dask workers must be like this process:", *problems]))
+        rule = "the Dask workers must have the code and packages of this process:"
+        raise HvsError("\n".join([rule, *problems]))
 
 
 @once

@@ -19,7 +19,7 @@ from hvs_lib.project import code_version, is_address, package_versions
 from hvs_lib.runner import RunError, plan
 from hvs_lib.sqlite_store import sqlite_uri
 from hvs_lib.telemetry.mapped import telemetry_sha256
-from hvs_lib.tracking.store import connect, mlflow_command, search_runs
+from hvs_lib.tracking.store import as_store_errors, connect, mlflow_command, search_runs
 
 TOLERANCE = 1e-9
 
@@ -47,14 +47,15 @@ def reproduce(run_id: str, *, say: Callable[[str], None]) -> pd.DataFrame:
         notebook fails.
     """
     connect()
-    run, parent = _find(run_id)
+    with as_store_errors():
+        run, parent = _find(run_id)
+        logged = search_runs(f"tags.mlflow.parentRunId = '{run_id}'") if run is parent else [run]
     tags, params = parent.data.tags, parent.data.params
-    _check_data(params["data_path"], params.get("columns", ""), tags["data_sha256"])
+    _check_data(params["data_path"], params["columns"], tags["data_sha256"])
     for warning in version_warnings(tags):
         say(f"Warning: {warning}")
     notebook = Path(tags["mlflow.source.name"]).stem
     parameters = plan([notebook], parameters=params)[notebook]
-    logged = search_runs(f"tags.mlflow.parentRunId = '{run_id}'") if run is parent else [run]
     say(f"Executing {notebook} again, in a store of its own")
     again = _execute(notebook, parameters)
     twin = next(each for each in again if each.data.tags["role"] == "parent")
@@ -106,7 +107,7 @@ def _find(run_id: str) -> tuple[Run, Run]:
     if role != "parent":
         _check_complete(run, "mlflow.parentRunId")
         parent = _get(run.data.tags["mlflow.parentRunId"])
-    _check_complete(parent, "mlflow.source.name", "data_sha256", "data_path")
+    _check_complete(parent, "mlflow.source.name", "data_sha256", "data_path", "columns")
     for each in (run, parent):
         if each.info.status != "FINISHED":
             state = f"run {each.info.run_id} is {each.info.status}"

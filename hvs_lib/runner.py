@@ -310,7 +310,7 @@ def _call_papermill(
         text = without_password(f"{error.ename}: {error.evalue}")
         return "FAILED", text, f"failed in cell {error.exec_count}: {text}"
     except KeyboardInterrupt:
-        return "KILLED", "interrupted", "was interrupted: run it again, it resumes"
+        return "KILLED", "interrupted", "was interrupted: run it again; what was fitted is reused"
     except (RuntimeError, OSError) as error:
         if isinstance(error, DeadKernelError) or "Kernel died" in str(error):  # at start-up
             return "KILLED", "its kernel died", "failed: its kernel died"

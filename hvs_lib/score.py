@@ -18,12 +18,19 @@ from xgboost import DMatrix, XGBClassifier
 
 from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, AlarmRule, AlarmTrack, outcomes_of, raise_alarms
-from hvs_lib.evaluation.calibration import METHODS, CalibratedClassifier, limit_log_odds
+from hvs_lib.evaluation.calibration import CalibratedClassifier, limit_log_odds
 from hvs_lib.evaluation.outcomes import OUTCOMES, Outcomes
 from hvs_lib.evaluation.ranges import ranges_from_json
 from hvs_lib.evaluation.scores import IS_FAULT, scores_frame
 from hvs_lib.evaluation.sensor_sets import SensorSet
-from hvs_lib.features import NO_SET, SENSOR_SETS, by_sensor_set, check_interval, sensor_sets_of
+from hvs_lib.features import (
+    NEEDED,
+    NO_SET,
+    SENSOR_SETS,
+    by_sensor_set,
+    check_interval,
+    sensor_sets_of,
+)
 from hvs_lib.models import FIXED_LIMITS, before_scoring, fixed_threshold_score, score_in_parts
 from hvs_lib.project import whole_file
 from hvs_lib.report.tables import cell
@@ -54,7 +61,7 @@ class Champion:
     fault_types: frozenset[str] = frozenset()  # causes of faults
     sets: Mapping[str, SensorSet] = field(default_factory=dict)  # only a champion's are known
     ranges: pd.DataFrame = field(default_factory=pd.DataFrame)  # of its features in training
-    budget: float = np.nan  # of nuisance alarms [1/d]
+    budget: float = np.nan  # of nuisance alarms [1/d]; NaN where missed events were weighed
     data_sha256: str = ""  # of the training telemetry
 
     def alarms(self, sensor_set: str) -> tuple[Alarm, Alarm]:
@@ -89,7 +96,7 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
     Raises
     ------
     ModelError
-        If there is none, it is refused, lacks alarm settings, or has an unknown calibration.
+        If there is none, it is refused, or it lacks alarm settings.
     """
     try:
         fixed, metadata = load_model(uri)
@@ -101,22 +108,16 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
             "that has it."
         ) from error
     if "alarm_threshold" not in metadata:
-        raise ModelError(f"the model {uri} carries no alarm settings: run the notebooks again.")
-    if metadata["calibration"] not in METHODS:
-        raise ModelError(
-            f"the calibration must be one of {', '.join(METHODS)}, that of the model {uri} is "
-            f"{metadata['calibration']}: run the notebooks again."
-        )
-    of_all = [metadata.get("interval_s", np.nan)] * 2  # logged before the range was
+        raise ModelError(f"the model {uri} was logged without alarm settings: name another.")
     return Champion(
         model=fixed.estimator.estimator,
         alarm=read_alarm(metadata),
-        intervals_s=tuple(metadata.get("intervals_s", of_all)),
-        fault_types=frozenset(json.loads(metadata.get("fault_types", "[]"))),
+        intervals_s=tuple(metadata["intervals_s"]),
+        fault_types=frozenset(json.loads(metadata["fault_types"])),
         sets={name: SensorSet(**each) for name, each in metadata.get("sensor_sets", {}).items()},
-        ranges=ranges_from_json(metadata.get("training_ranges", "{}")),
-        budget=float(metadata.get("max_nuisance_alarms_per_site_day", np.nan)),
-        data_sha256=metadata.get("data_sha256", ""),
+        ranges=ranges_from_json(metadata["training_ranges"]),
+        budget=metadata.get("max_nuisance_alarms_per_site_day", np.nan),
+        data_sha256=metadata["data_sha256"],
     )
 
 
@@ -169,9 +170,7 @@ def score_file(
                 judged += [part.alarms] if "outcome" in part.alarms else []
             on_progress(share)
         if not tally.racks:
-            needed = f"{col.TEMP_AVG} and {col.TEMP_MAX}"
-            problem = f"It must have readings of {needed}, got one or none; where there is one"
-            raise DataError(f"{path} cannot be scored", [f"{problem} probe, give it for both."])
+            raise DataError(f"{path} cannot be scored", [NEEDED])
         for rule in RAISED_BY if judged else ():
             alarms = pd.concat(judged)
             tally.outcomes += _outcomes_told(rule, alarms[alarms["rule"] == rule], n_events)
@@ -250,8 +249,8 @@ def _interval_notes(interval_s: float, champion: Champion) -> list[str]:
         trained += f" to {longest:g}" if longest > shortest else ""
         notes.append(
             f"the model was trained on a row every {trained} s, here is one every "
-            f"{interval_s:g} s: an alarm, {rule.k} of {rule.n} rows, spans another time, and "
-            "scores are less certain"
+            f"{interval_s:g} s: an alarm, {rule.k} of {rule.n} rows, covers another time span, and "
+            "scores are less reliable"
         )
     return notes
 

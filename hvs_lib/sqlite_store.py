@@ -37,7 +37,7 @@ def sqlite_path(uri: str) -> Path | None:
     return (project_root() / database).resolve()
 
 
-def BesideTheStore(artifact_uri: str, tracking_uri: str | None = None, *args, **kwargs):
+def artifact_repository(artifact_uri: str, tracking_uri: str | None = None, *args, **kwargs):
     """Return the artifact repository beside the SQLite file that MLflow tracks in.
 
     In a server, it is the one in the project folder.

@@ -17,14 +17,13 @@ from hvs_lib.evaluation.metrics import event_metrics
 from hvs_lib.evaluation.outcomes import OUTCOMES
 from hvs_lib.evaluation.ranges import count_outside
 from hvs_lib.evaluation.uncertainty import poisson_interval
-from hvs_lib.features import NO_SET, by_sensor_set, sensor_sets_of
+from hvs_lib.features import NEEDED, NO_SET, by_sensor_set, sensor_sets_of
 from hvs_lib.models import fixed_threshold_score, score_in_parts
 from hvs_lib.report.tables import cell
 from hvs_lib.score import FIXED, Champion
 from hvs_lib.telemetry.files import DataError
 from hvs_lib.telemetry.fleet import Fleet
 from hvs_lib.telemetry.quality import sampling_interval_s
-from hvs_lib.tracking.model_files import ModelError
 
 CHAMPION = "champion"
 RULES = (CHAMPION, FIXED)
@@ -62,9 +61,7 @@ class Tried:
         """Combine parts of whole racks; raise a DataError if none could be scored."""
         scored = [part for part in parts if part.swept]
         if not scored:
-            needed = f"{col.TEMP_AVG} and {col.TEMP_MAX}"
-            problem = f"It must have readings of {needed}, got one or none."
-            raise DataError("The telemetry cannot be scored", [problem])
+            raise DataError("The telemetry cannot be scored", [NEEDED])
         alarms = pd.concat([part.alarms for part in scored])
         return cls(
             alarms.sort_values([col.TIMESTAMP, *col.KEYS[:3]], kind="stable", ignore_index=True),
@@ -114,13 +111,9 @@ def try_fleet(fleet: Fleet, champion: Champion, *, n_jobs: int = -1) -> Tried:
 
     Raises
     ------
-    ModelError
-        If the champion was logged before training ranges were kept.
     DataError
         If no rack has the temperatures that scoring needs.
     """
-    if champion.ranges.empty:
-        raise ModelError("the champion carries no ranges of its training: run the notebooks again.")
     found = fleet.map(lambda number: try_on(fleet.telemetry(number), champion), n_jobs=n_jobs)
     return Tried.together([part for parts in found for part in parts])
 
@@ -226,7 +219,7 @@ def judge_trust(
     ratio = float(np.maximum(interval / longest, shortest / interval).max())
     rules = [
         ("telemetry", "that of the training" if is_own else "other", "other", not is_own),
-        ("racks with sensors that it was not judged with", strange, 0, strange == 0),
+        ("racks with a sensor set that it was not judged with", strange, 0, strange == 0),
         ("most time outside a training range", f"{outside:.1%}", f"{MOST_OUTSIDE:.0%}",
          outside <= MOST_OUTSIDE),
         ("largest ratio of sampling intervals", f"{max(ratio, 1):.3g}", f"{MOST_RATIO:g}",
@@ -243,7 +236,7 @@ def _judged_alarms(tried: Tried, champion: Champion) -> list[tuple]:
     A rule is broken only if the whole interval is on the wrong side.
     """
     found, rules = tried.metrics(CHAMPION), []
-    if (rate := "nuisance_alarms_per_site_day") in found:
+    if (rate := "nuisance_alarms_per_site_day") in found and not np.isnan(champion.budget):
         rules.append((
             "nuisance alarms per site-day", cell(found, rate, 2), f"{champion.budget:g}",
             found[f"{rate}_low"] <= champion.budget,

@@ -154,7 +154,8 @@ def other_table(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
         return pd.DataFrame(columns=[*names, "alarms"])
     raised = np.bincount(track.alarms(alarm.threshold), minlength=len(frame))
     frame = frame[names].assign(alarms=raised, labelled=track.rows.event >= 0)
-    others = frame[track.rows.event_id >= 0].groupby(names, observed=True).agg("sum").reset_index()
+    named = frame[track.rows.event_id >= 0].groupby(names, observed=True, dropna=False)
+    others = named.sum().reset_index()
     return others[others["labelled"] == 0].drop(columns="labelled").reset_index(drop=True)
 
 

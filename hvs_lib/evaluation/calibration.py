@@ -13,7 +13,6 @@ from sklearn.metrics import brier_score_loss
 
 from hvs_lib.models import fixed_threshold_score
 
-METHODS = ("none", "platt")
 LEAST_RATIO = 0.25  # floor of reading / limit, as of a module at 15 degC; absent sensors get it too
 
 
@@ -24,7 +23,7 @@ class Calibration:
     Attributes
     ----------
     method : str
-        One of `METHODS`.
+        "none" or "platt".
     calibrator : LogisticRegression or None
         Fitted on all out-of-fold scores; None leaves the scores as they are.
     brier : dict of str to float
@@ -181,8 +180,6 @@ class CalibratedClassifier(ClassifierMixin, BaseEstimator):
     limit_power : float
         Power for `weigh_by_limits`.
     """
-
-    limit_power = 0.0  # for models logged before this attribute existed
 
     def __init__(
         self,

@@ -466,7 +466,11 @@ class Protocol:
             return metrics
         # An alarm needs consecutive samples, which random rows are not.
         of_alarms = (*EVENT_METRICS, "early_recall")
-        return {n: metrics[n] for n in metrics if not any(metric in n for metric in of_alarms)}
+        return {
+            name: value
+            for name, value in metrics.items()
+            if not name.removeprefix("cv_").startswith(of_alarms)
+        }
 
     @property
     def y(self) -> np.ndarray:

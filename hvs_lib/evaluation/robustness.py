@@ -23,13 +23,13 @@ from hvs_lib.telemetry.codes import module_codes
 _GAP = 3  # sampling intervals, the longest gap to interpolate over
 
 
-def every(telemetry: pd.DataFrame, rng: np.random.Generator, *, seconds: float) -> pd.DataFrame:
+def resampled(telemetry: pd.DataFrame, rng: np.random.Generator, *, seconds: float) -> pd.DataFrame:
     """Resample each module at a fixed interval by interpolation, but not in gaps."""
     modules = telemetry.groupby(module_codes(telemetry))
-    return pd.concat([_sampled(rows, seconds) for _, rows in modules], ignore_index=True)
+    return pd.concat([_resampled(rows, seconds) for _, rows in modules], ignore_index=True)
 
 
-def _sampled(rows: pd.DataFrame, seconds: float) -> pd.DataFrame:
+def _resampled(rows: pd.DataFrame, seconds: float) -> pd.DataFrame:
     """Resample the rows of one module."""
     time_s = rows[col.TIMESTAMP].to_numpy("datetime64[us]").astype(np.int64) / 1e6
     wanted = np.arange(time_s[0], time_s[-1] + 1e-6, seconds)
@@ -71,10 +71,10 @@ def with_twice_the_noise(telemetry: pd.DataFrame, rng: np.random.Generator) -> p
 
 # Ways in which telemetry may differ.
 CHANGES: dict[str, Callable[[pd.DataFrame, np.random.Generator], pd.DataFrame]] = {
-    "a row every 1 s": partial(every, seconds=1.0),
-    "a row every 10 s": partial(every, seconds=10.0),
-    "a row every 30 s": partial(every, seconds=30.0),
-    "a row every 60 s": partial(every, seconds=60.0),
+    "a row every 1 s": partial(resampled, seconds=1.0),
+    "a row every 10 s": partial(resampled, seconds=10.0),
+    "a row every 30 s": partial(resampled, seconds=30.0),
+    "a row every 60 s": partial(resampled, seconds=60.0),
     "5 % of readings lost": partial(with_losses, share=0.05),
     "clocks 5 s apart": partial(with_clocks_apart, seconds=5.0),
     "twice the noise": with_twice_the_noise,

@@ -167,7 +167,7 @@ def check_scores(scores: pd.DataFrame, *, label: bool = True) -> ScoreRows:
     missing = [name for name in needed if name not in scores.columns]
     if missing:
         raise ValueError(
-            f"A scores frame must have the columns {', '.join(needed)}, got none of "
+            f"A scores frame must have the columns {', '.join(needed)}, but lacks "
             f"{', '.join(missing)}. Build it with scores_frame."
         )
     if scores.empty:
@@ -194,7 +194,7 @@ def check_finite(y_score: np.ndarray) -> None:
     bad = int((~np.isfinite(y_score)).sum())
     if bad:
         raise ValueError(
-            f"{Y_SCORE} must be finite, got {bad} NaN or infinite of {len(y_score)}. "
+            f"{Y_SCORE} must be finite, got {bad} of {len(y_score)} that are not. "
             "Pass only rows that were scored."
         )
 

@@ -18,7 +18,7 @@ _METRICS = (
     ("event recall at least 10 min ahead", "event_recall_10min", 2),
     ("nuisance alarms per site-day", "nuisance_alarms_per_site_day", 2),
     ("fault alarms per site-day", "fault_alarms_per_site_day", 2),
-    ("alarm precision (share that is no nuisance)", "alarm_precision", 2),
+    ("alarm precision (share that are not nuisance alarms)", "alarm_precision", 2),
     ("median lead time [min]", "lead_time_median_min", 1),
     ("lead time exceeded by 9 of 10 caught events [min]", "lead_time_p10_min", 1),
     ("Brier score", "brier", 4),

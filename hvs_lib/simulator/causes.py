@@ -31,6 +31,7 @@ class Event:
     module: int = -1
     params: dict[str, float] = field(default_factory=dict)
     seed: int = 0  # of the event's noise
+    dt_s: float = DT_S  # between samples
 
     def covers(self, rack: int) -> bool:
         """Return whether the event affects a rack."""
@@ -43,19 +44,18 @@ class Event:
         return np.random.default_rng([self.seed, rack])
 
     def sampled(self, interval_s: float) -> "Event":
-        """Return the event with its times in samples of ``interval_s`` instead of ``DT_S``."""
-        per = DT_S / interval_s
-        lasts = {name: v * per for name, v in self.params.items() if name == "lasts_min"}
-        return replace(self, onset=int(np.ceil(self.onset * per)), params=self.params | lasts)
+        """Return the event in samples of another interval."""
+        onset = int(np.ceil(self.onset * self.dt_s / interval_s))
+        return replace(self, onset=onset, dt_s=interval_s)
 
     def rows(self, n_steps: int) -> slice:
         """Return the samples from the onset to the end of the event."""
         minutes = self.params.get("lasts_min", np.inf)
-        return slice(self.onset, int(min(n_steps, self.onset + minutes * 60.0 / DT_S)))
+        return slice(self.onset, int(min(n_steps, self.onset + minutes * 60.0 / self.dt_s)))
 
     def minutes(self, n_steps: int) -> np.ndarray:
         """Return the time since the onset [min], shape (n_steps - onset,)."""
-        return np.arange(n_steps - self.onset) * (DT_S / 60.0)
+        return np.arange(n_steps - self.onset) * (self.dt_s / 60.0)
 
 
 @dataclass
@@ -200,7 +200,7 @@ def stuck(event: Event, readings: np.ndarray) -> None:
 
 
 def dropout(event: Event, readings: np.ndarray) -> None:
-    """Lose a module's telemetry repeatedly, for a few minutes at a time."""
+    """Lose a module's telemetry repeatedly, for 3 to 30 rows at a time."""
     rng, rows = event.rng(), event.rows(readings.shape[2])
     start = rows.start
     while start < rows.stop:

@@ -16,14 +16,21 @@ BACKGROUND_PPM = np.array([[15.0, 5.0], [3.0, 1.0], [1.5, 0.7]])  # VOC, CO, H2:
 SOC_WINDOW = (0.08, 0.92)
 LATE_VENT_C = (140.0, 165.0)
 
-# Instruments of a module, in the order of col.SENSORS: sd of noise and bias, range
-NOISE_SD = np.array([0.20, 0.25, 0.05, 0.10, 0.10, 5.0, 5.0, 5.0, 0.10], np.float32)
-BIAS_SD = np.array([0.25, 0.25, 0.02, 0.0, 1.0, 6.0, 6.0, 6.0, 0.25])
-LOWEST = np.array([-40, -40, 0, -1000, 0, 0, 0, 0, -40], np.float32)
-HIGHEST = np.array([200, 200, 1000, 1000, 100, 2000, 2000, 2000, 200], np.float32)
-# Resolution, in steps per unit: 0.01 degC, 1 mV, 0.01 A, 0.01 %, 0.1 ppm. The rounding also hides
-# the last digit of the computation, which differs between processors.
-STEPS = np.array([100, 100, 1000, 100, 100, 10, 10, 10, 100], np.float32)
+# Instruments of a module: sd of bias and noise, lowest and highest reading, steps per unit. The
+# rounding to steps also hides the last digit of the computation, which differs between processors.
+INSTRUMENTS = {
+    col.TEMP_AVG: (0.25, 0.20, -40, 200, 100),
+    col.TEMP_MAX: (0.25, 0.25, -40, 200, 100),
+    col.VOLTAGE: (0.02, 0.05, 0, 1000, 1000),
+    col.CURRENT: (0.0, 0.10, -1000, 1000, 100),
+    col.SOC: (1.0, 0.10, 0, 100, 100),
+    col.CO: (6.0, 5.0, 0, 2000, 10),
+    col.H2: (6.0, 5.0, 0, 2000, 10),
+    col.VOC: (6.0, 5.0, 0, 2000, 10),
+    col.AMBIENT: (0.25, 0.10, -40, 200, 100),
+}
+_TABLE = np.array([INSTRUMENTS[name] for name in col.SENSORS]).T
+BIAS_SD, (NOISE_SD, LOWEST, HIGHEST, STEPS) = _TABLE[0], _TABLE[1:].astype(np.float32)
 TEMPS = [SENSOR[name] for name in (col.TEMP_AVG, col.TEMP_MAX, col.AMBIENT)]
 MISSING, OUTLIERS, OUTLIER_SD = 0.0005, 0.0001, 7.0
 # Each gas reading's response to VOC, CO and H2

@@ -300,7 +300,7 @@ def _csv_header(path: Path) -> list[str]:
             " save it with commas between columns and points in decimals."
         )
     elif header == line:
-        problem = "The table must have rows, got a header alone; export it again."
+        problem = "The table must have rows, got only a header; export it again."
     if problem:
         raise refusal(path, problem)
     return names
@@ -417,7 +417,7 @@ def check_output(
     elif not path.exists():
         return
     elif not_over is None:
-        problem = "The file must be new, it exists; choose another name."
+        problem = "The file must be new, but it exists; choose another name."
     elif not path.is_file():
         problem = "The output must be a regular file, got a pipe or device; name another."
     elif not_over.exists() and path.samefile(not_over):

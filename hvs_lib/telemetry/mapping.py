@@ -96,7 +96,7 @@ def load_map(path: str | Path) -> ColumnMap:
         problem = f"The map must be a readable YAML file, got: {reason}; `hvs map FILE` writes one."
         raise DataError(title, [problem]) from error
     twice = [key for key, n in Counter(re.findall(r"^(\w+):", text, re.MULTILINE)).items() if n > 1]
-    problems = [f"{key} must stand once in the map, got it twice; drop one." for key in twice]
+    problems = [f"{key} must appear once in the map, got it twice; drop one." for key in twice]
     options, clock, sources = {}, Clock((col.TIMESTAMP,)), {}
     for key, entry in written.items():
         if key in col.TELEMETRY:
@@ -113,14 +113,14 @@ def load_map(path: str | Path) -> ColumnMap:
         problems.append("runaway must be a time or a column, got a number; or add `elapsed`.")
     if runaway is not None:
         for name in [name for name in (col.LABEL, col.PNR) if name in sources]:
-            problems.append(f"{name} must not stand beside `runaway`, which makes it; drop one.")
+            problems.append(f"{name} must not be given with `runaway`, which makes it; drop one.")
         until_s = options.get("label_until_s", col.LABEL_UNTIL_S)
         from_min = options.get("label_from_min", col.LABEL_FROM_MIN)
         if until_s >= from_min * 60:
             found = f"{until_s:g} s and {from_min:g} min"
             problems.append(f"label_until_s must be shorter than label_from_min, got {found}.")
     elif "label_from_min" in options:
-        problems.append("label_from_min must stand beside `runaway`, got none; drop it.")
+        problems.append("label_from_min must be given with `runaway`, got none; drop it.")
     if problems:
         raise DataError(title, problems)
     if isinstance(runaway, float):

@@ -89,7 +89,7 @@ def propose_map(path: str | Path) -> str:
             entries.pop(col.MODULE, None)
         problems = _try(local, entries)
     lines = ["# Proposed by `hvs map` from names and values: read every line before you trust it."]
-    lines += [f"# to mend: {problem}" for problem in problems]
+    lines += [f"# to fix: {problem}" for problem in problems]
     keys = sorted(entries, key=[*col.TELEMETRY, *entries].index)
     lines += [_line(key, *entries[key]) for key in keys]
     for each in columns:
@@ -223,7 +223,7 @@ def _sensors(columns: list[_Column]) -> dict[str, Entry]:
             entries[kind] = _scaled(kind, "column", largest)
         elif kind == col.VOLTAGE and group.size > 1:
             entries[kind] = _scaled(kind, "sum", group)
-        if kind == col.VOLTAGE and group.size > 1 and "each" not in str(entries.get(kind)):
+        if kind == col.VOLTAGE and group.size > 1 and not group.tokens & {"module", "mod"}:
             entries["cells_in_series"] = group.size, f"as many columns are {group.name}"
     present = {each.name for each in columns}
     return {name: entry for name, entry in entries.items() if name not in present}

@@ -47,8 +47,8 @@ BURNING_C = 150.0
 _ROWS_OF_FIRE = 6  # in a row: a loose wire reads this hot for one or two
 _REPLACED_AFTER = np.timedelta64(1, "D")  # without telemetry, by a sound module
 _FIRE = (
-    f"from {BURNING_C:g} degC on a module burns, and its rows are left out; if none burnt, empty"
-    " such readings"
+    f"from {BURNING_C:g} degC on a module burns, and its rows are left out; if none burnt, leave"
+    " such readings empty"
 )
 _AFTER_LABEL = (
     "rows after the last label of a module, which burns by then, are left out; label only what ends"
@@ -196,7 +196,7 @@ def complete_pnr(
     problems = []
     for bad, rule, cure in (
         (told > by_event.transform("min"), "be one time for an event, got several", "keep one."),
-        (told < last, "not lie before a label 1 of its event, got so", "correct it or the label."),
+        (told < last, "not lie before a labelled row, but does", "correct it or the label."),
     ):
         if bad.any():
             names = [*dict.fromkeys(event_names(some, np.flatnonzero(bad & labelled)))]
@@ -258,7 +258,7 @@ def leave_out_fires(
             names = telemetry[col.MODULE].array[rows][first_rows]
             found.append([name, what, int(rows.sum()), *map(str, names)])
     if (lost := left_out & labelled).any():
-        what = "1 while the module burns already; let it end 30 s before the point of no return"
+        what = "1 while the module already burns; let it end 30 s before the point of no return"
         found.append([col.LABEL, what, int(lost.sum())])
     return telemetry[~left_out].reset_index(drop=True) if found else telemetry, found
 

@@ -59,10 +59,10 @@ _RULES = {
     "unique": (
         "must be unique within a module",
         "drop rows that are copies (with a map: `repeated: first`), give different modules"
-        " different ids, and write local times, of which an hour repeats as daylight saving ends,"
-        " with their zone or in UTC.",
+        " different ids, and write local times with their zone or in UTC, since an hour repeats"
+        " when daylight saving ends.",
     ),
-    "rows": ("The table must have rows, got a header alone", "export it again."),
+    "rows": ("The table must have rows, got only a header", "export it again."),
 }
 NO_SENSOR = (
     f"The table must have at least one sensor column of {', '.join(col.SENSORS)}; rename the"

@@ -11,8 +11,8 @@ from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes
 from hvs_lib.telemetry.quality import describe, sampling_interval_s
 
 NO_FAULTS = (
-    f"without {col.EVENT_ID} no faults can be told: every alarm that is neither early nor timely "
-    "counts as a nuisance"
+    f"without {col.EVENT_ID} faults cannot be identified: every alarm that is neither early nor "
+    "timely counts as a nuisance"
 )
 
 

@@ -18,7 +18,7 @@ from hvs_lib.evaluation.uncertainty import paired_differences
 from hvs_lib.progress import STEP, log_line
 from hvs_lib.project import StoreError
 from hvs_lib.tracking.model_files import SENSOR_SETS_FILE
-from hvs_lib.tracking.runs import is_current, row_of
+from hvs_lib.tracking.runs import row_of
 from hvs_lib.tracking.store import one_at_a_time, search_runs
 
 REGISTERED_MODEL = "hvs-fire-prediction"
@@ -145,16 +145,15 @@ def champion_is_registered() -> bool:
 def incumbent() -> pd.Series | None:
     """Return the run of the registered champion, as a row of `comparable_runs`.
 
-    None if no champion is registered, or its run is deleted or from an earlier version.
+    None if no champion is registered, or its run is deleted.
     """
     if not champion_is_registered():
         return None
     client = MlflowClient()
     run_id = client.get_model_version_by_alias(REGISTERED_MODEL, CHAMPION).run_id
     runs = search_runs(f"attributes.run_id = '{run_id}'")  # none if it is in the trash or gone
-    if not runs or not is_current(runs[0]):
-        why = "is of an earlier version" if runs else "is deleted"
-        log_line(f"{STEP}the run of the registered champion, {run_id}, {why}: it no longer counts")
+    if not runs:
+        log_line(f"{STEP}the champion's run {run_id} is deleted: it no longer counts")
         return None
     row = row_of(runs[0])
     return pd.Series(row | {"name": f"{row['model_name']}, {row['imbalance_technique']}"})

@@ -31,7 +31,7 @@ from hvs_lib import cache
 from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, AlarmRule
 from hvs_lib.evaluation.audit import FEWEST_EVENTS, GIVEAWAY, STOPPING
-from hvs_lib.evaluation.calibration import METHODS, CalibratedClassifier
+from hvs_lib.evaluation.calibration import CalibratedClassifier
 from hvs_lib.evaluation.metrics import undefined_metrics
 from hvs_lib.evaluation.protocol import Assessment, Protocol
 from hvs_lib.evaluation.splits import TEST, Split
@@ -209,8 +209,8 @@ def _child(name: str, tags: Mapping[str, str]) -> Iterator[str]:
 
 def _model_to_log(assessment: Assessment, protocol: Protocol) -> dict[str, object]:
     """Return what ``mlflow.sklearn.log_model`` needs to write the model without a pickle."""
-    model = assessment.deployable()
-    example = protocol.training.X.head(100)
+    model, example = assessment.deployable(), protocol.training.X.head(100)
+    budget = {"max_nuisance_alarms_per_site_day": protocol.max_nuisance_alarms_per_site_day}
     return {
         "sk_model": model,
         "signature": infer_signature(example, model.predict_proba(example)),
@@ -224,7 +224,7 @@ def _model_to_log(assessment: Assessment, protocol: Protocol) -> dict[str, objec
             "fault_types": json.dumps(protocol.faults),
             "training_ranges": protocol.ranges,
             "data_sha256": protocol.fleet.sha256,
-            "max_nuisance_alarms_per_site_day": protocol.max_nuisance_alarms_per_site_day,
+            **(budget if not protocol.missed_event_costs else {}),
         },
     }
 
@@ -361,7 +361,7 @@ def comparable_runs(*, data_sha256: str = "") -> pd.DataFrame:
     """
     wanted = "attributes.status = 'FINISHED' and params.protocol_digest LIKE '_%'"
     wanted += f" and tags.data_sha256 = '{data_sha256}'" if data_sha256 else ""
-    runs = pd.DataFrame([row_of(run) for run in search_runs(wanted) if is_current(run)])
+    runs = pd.DataFrame([row_of(run) for run in search_runs(wanted)])
     if runs.empty:
         raise ValueError("there is no run to compare: run 01_baseline, 02_tuning, 03_smote first.")
     runs = runs.sort_values(["started", "run_id"])
@@ -376,11 +376,6 @@ def comparable_runs(*, data_sha256: str = "") -> pd.DataFrame:
     same = ["model_name", "imbalance_technique", "params"]  # one entry, whichever notebook ran it
     runs = runs.drop_duplicates(same, keep="last").drop(columns=["params", "started"])
     return _with_names(runs.reset_index(drop=True))
-
-
-def is_current(run: Run) -> bool:
-    """Return whether this version can load a run, which an earlier one may have logged."""
-    return run.data.params["calibration"] in METHODS
 
 
 def row_of(run: Run) -> dict[str, object]:
@@ -421,9 +416,8 @@ def fit_again(
     split = Split.from_dict(json.loads(Path(split).read_text()), fleet.rows)
     names = ("max_nuisance_alarms_per_site_day", "missed_event_costs", "drop_sensors")
     options = {name: float(params[name]) for name in names}
-    options |= {name: int(params[name]) for name in ("normal_stride", "hazard_stride")}
-    # An earlier version held all rows in memory.
-    options["max_rows_in_memory"] = int(params.get("max_rows_in_memory", 2**62))
+    names = ("normal_stride", "hazard_stride", "max_rows_in_memory")
+    options |= {name: int(params[name]) for name in names}
     options["fault_types"] = tuple(json.loads(params["fault_types"]))
     protocol = Protocol(
         fleet, split, **options, seed=split.seed, n_jobs=n_jobs, memory=cache.memory()

@@ -5,7 +5,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 
 from hvs_lib.evaluation.calibration import (
-    METHODS,
     CalibratedClassifier,
     calibrate,
     choose_calibration,
@@ -31,7 +30,7 @@ def test_honest_probabilities_stay_as_they_are():
     y, score, fold, truth = sample(lambda p: p)
     found = choose_calibration(y, score, fold)
     assert found.method == "none" or found.brier["none"] - found.brier["platt"] < 1e-4
-    assert tuple(found.brier) == METHODS
+    assert set(found.brier) == {"none", "platt"}
     np.testing.assert_allclose(found.apply(score), truth, atol=0.02)
 
 
@@ -70,7 +69,7 @@ def test_a_row_of_weight_three_counts_as_three_rows():
     weighted = choose_calibration(y, score, fold, weight.astype(float))
     repeated = choose_calibration(*(np.repeat(part, weight) for part in (y, score, fold)))
     plain = choose_calibration(y, score, fold)
-    for method in METHODS:
+    for method in ("none", "platt"):
         assert np.isclose(weighted.brier[method], repeated.brier[method])
         assert not np.isclose(weighted.brier[method], plain.brier[method])
     np.testing.assert_allclose(weighted.apply(score), repeated.apply(score), atol=1e-5)
@@ -138,8 +137,3 @@ def test_a_classifier_weighs_by_the_limits_before_it_calibrates():
     calibrator = fit_platt(y, score)
     model = CalibratedClassifier(inner, calibrator, limit_power=3.0)
     np.testing.assert_array_equal(model.predict_proba(X)[:, 1], calibrate(calibrator, scores))
-    old = CalibratedClassifier(inner, calibrator)
-    del old.limit_power  # logged before there was one
-    np.testing.assert_array_equal(
-        old.predict_proba(X), CalibratedClassifier(inner, calibrator).predict_proba(X)
-    )

@@ -47,7 +47,7 @@ def test_the_card_of_a_model_that_is_not_registered_says_why(card):
 def test_limits_and_dropped_sensors_are_in_the_card(card):
     text = card(limit_power="3.0", drop_sensors="0.04", build_up="left out")
     assert "dropped from 4% of them" in text
-    assert "multiplied by the power 3 of" in text
+    assert "to the power 3 (" in text
     assert "before its label window, in fitting: left out" in text
 
 
@@ -68,7 +68,7 @@ def test_limits_and_dropped_sensors_are_in_the_card(card):
         "at or above 0.25 in 5 of the last 8 samples",
         "each kind of sensor dropped from 0% of them",
         "|  | threshold |\n| --- | --- |\n| no gas | 0.125 |",
-        "multiplied by the power 0 of",
+        "to the power 0 (",
         "no other alarm of that module for 30 min",
         "calibration of the scores: platt",
         "at most 1 nuisance alarms per site-day",

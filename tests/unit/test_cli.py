@@ -218,7 +218,7 @@ def test_a_stopped_registration_is_told_in_place_of_the_champion(monkeypatch, ca
     monkeypatch.setattr("hvs_lib.tracking.runs.last_comparison", lambda: (leaderboard, tags))
     cli._show_verdict()
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "No version is registered, any alias stays: a, Run ID b leads, but: a leak"
+    assert last == "No version was registered: a, Run ID b leads, but: a leak"
 
 
 @pytest.mark.parametrize("name", ["fleet.csv", "fleet.parquet"])

@@ -376,7 +376,7 @@ def test_a_column_twice_is_refused(make_telemetry, tmp_path):
 
 
 def test_no_rows_is_refused(make_telemetry, path):
-    assert "must have rows, got a header alone" in only_problem(
+    assert "must have rows, got only a header" in only_problem(
         write(make_telemetry().iloc[:0], path)
     )
 
@@ -578,7 +578,7 @@ def test_round_trip(make_telemetry, tmp_path_factory, values, site, suffix):
     ("name", "found"),
     [
         ("t.txt", "must end in .csv or .csv.gz or .parquet"),
-        ("there.csv", "must be new, it exists"),
+        ("there.csv", "must be new, but it exists"),
         ("no/t.csv", "folder must exist"),
     ],
 )

@@ -337,7 +337,7 @@ def test_rows_without_a_time_are_left_out_and_told(read):
 
 
 def test_a_file_without_rows_or_without_times_is_refused(refused):
-    assert "got a header alone" in refused(table()[:0], "t.parquet")[0]
+    assert "got only a header" in refused(table()[:0], "t.parquet")[0]
     (problem,) = refused(table().assign(when=None))
     assert problem == "Timestamp must be in 'when', got nothing; name another."
 
@@ -375,11 +375,11 @@ def test_every_problem_of_a_map_is_told_at_once(refused):
     ("entries", "message"),
     [
         ({"runaway": 100}, "runaway must be a time or a column, got a number"),
-        ({"runaway": "U", "Hazard_Label": "U"}, "must not stand beside `runaway`"),
+        ({"runaway": "U", "Hazard_Label": "U"}, "must not be given with `runaway`"),
         ({"Timestamp": {"column": "when", "epoch": "s", "format": "%Y"}}, "got format, epoch"),
         ({"Timestamp": {"column": "when", "start": "2025-01-01"}}, "add its unit, `elapsed: s`"),
-        ({"runaway": "U", "PNR": "when"}, "PNR must not stand beside `runaway`"),
-        ({"label_from_min": 5}, "label_from_min must stand beside `runaway`"),
+        ({"runaway": "U", "PNR": "when"}, "PNR must not be given with `runaway`"),
+        ({"label_from_min": 5}, "label_from_min must be given with `runaway`"),
         ({"runaway": "U", "label_from_min": 2, "label_until_s": 120}, "got 120 s and 2 min"),
         ({"cells_in_series": 0}, "cells_in_series of The map must be a number, at least 1, got 0"),
         ({"label_until_s": -1}, "label_until_s of The map must be a number of seconds, 0 or more"),
@@ -411,7 +411,7 @@ def test_modules_of_the_same_name_are_refused(refused):
 def test_an_entry_that_stands_twice_is_refused(tmp_path):
     table().to_csv(tmp_path / "own.csv", index=False)
     (tmp_path / "map.yaml").write_text("Timestamp: when\nRack_ID: a\nRack_ID: b\n")
-    with pytest.raises(DataError, match="Rack_ID must stand once in the map"):
+    with pytest.raises(DataError, match="Rack_ID must appear once in the map"):
         load_telemetry(tmp_path / "own.csv", columns=tmp_path / "map.yaml")
 
 
@@ -641,5 +641,5 @@ def test_a_file_with_our_names_needs_a_time_zone_alone(proposed, make_telemetry)
 def test_what_cannot_be_guessed_is_marked(tmp_path):
     pd.DataFrame({"a": ["x", "y"], "b": [1, 2]}).to_csv(tmp_path / "own.csv", index=False)
     text = propose_map(tmp_path / "own.csv")
-    assert "# to mend: Timestamp must name a column" in text
+    assert "# to fix: Timestamp must name a column" in text
     assert "# no column looks like a time: name it" in text

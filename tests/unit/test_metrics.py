@@ -971,7 +971,7 @@ def test_scores_frame_refuses():
         scores_frame(table, np.arange(2), np.zeros((2, 2)))
     with pytest.raises(ValueError, match=r"one row per timestamp, got two of M1"):
         scores_frame(table, np.array([1, 1]), np.zeros(2))
-    with pytest.raises(ValueError, match=r"y_score must be finite, got 1 NaN or infinite of 2"):
+    with pytest.raises(ValueError, match=r"y_score must be finite, got 1 of 2 that are not"):
         scores_frame(table, np.arange(2), np.array([0, np.nan]))
 
 
@@ -982,10 +982,10 @@ def scores_without(name):
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        (scores_without("y_score"), r"must have the columns .*, got none of y_score\."),
-        (scores_without(col.LABEL), r"got none of Hazard_Label\. Build it with scores_frame\."),
+        (scores_without("y_score"), r"must have the columns .*, but lacks y_score\."),
+        (scores_without(col.LABEL), r"but lacks Hazard_Label\. Build it with scores_frame\."),
         (two_racks().iloc[:0], r"must have rows, got 0\."),
-        (two_racks().assign(y_score=np.inf), r"finite, got 40 NaN or infinite of 40\."),
+        (two_racks().assign(y_score=np.inf), r"finite, got 40 of 40 that are not\."),
         (pd.concat([two_racks()] * 2), r"one row per timestamp, got two of M1 at 2025-03-01"),
     ],
 )

@@ -255,7 +255,7 @@ def test_telemetry_without_any_label_may_have_a_pnr(with_pnr, reread):
 @pytest.mark.parametrize("event_ids", [False, True])
 def test_a_pnr_that_contradicts_its_event_is_refused(with_pnr, reread, event_ids, racks):
     telemetry, _ = with_pnr(-10, event_ids=event_ids)
-    with pytest.raises(DataError, match="PNR must not lie before a label 1 of its event, got so"):
+    with pytest.raises(DataError, match="PNR must not lie before a labelled row, but does"):
         reread(telemetry, racks=racks)
     telemetry, rows = with_pnr(10, event_ids=event_ids)
     telemetry.loc[rows[2], col.PNR] += pd.Timedelta(seconds=1)

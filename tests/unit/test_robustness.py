@@ -10,7 +10,7 @@ from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.robustness import (
     CHANGES,
     assess_changes,
-    every,
+    resampled,
     with_clocks_apart,
     with_losses,
     with_twice_the_noise,
@@ -97,13 +97,13 @@ def test_coarse_telemetry_is_not_sampled_every_second(make_telemetry, make_fleet
 
 def test_a_row_is_what_was_last_known_or_lies_between_two(telemetry, rng):
     module = telemetry[:60]
-    fine, coarse = every(module, rng, seconds=1.0), every(module, rng, seconds=30.0)
+    fine, coarse = resampled(module, rng, seconds=1.0), resampled(module, rng, seconds=30.0)
     assert len(fine) == 10 * (len(module) - 1) + 1
     pd.testing.assert_frame_equal(fine[::10].reset_index(drop=True), module.reset_index(drop=True))
     pd.testing.assert_frame_equal(coarse, module[::3].reset_index(drop=True))
     middle = (module[col.TEMP_MAX].iloc[0] + module[col.TEMP_MAX].iloc[1]) / 2
     assert fine[col.TEMP_MAX][5] == pytest.approx(middle, abs=1e-5)
-    whole = every(telemetry, rng, seconds=30.0)
+    whole = resampled(telemetry, rng, seconds=30.0)
     assert whole[col.MODULE].tolist() == telemetry[col.MODULE][::3].tolist()
 
 
@@ -114,7 +114,7 @@ def test_no_row_is_made_up_in_a_gap(telemetry, rng, seconds):
     assert burnt[col.LABEL].iloc[-1] == 1
     new = telemetry[60:120].assign(**{name: burnt[name].iloc[0] for name in col.KEYS[:3]})
     new[col.TIMESTAMP] += pd.Timedelta(hours=5)
-    found = every(pd.concat([burnt, new], ignore_index=True), rng, seconds=seconds)
+    found = resampled(pd.concat([burnt, new], ignore_index=True), rng, seconds=seconds)
     times = found[col.TIMESTAMP]
     gap = (times > burnt[col.TIMESTAMP].iloc[-1] + pd.Timedelta(seconds=10)) & (
         times < new[col.TIMESTAMP].iloc[0]

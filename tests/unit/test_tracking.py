@@ -25,7 +25,7 @@ from hvs_lib.evaluation.splits import split_fleet
 from hvs_lib.models import make_pipeline
 from hvs_lib.progress import log_file
 from hvs_lib.project import StoreError
-from hvs_lib.sqlite_store import BesideTheStore
+from hvs_lib.sqlite_store import artifact_repository
 from hvs_lib.tracking import champion
 from hvs_lib.tracking.model_files import ModelError, load_model
 from hvs_lib.tracking.runs import (
@@ -175,7 +175,7 @@ def test_a_relative_registry_is_that_of_the_project(project, monkeypatch, tmp_pa
 def test_files_beside_a_sqlite_store_are_not_looked_for_elsewhere(run):
     artifacts = MlflowClient().get_run(run).info.artifact_uri
     with pytest.raises(MlflowException, match=r"which http://127.+ does not show"):
-        BesideTheStore(artifacts, "http://127.0.0.1:9")
+        artifact_repository(artifacts, "http://127.0.0.1:9")
 
 
 def test_a_foreign_run_is_never_written_to(run, start_run, protocol, monkeypatch):
@@ -628,16 +628,6 @@ def test_what_is_logged_after_the_last_cell_is_no_run_to_compare(run, protocol):
 def test_a_notebook_starts_again_after_its_run_was_deleted(start_run):
     MlflowClient().delete_run(start_run())
     assert MlflowClient().get_run(start_run()).info.status == "RUNNING"
-
-
-def test_models_of_an_earlier_version_neither_compete_nor_stay(run, protocol, monkeypatch):
-    run_id, _ = log(protocol)
-    champion.register_champion(run_id)
-    monkeypatch.setattr("hvs_lib.tracking.runs.METHODS", ())
-    with pytest.raises(ValueError, match="no run to compare"):
-        comparable_runs()
-    assert champion.incumbent() is None
-    assert "is of an earlier version: it no longer counts" in log_file().read_text()
 
 
 def test_the_commit_is_where_mlflow_shows_it(run):
