@@ -69,25 +69,13 @@ def _on_workers(client: Client, function: Callable, calls: Iterable[tuple]) -> I
     function with the worker that holds it; here it is the result of a task, which is recomputed.
     """
     ours, running = _versions(), deque()
-    function = _submit(client, _same, function)
+    function = client.submit(lambda held: held, function, pure=False)
     for each in calls:
-        running.append(_submit(client, _call, ours, function, each))
+        running.append(client.submit(_call, ours, function, each, pure=False))
         if len(running) >= _AHEAD * sum(client.nthreads().values()):
             yield _result(client, running.popleft())
     while running:
         yield _result(client, running.popleft())
-
-
-def _submit(client: Client, *task: object) -> Future:
-    from dask import config
-
-    # Dask would warn about objects as large as the training rows
-    with config.set({"distributed.admin.large-graph-warning-threshold": "100 GiB"}):
-        return client.submit(*task, pure=False)
-
-
-def _same(function: Callable) -> Callable:
-    return function
 
 
 def _call(ours: tuple, function: Callable, arguments: tuple) -> object:
@@ -158,6 +146,10 @@ def _joined(address: str) -> Client:
 @once
 def _checked(client: Client) -> Client:
     """Refuse a cluster without workers, or with a worker that has different code or packages."""
+    from dask import config
+
+    # Dask would warn about objects as large as the training rows
+    config.set({"distributed.admin.large-graph-warning-threshold": "100 GiB"})
     address = client.scheduler.address
     try:
         client.wait_for_workers(1, timeout=_PATIENCE_S)

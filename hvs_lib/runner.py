@@ -330,7 +330,7 @@ def _check_values(parameters: Mapping[str, object]) -> None:
     from hvs_lib.evaluation.splits import check_split
     from hvs_lib.samplers import check_sampling
     from hvs_lib.search import check_search
-    from hvs_lib.telemetry.fleet import check_fleet
+    from hvs_lib.simulator.battery import check_fleet
     from hvs_lib.tracking.champion import check_policy
 
     budget = ("max_nuisance_alarms_per_site_day", "missed_event_costs")

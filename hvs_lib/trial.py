@@ -77,15 +77,10 @@ class Tried:
         scored = self.racks[self.racks["sensor_set"] != NO_SET]
         return self.module_days * scored[col.SITE].nunique() / scored["modules"].sum()
 
-    @property
-    def is_labelled(self) -> bool:
-        """Whether the outcomes of alarms are known."""
-        return "outcome" in self.alarms
-
     def metrics(self, rule: str) -> dict[str, float]:
         """Measure a rule, see `event_metrics`; without a label only its alarms_per_site_day."""
         found = event_metrics(self.swept[rule], self.site_days)
-        if self.is_labelled:
+        if "outcome" in self.alarms:
             return found
         known = {name: value for name, value in found.items() if name.startswith("nuisance_")}
         return {name.removeprefix("nuisance_"): value for name, value in known.items()}
@@ -96,7 +91,7 @@ class Tried:
         for rule in self.swept:
             own = self.alarms[self.alarms["rule"] == rule]
             counts = {"all": len(own)}
-            if self.is_labelled:
+            if "outcome" in self.alarms:
                 counts = {name: int((own["outcome"] == name).sum()) for name in OUTCOMES} | counts
             table[rule] = {name: self._rate(count) for name, count in counts.items()}
         return pd.DataFrame(table).T.rename_axis("alarms per site-day")
@@ -212,7 +207,7 @@ def judge_trust(
         Indexed by rule: found and limit as text, and met. The rules on nuisance alarms and on
         events are included only with a label, and with events.
     """
-    racks = tried.racks["sensor_set"]
+    racks, found = tried.racks["sensor_set"], tried.metrics(CHAMPION)
     is_own = data_sha256 == champion.data_sha256
     strange = int((~racks.isin([*champion.sets])).sum())
     (shortest, longest), interval = champion.intervals_s, tried.racks["interval_s"]
@@ -224,31 +219,23 @@ def judge_trust(
          outside <= MOST_OUTSIDE),
         ("largest ratio of sampling intervals", f"{max(ratio, 1):.3g}", f"{MOST_RATIO:g}",
          ratio <= MOST_RATIO),
-        *_judged_alarms(tried, champion),
     ]  # fmt: skip
-    table = pd.DataFrame(rules, columns=["rule", "found", "limit", "met"])
-    return table.astype({"found": str, "limit": str, "met": bool}).set_index("rule")
-
-
-def _judged_alarms(tried: Tried, champion: Champion) -> list[tuple]:
-    """Judge nuisance alarms by the budget, and event recall by its out-of-fold interval.
-
-    A rule is broken only if the whole interval is on the wrong side.
-    """
-    found, rules = tried.metrics(CHAMPION), []
+    # The last two are broken only if their whole interval is on the wrong side.
     if (rate := "nuisance_alarms_per_site_day") in found and not np.isnan(champion.budget):
         rules.append((
             "nuisance alarms per site-day", cell(found, rate, 2), f"{champion.budget:g}",
             found[f"{rate}_low"] <= champion.budget,
         ))  # fmt: skip
-    sets = {*tried.racks["sensor_set"]} & {*champion.sets}
-    expected = [champion.sets[name].metrics["event_recall_low"] for name in sets]
+    expected = [
+        champion.sets[name].metrics["event_recall_low"] for name in {*racks} & {*champion.sets}
+    ]
     if "event_recall" in found and expected:
         rules.append((
             "event recall", cell(found, "event_recall", 2), f"{min(expected):.2f}",
             found["event_recall_high"] >= min(expected),
         ))  # fmt: skip
-    return rules
+    table = pd.DataFrame(rules, columns=["rule", "found", "limit", "met"])
+    return table.astype({"found": str, "limit": str, "met": bool}).set_index("rule")
 
 
 def verdict(rules: pd.DataFrame) -> str:

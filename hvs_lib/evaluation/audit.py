@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import average_precision_score
 
 from hvs_lib import columns as col
 from hvs_lib.evaluation.protocol import TrainingRows
@@ -86,7 +87,7 @@ def single_feature_average_precision(
     y : array, shape (n_samples,)
         Labels 0 and 1.
     weight : array, shape (n_samples,), optional
-        How many rows each stands for, equal within a class.
+        How many rows each stands for.
 
     Returns
     -------
@@ -101,33 +102,15 @@ def single_feature_average_precision(
     {'leak': 1.0, 'constant': 0.5}
     """
     y = np.asarray(y)
-    positive, negative = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
-    if not len(positive) or len(positive) + len(negative) != len(y):
+    if not (y == 1).any() or not np.isin(y, (0, 1)).all():
         raise ValueError(
             f"y must be 0 or 1 with at least one 1, got {pd.unique(y)[:5].tolist()}. "
             "Use rows of racks that have events."
         )
-    each = 1.0
-    if weight is not None and len(negative):
-        each = float(weight[negative[0]] / weight[positive[0]])
-    found = X.apply(lambda x: _better_direction(x[positive], x[negative], each), raw=True)
-    return found.rename("average_precision")
 
+    def better_direction(x: np.ndarray) -> float:
+        lowest = np.finfo(np.float32).min
+        scores = (np.nan_to_num(sign * x, nan=lowest) for sign in (1, -1))
+        return max(average_precision_score(y, each, sample_weight=weight) for each in scores)
 
-def _better_direction(positive: np.ndarray, negative: np.ndarray, each: float) -> float:
-    """Sum precision over the steps of recall; NaN positives form one last step.
-
-    A negative row stands for `each` rows.
-    """
-    cuts, count = np.unique(positive[~np.isnan(positive)], return_counts=True)
-    known = np.sort(negative[~np.isnan(negative)])
-    falling = np.searchsorted(known, cuts, side="right")
-    rising = len(known) - np.searchsorted(known, cuts, side="left")
-    n_positive = len(positive)
-    last = (n_positive - count.sum()) * n_positive / (n_positive + each * len(negative))
-
-    def area(n_pos: np.ndarray, fp: np.ndarray) -> float:
-        tp = np.cumsum(n_pos)
-        return np.sum(n_pos * (tp / (tp + each * fp))) + last
-
-    return float(max(area(count[::-1], rising[::-1]), area(count, falling)) / n_positive)
+    return X.apply(better_direction, raw=True).rename("average_precision")

@@ -306,10 +306,8 @@ class Protocol:
         calibration = Calibration("none", None, {})
         if fits.models:
             calibration = choose_calibration(rows.y, raw_cv, rows.fold, rows.weight)
-        cv, test = (
-            outcomes.with_scores(calibration.apply(raw[numbers]))
-            for numbers, outcomes in (self._cv, self._test)
-        )
+        cv = self._cv.with_scores(calibration.apply(raw[self.split.train]))
+        test = self._test.with_scores(calibration.apply(raw[self.split.test]))
 
         given = None if fits.threshold is None else Alarm(AlarmRule(), fits.threshold)
         alarm = given or self.choose_alarm(cv)
@@ -380,10 +378,8 @@ class Protocol:
         """Return training rows: their features, with what else models and the search need."""
         y = self.y[rows]
         weight = times * np.where(y == 1, float(self.hazard_stride), float(self.normal_stride))
-        numbers, outcomes = self._cv
-        place = np.empty(len(self.y), np.int64)
-        place[numbers] = np.arange(len(numbers))
-        on, lead_min = outcomes.alarm_on[place[rows]], outcomes.lead_min(place[rows])
+        place = np.searchsorted(self.split.train, rows)
+        on, lead_min = self._cv.alarm_on[place], self._cv.lead_min(place)
         return TrainingRows(X, y, weight, self.split.fold[rows], on, lead_min, whole)
 
     def drawn(self, share: float, rows: TrainingRows) -> np.ndarray:
@@ -427,22 +423,17 @@ class Protocol:
         return scores
 
     @cached_property
-    def _cv(self) -> tuple[np.ndarray, Outcomes]:
-        return self._in_order(self.split.train)
+    def _cv(self) -> Outcomes:
+        return self._outcomes(self.split.train)
 
     @cached_property
-    def _test(self) -> tuple[np.ndarray, Outcomes]:
-        return self._in_order(self.split.test)
+    def _test(self) -> Outcomes:
+        return self._outcomes(self.split.test)
 
-    def _in_order(self, rows: np.ndarray) -> tuple[np.ndarray, Outcomes]:
-        """Return rows in the order of a scores frame, with all that does not depend on scores."""
-        place = np.arange(len(rows))
-        frame = scores_frame(self.fleet.rows, rows, place, fault_types=self.faults)
-        outcomes = outcomes_of(frame)
-        order = outcomes.rows.score
-        if not np.array_equal(order, place):  # a fleet's rows are sorted: do not copy millions
-            rows = rows[order.astype(np.int64)]
-        return rows, outcomes
+    def _outcomes(self, rows: np.ndarray) -> Outcomes:
+        """Return what does not depend on the scores; a fleet's rows are sorted as scores are."""
+        frame = scores_frame(self.fleet.rows, rows, np.zeros(len(rows)), fault_types=self.faults)
+        return outcomes_of(frame)
 
     def choose_alarm(self, cv_scores: pd.DataFrame | Outcomes) -> Alarm:
         """Choose the alarm's rule and threshold on out-of-fold scores."""
@@ -497,8 +488,7 @@ class Protocol:
     @property
     def site_days(self) -> float:
         """Observed time of the training rows, in days of an average site."""
-        _, outcomes = self._cv
-        return outcomes.rows.module_days / self.modules_per_site
+        return self._cv.rows.module_days / self.modules_per_site
 
     @cached_property
     def ranges(self) -> str:

@@ -64,11 +64,9 @@ def assess_sensor_sets(
         rows = np.flatnonzero(fold >= 0)
         if not len(rows):
             return None
-        telemetry = fleet.telemetry(partition)
-        frame = scores_frame(telemetry, rows, np.arange(len(rows)), fault_types=faults)
-        outcomes = outcomes_of(frame)
-        rows = rows[outcomes.rows.score.astype(np.int64)]  # in the order of the frame
-        X, own, found = build_features(telemetry).iloc[rows], fold[rows], {}
+        telemetry, own, found = fleet.telemetry(partition), fold[rows], {}
+        frame = scores_frame(telemetry, rows, np.zeros(len(rows)), fault_types=faults)
+        outcomes, X = outcomes_of(frame), build_features(telemetry).iloc[rows]
         for name in SENSOR_SETS:
             less, scores = with_sensor_set(X, name), np.empty(len(rows))
             with config_context(assume_finite=True):  # except for NaN

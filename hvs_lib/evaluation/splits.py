@@ -221,7 +221,7 @@ def thin_rows(
     rows : DataFrame, shape (n_samples, n_columns)
         ``fleet.rows`` or telemetry, with the label; the rows of each module are contiguous.
     chosen : array of int, shape (n_chosen,)
-        Numbers of the rows to choose from.
+        Numbers of the rows to choose from, ascending.
     normal_stride, hazard_stride : int
         1 keeps every row, except in modules sampled more often than usual. Weight the kept rows by
         their stride to make up for the others.
@@ -229,7 +229,7 @@ def thin_rows(
     Returns
     -------
     array of int, shape (n_kept,)
-        Numbers of the kept rows, in the order of `chosen`.
+        Numbers of the kept rows, ascending.
 
     Raises
     ------

@@ -60,11 +60,6 @@ def bootstrap_average_precision(
     seed : int
         Seed of the draws.
     """
-    if not rows.label.any():
-        raise ValueError(
-            f"Average precision needs a row with {col.LABEL} = 1, got none of {len(rows.frame)}. "
-            "Use racks that have events."
-        )
     n_racks = int(rows.rack[-1]) + 1
     has_label = np.bincount(rows.rack, weights=rows.label) > 0
     weights = _draw_racks(has_label, n_bootstrap, seed)
@@ -90,32 +85,6 @@ class PairedDifference:
         return f"{self.median:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
 
 
-def paired_difference(
-    scores: pd.DataFrame, reference: pd.DataFrame, *, seed: int = 42
-) -> PairedDifference:
-    """Compare the average precision of two models on the same draws of racks.
-
-    Overlapping intervals of two models do not settle which is better, because both come from the
-    same racks; the interval of the difference does.
-
-    Both are scores frames over the same rows; the result is `scores` minus `reference`.
-
-    Examples
-    --------
-    >>> scores = pd.DataFrame({"Site_ID": "S1", "Rack_ID": ["R1", "R1", "R2", "R2"]})
-    >>> scores = scores.assign(Module_ID="M1", Hazard_Label=[0, 1, 0, 1])
-    >>> scores["Timestamp"] = pd.to_datetime(["2025-01-01", "2025-01-02"] * 2)
-    >>> good, bad = scores.assign(y_score=[0, 1, 0, 1]), scores.assign(y_score=[1, 0, 1, 0])
-    >>> print(paired_difference(good, bad))
-    +0.50 [+0.50, +0.50]
-    """
-    _check_same_rows(scores, reference)
-    ours, theirs = (
-        bootstrap_average_precision(check_scores(frame), seed=seed) for frame in (scores, reference)
-    )
-    return _summarize(ours - theirs)
-
-
 _VALUES = {
     "event recall": lambda events: events["caught"],
     "caught 5 min ahead": lambda events: events["lead_time_min"] >= 5,
@@ -133,11 +102,15 @@ def paired_differences(
 ) -> dict[str, PairedDifference]:
     """Compare two models by rows and event by event, on the same draws of racks.
 
+    Overlapping intervals of two models do not settle which is better, because both come from the
+    same racks; the interval of the difference does.
+
     Returns
     -------
     dict of str to PairedDifference
-        As in `paired_difference`: the average precision, the event recall, the events caught at
-        least 5 min ahead, and the warning time [min], where a missed event counts as 0.
+        `scores` minus `reference`, frames over the same rows: the average precision, the event
+        recall, the events caught at least 5 min ahead, and the warning time [min], where a missed
+        event counts as 0.
 
     Examples
     --------
@@ -161,7 +134,10 @@ def paired_differences(
     rack_of_event = [events[c].astype(str) for c in (col.SITE, col.RACK)]
     count = events.groupby(rack_of_event).size().reindex(names, fill_value=0).to_numpy()
     drawn = _draw_racks(count > 0, N_BOOTSTRAP, seed)
-    found = {"average precision": paired_difference(scores, reference, seed=seed)}
+    ours, theirs = (
+        bootstrap_average_precision(check_scores(frame), seed=seed) for frame in (scores, reference)
+    )
+    found = {"average precision": _summarize(ours - theirs)}
     for name, value in _VALUES.items():
         gain = value(events).astype(float) - value(others).astype(float)
         total = gain.groupby(rack_of_event).sum().reindex(names, fill_value=0.0).to_numpy()

@@ -51,11 +51,15 @@ BATTERIES = {
 MIX = {"cell": 0.2, "module": 0.5, "pack": 0.3}  # share of sites if battery="mix"
 
 
-def check_battery(name: str) -> None:
-    """Raise a ValueError for an unknown battery, suggesting the nearest name."""
-    if name not in (known := [*BATTERIES, "mix"]):
-        cure = did_you_mean(name, known, "choose one.")
-        raise ValueError(f"battery must be one of {', '.join(known)}, got {name!r}: {cure}")
+def check_fleet(sites: int, seed: int, battery: str = "mix") -> None:
+    """Raise a ValueError for what cannot be simulated; models take the same seeds."""
+    if sites < 1:
+        raise ValueError(f"sites must be at least 1, got {sites}.")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must lie between 0 and {2**32 - 1}, got {seed}.")
+    if battery not in (known := [*BATTERIES, "mix"]):
+        cure = did_you_mean(battery, known, "choose one.")
+        raise ValueError(f"battery must be one of {', '.join(known)}, got {battery!r}: {cure}")
 
 
 def battery_of(name: str, site: int, seed: int) -> str:

@@ -10,7 +10,7 @@ from pandas.api.types import union_categoricals
 from hvs_lib import columns as col
 from hvs_lib.parallel import side_by_side
 from hvs_lib.progress import steps
-from hvs_lib.simulator.battery import BATTERIES, battery_of, check_battery
+from hvs_lib.simulator.battery import BATTERIES, battery_of, check_fleet
 from hvs_lib.simulator.causes import N_RACKS, draw_events
 from hvs_lib.simulator.physics import DT_S, simulate
 from hvs_lib.simulator.rack import Fate, draw_dispatch, draw_room, fates, measure, plan_rack
@@ -63,13 +63,9 @@ def simulate_fleet(
     ValueError
         If an argument is out of range or the battery is unknown.
     """
-    check_battery(battery)
-    if sites < 1:
-        raise ValueError(f"sites must be at least 1, got {sites}.")
+    check_fleet(sites, seed, battery)
     if not 0.0 < hours < np.inf or round(hours * 3600.0 / DT_S) < 1:
         raise ValueError(f"hours must be finite and at least one sample of 10 s, got {hours}.")
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or greater, got {seed}.")
     if n_jobs == 0:
         raise ValueError("n_jobs must be at least 1, or -1 for all cores, got 0.")
     one = partial(simulate_site, hours=hours, seed=seed, battery=battery)

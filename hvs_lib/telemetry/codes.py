@@ -31,9 +31,10 @@ def _numbered(telemetry: pd.DataFrame, keys: list[str]) -> np.ndarray:
     combined = np.zeros(len(telemetry), dtype=np.int64)
     missing = np.zeros(len(telemetry), dtype=bool)
     for key in [key for key in keys if key in telemetry]:
-        codes, n_codes = _category_codes(telemetry[key])
+        values = telemetry[key].astype("category").cat
+        codes = values.codes.to_numpy()
         missing |= codes < 0
-        combined = combined * n_codes + codes
+        combined = combined * len(values.categories) + codes
     combined[missing] = -1
     step = np.diff(combined, prepend=combined[:1])
     if (step >= 0).all():  # sorted, as the rows of a fleet are
@@ -41,12 +42,6 @@ def _numbered(telemetry: pd.DataFrame, keys: list[str]) -> np.ndarray:
     else:
         codes, _ = pd.factorize(combined, sort=True, use_na_sentinel=False)
     return codes.astype(np.int32) - np.int32(missing.any())
-
-
-def _category_codes(values: pd.Series) -> tuple[np.ndarray, int]:
-    if not isinstance(values.dtype, pd.CategoricalDtype):
-        values = values.astype("category")
-    return values.cat.codes.to_numpy(), len(values.cat.categories)
 
 
 def event_codes(telemetry: pd.DataFrame) -> np.ndarray:
@@ -71,7 +66,7 @@ def event_codes(telemetry: pd.DataFrame) -> np.ndarray:
     broken = (np.diff(rows, prepend=-2) > 1) | (np.diff(modules, prepend=-1) != 0)
     name = np.cumsum(broken)
     if col.EVENT_ID in telemetry:
-        event_id = _category_codes(telemetry[col.EVENT_ID])[0][rows].astype(np.int64)
+        event_id = pd.factorize(telemetry[col.EVENT_ID].iloc[rows])[0]
         name = np.where(event_id >= 0, -1 - event_id, name)  # below zero: never a stretch's number
     pairs = pd.MultiIndex.from_arrays([modules, name])
     codes[rows] = pd.factorize(pairs)[0]

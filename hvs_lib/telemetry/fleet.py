@@ -28,7 +28,7 @@ from hvs_lib import columns as col
 from hvs_lib.parallel import side_by_side
 from hvs_lib.progress import STEP, log_line, steps
 from hvs_lib.project import is_address, project_root, remove_unfinished, sources_sha256
-from hvs_lib.simulator.battery import check_battery
+from hvs_lib.simulator.battery import check_fleet
 from hvs_lib.telemetry.addresses import local_copy
 from hvs_lib.telemetry.files import READ_ERRORS, DataError, sha256_of_file, write
 from hvs_lib.telemetry.mapped import open_telemetry, telemetry_sha256, telemetry_version
@@ -70,12 +70,6 @@ class Fleet:
     def __getstate__(self) -> dict:
         """Leave the rows out: on a cluster worker, a fleet only reads partitions."""
         return {name: value for name, value in self.__dict__.items() if name != "rows"}
-
-    def __getattr__(self, name: str) -> object:
-        if name == "rows":
-            cure = "give `Fleet.map` what a call needs of them as by_row"
-            raise AttributeError(f"a copy of a fleet, as workers get it, has no rows: {cure}.")
-        return self.__getattribute__(name)  # raises as usual
 
     def telemetry(self, partition: int) -> pd.DataFrame:
         """Read a partition, shape (n_rows, n_columns); indexed by row number."""
@@ -156,15 +150,6 @@ def load_fleet(
         raise DataError(f"{columns} cannot be used", [problem])
     check_fleet(sites, seed, battery)
     return _simulated(sites, seed, battery)
-
-
-def check_fleet(sites: int, seed: int, battery: str = "mix") -> None:
-    """Raise a ValueError for what cannot be simulated; models take the same seeds."""
-    if sites < 1:
-        raise ValueError(f"sites must be at least 1, got {sites}.")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed must lie between 0 and {2**32 - 1}, got {seed}.")
-    check_battery(battery)
 
 
 # ---- the simulated fleet ---------------------------------------------------------------------
@@ -311,8 +296,9 @@ def _open(paths: list[Path], make_again: Callable[[Path], None], sha256: str = "
             else np.concatenate([each.to_numpy() for each in values])
         )
     rows = pd.DataFrame(columns, copy=False)
-    together = hashlib.sha256("".join(sha256_of_file(path) for path in paths).encode()).hexdigest()
-    return Fleet(rows, paths, starts, sum(missing) / len(rows), sha256 or together, make_again)
+    if not sha256:
+        sha256 = hashlib.sha256("".join(map(sha256_of_file, paths)).encode()).hexdigest()
+    return Fleet(rows, paths, starts, sum(missing) / len(rows), sha256, make_again)
 
 
 def _read(path: Path, make_again: Callable[[Path], None]) -> pd.DataFrame:

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 from mlflow import MlflowClient
@@ -31,13 +30,6 @@ POLICIES = {
     "pr_auc": ["cv_pr_auc"],
     "recall": ["cv_recall_class1", "cv_pr_auc"],
 }
-
-
-class Decision(NamedTuple):
-    """The run of the champion from now on, as a row of the runs, and the reason."""
-
-    run: pd.Series
-    reason: str
 
 
 def rank_models(
@@ -93,8 +85,10 @@ def decide(
     *,
     policy: str = "event_recall",
     seed: int = 42,
-) -> Decision:
+) -> tuple[pd.Series, str]:
     """Let the challenger replace the incumbent only if it is better beyond chance.
+
+    Return the run of the champion from now on, and the reason.
 
     An incumbent judged on other telemetry, racks or alarm budget cannot be compared: it is
     replaced but stays registered.
@@ -114,15 +108,12 @@ def decide(
         Seed of the bootstrap over racks.
     """
     if incumbent is None:
-        return Decision(challenger, "it is the first champion.")
+        return challenger, "it is the first champion."
     if incumbent["run_id"] == challenger["run_id"]:
-        return Decision(incumbent, "the champion leads the ranking itself.")
+        return incumbent, "the champion leads the ranking itself."
     if any(incumbent[name] != challenger[name] for name in ("data_sha256", "protocol_digest")):
-        return Decision(
-            challenger,
-            f"the incumbent, {incumbent['name']} ({incumbent['run_id']}), was judged on other "
-            "telemetry, racks or alarm budget and cannot be compared.",
-        )
+        what = f"the incumbent, {incumbent['name']} ({incumbent['run_id']}), was judged on other"
+        return challenger, f"{what} telemetry, racks or alarm budget and cannot be compared."
     found = paired_differences(
         read_scores(challenger["run_id"]), read_scores(incumbent["run_id"]), seed=seed,
         alarm=challenger["alarm"], reference_alarm=incumbent["alarm"],
@@ -132,8 +123,8 @@ def decide(
         what, difference = "events caught 5 min ahead", found["caught 5 min ahead"]
     said = f"challenger minus incumbent, {what} out of fold: {difference}, {difference.verdict}"
     if difference.verdict == "better":
-        return Decision(challenger, f"{said}: the challenger takes over.")
-    return Decision(incumbent, f"{said}: the incumbent stays.")
+        return challenger, f"{said}: the challenger takes over."
+    return incumbent, f"{said}: the incumbent stays."
 
 
 def champion_is_registered() -> bool:

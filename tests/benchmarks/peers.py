@@ -24,10 +24,11 @@ from sklearn.model_selection import BaseCrossValidator
 from xgboost import XGBClassifier
 
 from hvs_lib import models
+from hvs_lib.evaluation.alarms import Alarm, AlarmRule
 from hvs_lib.evaluation.metrics import evaluate
 from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.splits import split_fleet
-from hvs_lib.evaluation.uncertainty import paired_difference
+from hvs_lib.evaluation.uncertainty import paired_differences
 from hvs_lib.models import XGBOOST_BY_HAND, XGBOOST_SEARCH_SPACE, make_pipeline
 from hvs_lib.report.tables import cell
 from hvs_lib.search import random_search
@@ -159,9 +160,10 @@ def table_of(found: dict[str, tuple[dict[str, float], pd.DataFrame, float]]) -> 
     ----------
     found : name to metrics, scores frame and seconds; "ours" among them.
     """
-    rows = {}
+    rows, alarm = {}, Alarm(AlarmRule(), 0.5)  # of no effect on the average precision
+    both = {"alarm": alarm, "reference_alarm": alarm}
     for name, (metrics, frame, seconds) in found.items():
-        difference = paired_difference(frame, found["ours"][1])
+        difference = paired_differences(frame, found["ours"][1], **both)["average precision"]
         rows[name] = {
             "average precision": cell(metrics, "pr_auc", 2),
             "minus ours": "" if name == "ours" else f"{difference}, {difference.verdict}",

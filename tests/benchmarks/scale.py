@@ -73,7 +73,7 @@ def measure(sites: int, workers: int) -> pd.Series:
             protocol = Protocol(fleet, split_fleet(fleet.rows), memory=cache.memory())
         with stage("judge"):
             # what an alarm would be at each row; the next stage needs it, too
-            _ = [outcomes.alarm_on for _, outcomes in (protocol._cv, protocol._test)]
+            _ = [outcomes.alarm_on for outcomes in (protocol._cv, protocol._test)]
         with stage("features"):
             rows = protocol.training
         with stage("fit"):

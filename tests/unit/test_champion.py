@@ -93,26 +93,26 @@ def test_the_incumbent_stays_unless_the_challenger_is_better(
 ):
     """Two planted challengers, one worse and one that luck explains, must not become champion."""
     caught = {"old": 8, "new": challenger}
-    found = decide(
+    run, reason = decide(
         run_of("new"), run_of("old"), lambda run_id: scores(caught[run_id]), policy=policy
     )
-    assert found.run["run_id"] == champion
-    assert verdict in found.reason
+    assert run["run_id"] == champion
+    assert verdict in reason
 
 
 def test_the_first_champion_has_no_incumbent(scores):
-    found = decide(run_of("new"), None, scores)
-    assert found.run["run_id"] == "new"
+    run, _ = decide(run_of("new"), None, scores)
+    assert run["run_id"] == "new"
 
 
 def test_an_incumbent_that_leads_stays(scores):
-    found = decide(run_of("old"), run_of("old"), scores)
-    assert found.run["run_id"] == "old"
-    assert "leads the ranking" in found.reason
+    run, reason = decide(run_of("old"), run_of("old"), scores)
+    assert run["run_id"] == "old"
+    assert "leads the ranking" in reason
 
 
 @pytest.mark.parametrize("other", [{"data_sha256": "x"}, {"protocol_digest": "x"}])
 def test_what_was_judged_otherwise_cannot_be_compared(scores, other):
-    found = decide(run_of("new"), run_of("old", **other), scores)
-    assert found.run["run_id"] == "new"
-    assert "cannot be compared" in found.reason
+    run, reason = decide(run_of("new"), run_of("old", **other), scores)
+    assert run["run_id"] == "new"
+    assert "cannot be compared" in reason

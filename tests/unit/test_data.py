@@ -17,10 +17,13 @@ from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 
 from hvs_lib import columns as col
+from hvs_lib.features import SENSOR_KINDS, SENSOR_SETS
 from hvs_lib.project import HvsError, project_root
+from hvs_lib.simulator.rack import INSTRUMENTS
 from hvs_lib.telemetry import files
 from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes
 from hvs_lib.telemetry.files import MISSING, DataError, save_telemetry, sha256_of_file
+from hvs_lib.telemetry.quality import FILL_VALUES
 from hvs_lib.telemetry.read import DEFAULT_SITE, load_telemetry, read_racks
 from hvs_lib.telemetry.rules import PLAUSIBLE
 from hvs_lib.telemetry.summary import format_summary, summarize
@@ -727,6 +730,15 @@ def test_data_dictionary_states_the_columns_and_limits_of_the_code():
     for name, (low, high, unit) in PLAUSIBLE.items():
         assert stated[name] == (unit, f"{low:.0f} to {high:.0f}")
     assert list(PLAUSIBLE) == col.SENSORS
+
+
+def test_every_sensor_is_in_every_table_of_sensors():
+    """A sensor that one of them lacks would pass unchecked, or count as present where it is not."""
+    assert {*FILL_VALUES} == {*PLAUSIBLE} == {*INSTRUMENTS} == {*col.SENSORS}
+    kinds = {part for parts in SENSOR_KINDS.values() for part in parts}
+    assert {*col.SENSORS} - kinds == {col.TEMP_AVG, col.TEMP_MAX}
+    for lacking in SENSOR_SETS.values():
+        assert {*lacking} <= {*SENSOR_KINDS}
 
 
 def test_a_block_without_a_row_is_passed_over(make_telemetry, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from xgboost import XGBClassifier
 
 from hvs_lib import columns as col
 from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.scores import scores_frame
 from hvs_lib.evaluation.splits import split_fleet
 from hvs_lib.models import make_pipeline
 from hvs_lib.progress import log_file
@@ -115,6 +116,18 @@ def test_unknown_battery_is_refused_with_the_nearest_name(project):
     with pytest.raises(ValueError, match="got 'packs': did you mean 'pack'"):
         load_fleet(battery="packs")
     assert not (project / "data").exists()
+
+
+def test_the_rows_of_any_telemetry_are_in_the_order_of_scores(make_telemetry, make_fleet):
+    """The protocol relies on it: scores that are computed in one order are judged in the other."""
+    telemetry = make_telemetry(sites=3, racks=4, rows=20)
+    telemetry[col.SITE] = telemetry[col.SITE].cat.rename_categories(["b", "10", "B"])
+    telemetry[col.RACK] = telemetry[col.RACK].cat.rename_categories(["9", "ä", "A 1", "10"])
+    names = [f"m{number * 7 % 8}" for number in range(8)]
+    telemetry[col.MODULE] = telemetry[col.MODULE].cat.rename_categories(names)
+    rows = make_fleet(telemetry.sample(frac=1.0, random_state=1), rows_together=100).rows
+    scores = scores_frame(rows, np.arange(len(rows)), np.arange(len(rows)))
+    assert scores["y_score"].is_monotonic_increasing
 
 
 def test_a_hundred_sites_are_in_the_order_of_their_names(monkeypatch):

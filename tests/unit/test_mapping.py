@@ -604,6 +604,8 @@ def test_cells_are_summed_where_the_pack_has_no_voltage(proposed):
     assert found[col.VOLTAGE] == {"sum": members, "missing": [0]}, "V_* would be V_total, too"
     found = proposed(table(**{f"V_{k}": 3.7 for k in range(1, 15)}))
     assert found[col.VOLTAGE] == "U"
+    found = proposed(table(**{f"Reach {k} V": 3.7 for k in range(1, 15)}).drop(columns="U"))
+    assert (found[col.VOLTAGE], found["cells_in_series"]) == ({"sum": "Reach * V"}, 14)
 
 
 @pytest.mark.parametrize(

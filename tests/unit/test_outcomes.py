@@ -366,16 +366,17 @@ def test_other_table_counts_alarms_by_fault_and_look_alike():
         module_rows([1, 0, 0], name="M5", event="L1", kind="load step"),
         module_rows([0, 0, 0], name="M6", event="L2", kind="load step"),
         module_rows([0, 1, 0], site="S2", event="L1", kind="load step"),
+        module_rows([0, 0, 1], site="S2", name="M2", event="L2", kind=None),
     )
     table = other_table(scores, AT_1)
     expected = {
-        col.SITE: ["S1", "S1", "S1", "S2"],
-        col.EVENT_ID: ["E2", "L1", "L2", "L1"],
-        col.EVENT_TYPE: ["vent", "load step", "load step", "load step"],
-        IS_FAULT: [True, False, False, False],
-        "alarms": [1, 3, 0, 1],
+        col.SITE: ["S1", "S1", "S1", "S2", "S2"],
+        col.EVENT_ID: ["E2", "L1", "L2", "L1", "L2"],
+        col.EVENT_TYPE: ["vent", "load step", "load step", "load step", None],
+        IS_FAULT: [True, False, False, False, False],
+        "alarms": [1, 3, 0, 1, 1],
     }
-    assert table.to_dict("list") == expected
+    assert table.astype(object).where(table.notna(), None).to_dict("list") == expected
     bare = other_table(scores.drop(columns=IS_FAULT), AT_1)
     assert (list(bare), len(bare)) == (list(expected), 0)
 

@@ -165,10 +165,8 @@ def test_joblib_may_name_the_cluster(workers):
 def test_a_fleet_goes_to_workers_without_its_rows(protocol):
     sent = pickle.loads(cloudpickle.dumps(protocol.fleet))
     pd.testing.assert_frame_equal(sent.telemetry(1), protocol.fleet.telemetry(1))
-    with pytest.raises(AttributeError, match="of a fleet, as workers get it, has no rows"):
+    with pytest.raises(AttributeError, match="no attribute 'rows'"):
         len(sent.rows)
-    with pytest.raises(AttributeError, match="has no attribute"):
-        _ = protocol.fleet.row
 
 
 def test_a_worker_that_is_killed_costs_its_task_alone(on_cluster, tmp_path):

@@ -3,10 +3,12 @@ import time
 
 import mlflow
 import pytest
+from click.testing import CliRunner
 from mlflow import MlflowClient
 from sklearn.linear_model import LogisticRegression
 
 from hvs_lib import reproduce as reproduction
+from hvs_lib.cli import main
 from hvs_lib.models import make_pipeline
 from hvs_lib.reproduce import compare, reproduce, version_warnings
 from hvs_lib.runner import RunError
@@ -22,8 +24,7 @@ def notebook(start_run):
     """Return a function that logs a notebook with a model and two candidates."""
 
     def log(*, name="02_tuning", candidates=(0.1, 0.2), data_path=None, columns=None, finish=True):
-        params = {"data_path": data_path or "", "n_iter": 2}
-        params |= {"columns": columns} if columns else {}  # older workbooks logged none
+        params = {"data_path": data_path or "", "columns": columns or "", "n_iter": 2}
         digest = telemetry_sha256(data_path, columns) if data_path else "of the simulated fleet"
         parent = start_run(name, params=params, data_sha256=digest)
         for number, C in enumerate(candidates):
@@ -93,6 +94,20 @@ def test_versions_that_differ_are_named(monkeypatch):
     assert version_warnings(then) == ["git_commit was a and is b", "xgboost was 2 and is 3"]
     assert "uncommitted" in version_warnings(then | {"git_dirty": "true"})[-1]
     assert "python was not logged and is 3.11" in version_warnings({})
+
+
+def test_telemetry_that_cannot_be_read_is_not_the_stores_fault(notebook, tmp_path, monkeypatch):
+    path = tmp_path / "own.parquet"
+    path.write_bytes(b"telemetry")
+    parent, _ = notebook(data_path=str(path))
+
+    def locked(*_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(reproduction, "telemetry_sha256", locked)
+    result = CliRunner().invoke(main, ["reproduce", parent])
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: [Errno 13] Permission denied: '{path}'\n"
 
 
 @pytest.mark.parametrize(

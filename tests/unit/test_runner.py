@@ -247,9 +247,8 @@ def test_interrupted_run_is_told_and_closed(tiny, run):
 
 
 def test_what_is_cached_is_kept_unless_asked_for_fresh(store):
-    cached = store / "data" / "cache" / "a model"
-    cached.parent.mkdir(parents=True)
-    cached.touch()
+    cached = store / "data" / "cache" / "joblib" / "a model"
+    cached.mkdir(parents=True)
     runner.execute({}, say=print)
     assert cached.exists()
     runner.execute({}, say=print, fresh=True)

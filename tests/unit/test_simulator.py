@@ -521,7 +521,7 @@ def test_other_seed_and_other_site_give_other_telemetry():
         ((1, 0.0, 1), "hours must be .* got 0.0"),
         ((1, -1.0, 1), "hours must be .* got -1.0"),
         ((1, float("nan"), 1), "hours must be .* got nan"),
-        ((1, 6.0, -1), "seed must be 0 or greater, got -1"),
+        ((1, 6.0, -1), "seed must lie between 0 and .* got -1"),
     ],
 )
 def test_arguments_out_of_range_are_refused(arguments, message):

@@ -268,10 +268,9 @@ def test_row_split_of_labelled_rows_alone_is_refused(make_telemetry):
 @given(strides=st.tuples(st.integers(1, 12), st.integers(1, 5)), seed=st.integers(0, 1000))
 def test_thinning_keeps_a_share_of_each_module_and_label(make_telemetry, strides, seed):
     telemetry = make_telemetry(racks=5, modules=3)
-    rows = np.random.default_rng(seed).permutation(len(telemetry))[:700]
+    rows = np.sort(np.random.default_rng(seed).permutation(len(telemetry))[:700])
     kept = thin_rows(telemetry, rows, normal_stride=strides[0], hazard_stride=strides[1])
-    place = {row: i for i, row in enumerate(rows)}
-    assert (np.diff([place[row] for row in kept]) > 0).all()
+    assert (np.diff(kept) > 0).all() and set(kept) <= set(rows)
     label, modules = telemetry[col.LABEL].to_numpy(), module_codes(telemetry)
     for value, stride in enumerate(strides):
         there = pd.Series(modules[rows[label[rows] == value]]).value_counts()

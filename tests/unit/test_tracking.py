@@ -461,6 +461,13 @@ def test_logged_model_carries_its_threshold_and_its_alarm(run, protocol):
     )
 
 
+@pytest.mark.parametrize(("costs", "budget"), [(0.0, 0.7), (20.0, None)])
+def test_a_model_is_held_to_the_budget_that_its_alarm_was_chosen_by(run, protocol, costs, budget):
+    protocol = replace(protocol, max_nuisance_alarms_per_site_day=0.7, missed_event_costs=costs)
+    _, metadata = load_model(f"runs:/{log(protocol)[0]}/model")
+    assert metadata.get("max_nuisance_alarms_per_site_day") == budget
+
+
 def test_incumbent_is_the_run_of_the_registered_champion(run, protocol):
     assert champion.incumbent() is None
     run_id, found = log(protocol)
