@@ -3,6 +3,9 @@
 The files are pickles, which execute code when loaded: never use a cache from elsewhere.
 """
 
+import shutil
+from pathlib import Path
+
 import joblib
 
 from hvs_lib.project import package_versions, project_root, sources_sha256
@@ -12,12 +15,12 @@ _CODE = sources_sha256("**/*.py")  # taken at import: an edit takes effect at th
 
 def memory() -> joblib.Memory:
     """Return this project's cache; several processes may use it at once."""
-    return joblib.Memory(project_root() / "data" / "cache", verbose=0)
+    return joblib.Memory(_folder(), verbose=0)
 
 
 def clear() -> None:
     """Delete what is cached, so that everything is fitted again."""
-    memory().clear(warn=False)
+    shutil.rmtree(_folder() / "joblib", ignore_errors=True)  # beside it is converted telemetry
 
 
 def versions() -> dict[str, str]:
@@ -31,3 +34,7 @@ def key(*parts: object) -> str:
     A cached function takes it in place of large arrays, which joblib would hash on every call.
     """
     return joblib.hash([versions(), *parts])
+
+
+def _folder() -> Path:
+    return project_root() / "data" / "cache"
