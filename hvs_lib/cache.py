@@ -20,7 +20,7 @@ def memory() -> joblib.Memory:
 
 def clear() -> None:
     """Delete what is cached, so that everything is fitted again."""
-    shutil.rmtree(_folder() / "joblib", ignore_errors=True)  # beside it is converted telemetry
+    shutil.rmtree(_folder(), ignore_errors=True)
 
 
 def versions() -> dict[str, str]:
@@ -37,4 +37,4 @@ def key(*parts: object) -> str:
 
 
 def _folder() -> Path:
-    return project_root() / "data" / "cache"
+    return project_root() / "data" / "cache" / "fits"  # beside it is converted telemetry

@@ -247,7 +247,7 @@ def test_interrupted_run_is_told_and_closed(tiny, run):
 
 
 def test_what_is_cached_is_kept_unless_asked_for_fresh(store):
-    cached = store / "data" / "cache" / "joblib" / "a model"
+    cached = store / "data" / "cache" / "fits" / "a model"
     cached.mkdir(parents=True)
     runner.execute({}, say=print)
     assert cached.exists()
