@@ -163,7 +163,7 @@ def check(file: str, columns: str, keep_fill_values: bool) -> None:
     summary["warnings"] += check_interval(summary["interval_s"])
     click.echo(format_summary(summary))
     try:
-        connect()
+        connect(create=False)
         champion = load_champion()
     except HvsError:  # none is registered yet, or the store is unavailable
         champion = None
@@ -191,7 +191,7 @@ def score(file: str, columns: str, keep_fill_values: bool, output: Path, model: 
     from hvs_lib.tracking.store import connect
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that unfinished files are removed
-    connect()
+    connect(create=False)
     champion = load_champion(model or CHAMPION_URI)
     start = time.perf_counter()
     with ProgressBar(100, "percent") as bar:

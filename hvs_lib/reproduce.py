@@ -46,7 +46,7 @@ def reproduce(run_id: str, *, say: Callable[[str], None]) -> pd.DataFrame:
         If the run is missing, unfinished or trains nothing, the telemetry has changed, or the
         notebook fails.
     """
-    connect()
+    connect(create=False)
     with as_store_errors():
         run, parent = _find(run_id)
         logged = search_runs(f"tags.mlflow.parentRunId = '{run_id}'") if run is parent else [run]

@@ -60,8 +60,8 @@ def as_store_errors() -> Iterator[None]:
         ) from error
 
 
-def connect() -> None:
-    """Point MLflow at the store, and create it if it is new.
+def connect(*, create: bool = True) -> None:
+    """Point MLflow at the store; create it if it is new, or refuse to.
 
     The store is ``MLFLOW_TRACKING_URI`` if set, else SQLite at the project root, whatever the
     working directory. A relative SQLite path, also that of the registry ``MLFLOW_REGISTRY_URI`` if
@@ -79,7 +79,7 @@ def connect() -> None:
         if registry := os.environ.get("MLFLOW_REGISTRY_URI"):
             os.environ["MLFLOW_REGISTRY_URI"] = _absolute(registry)
         for uri in {mlflow.get_tracking_uri(), mlflow.get_registry_uri()}:
-            _make_ready(uri)
+            _make_ready(uri, create)
         with environment({_RETRIES: "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}):
             MlflowClient().search_experiments(max_results=1)
             MlflowClient().search_registered_models(max_results=1)
@@ -135,14 +135,19 @@ def _absolute(uri: str) -> str:
     return sqlite_uri(path, uri) if path else uri
 
 
-def _make_ready(uri: str) -> None:
-    """Create a SQLite store if it is new; check that any other database responds."""
+def _make_ready(uri: str, create: bool) -> None:
+    """Create a SQLite store if it is new and may be; check that any other database responds."""
     path = sqlite_path(uri)
     if path is None:
         if re.split(r"[+:]", uri)[0] in DATABASE_ENGINES:
             with create_engine(uri).connect():  # MLflow would retry for an hour
                 pass
         return
+    if not create and not path.exists():
+        raise StoreError(
+            f"there is no tracking store {path}: `hvs run` makes it, and trains and registers a "
+            "champion; or set MLFLOW_TRACKING_URI to another."
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     # Several processes that create the tables of a new file at the same time break it, and so does
     # one that is killed while creating them.

@@ -406,11 +406,19 @@ def test_command_scores_an_export_through_a_map(telemetry, uri, expected, projec
     assert f": {len(expected)} by model" in result.output
 
 
-def test_without_a_champion_the_way_to_one_is_said(project, tmp_path):
-    result = CliRunner().invoke(main, ["score", str(tmp_path / "t.parquet")])
+def test_without_a_champion_the_way_to_one_is_said(store):
+    result = CliRunner().invoke(main, ["score", "t.parquet"])
     assert result.exit_code == 1
     assert "there is no model models:/hvs-fire-prediction@champion" in result.output
     assert "`hvs run` trains and registers one" in result.output
+
+
+def test_without_a_store_the_way_to_one_is_said_and_none_is_made(project):
+    for command in ("score", "reproduce"):
+        result = CliRunner().invoke(main, [command, "any"])
+        assert result.exit_code == 1
+        assert f"there is no tracking store {project / 'mlflow.db'}: `hvs run`" in result.output
+    assert not (project / "mlflow.db").exists()
 
 
 def test_served_model_answers_the_same_scores(telemetry, champion, uri, serve):
