@@ -242,7 +242,7 @@ def _judged_alarms(tried: Tried, champion: Champion) -> list[tuple]:
             found[f"{rate}_low"] <= champion.budget,
         ))  # fmt: skip
     sets = {*tried.racks["sensor_set"]} & {*champion.sets}
-    expected = [champion.sets[name].metrics["event_recall_low"] for name in sets]
+    expected = [champion.sets[name]["event_recall_low"] for name in sets]
     if "event_recall" in found and expected:
         rules.append((
             "event recall", cell(found, "event_recall", 2), f"{min(expected):.2f}",

@@ -5,7 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import mlflow
 import numpy as np
@@ -20,7 +20,6 @@ from xgboost import XGBClassifier
 from hvs_lib import cache
 from hvs_lib import columns as col
 from hvs_lib.evaluation.protocol import Protocol
-from hvs_lib.evaluation.sensor_sets import SensorSet
 from hvs_lib.evaluation.splits import split_fleet
 from hvs_lib.models import make_pipeline
 from hvs_lib.progress import log_file
@@ -478,10 +477,10 @@ def test_incumbent_is_the_run_of_the_registered_champion(run, protocol):
 def test_sensor_sets_and_card_go_with_the_registered_version(run, protocol):
     run_id, _ = log(protocol)
     version = champion.register_champion(run_id)
-    sets = {"no gas": SensorSet(0.25, {"event_recall": 0.5})}
+    sets = {"no gas": {"threshold": 0.25, "event_recall": 0.5}}
     champion.complete_champion(version, sets, "# The card")
     _, metadata = load_model("models:/hvs-fire-prediction@champion")
-    assert metadata["sensor_sets"] == {"no gas": asdict(sets["no gas"])}
+    assert metadata["sensor_sets"] == sets
     for uri in (
         f"models:/hvs-fire-prediction/{version}/model_card.md",
         f"runs:/{run_id}/model_card.md",
