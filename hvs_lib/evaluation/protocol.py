@@ -15,6 +15,7 @@ from imblearn.pipeline import Pipeline
 from joblib import Parallel, delayed
 from sklearn import config_context
 from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import FixedThresholdClassifier
 from sklearn.utils.validation import check_memory
 
@@ -23,7 +24,7 @@ from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import RULES, Alarm, AlarmRule, best_alarm, early_recall, outcomes_of
 from hvs_lib.evaluation.calibration import (
     CalibratedClassifier,
-    Calibration,
+    calibrate,
     choose_calibration,
     weigh_by_limits,
 )
@@ -133,8 +134,10 @@ class Assessment:
     ----------
     fits : Fits
         What was assessed.
-    calibration : Calibration
-        Calibration of the scores, chosen on the out-of-fold scores of the training rows.
+    calibrator : LogisticRegression or None
+        For `calibrate`, chosen on the out-of-fold scores of the training rows.
+    brier : dict of str to float
+        From `choose_calibration`; empty for a reference, which is not calibrated.
     alarm : Alarm
         Chosen on all out-of-fold scores.
     metrics : dict of str to float
@@ -147,7 +150,8 @@ class Assessment:
     """
 
     fits: Fits
-    calibration: Calibration
+    calibrator: LogisticRegression | None
+    brier: dict[str, float]
     alarm: Alarm
     metrics: dict[str, float]
     cv_scores: pd.DataFrame
@@ -161,8 +165,7 @@ class Assessment:
 
     def deployable(self) -> FixedThresholdClassifier:
         """Return the model with its calibration and threshold, in the form that is logged."""
-        calibrator, limit_power = self.calibration.calibrator, self.fits.limit_power
-        calibrated = CalibratedClassifier(self.model, calibrator, limit_power)
+        calibrated = CalibratedClassifier(self.model, self.calibrator, self.fits.limit_power)
         fixed = FixedThresholdClassifier(
             FrozenEstimator(calibrated), threshold=self.alarm.threshold, pos_label=1,
             response_method="predict_proba",
@@ -303,11 +306,11 @@ class Protocol:
     def _assess(self, fits: Fits, raw: np.ndarray) -> Assessment:
         """Calibrate the scores of all rows, choose the alarm, and evaluate."""
         rows, raw_cv = self.training, raw[self.training.X.index]
-        calibration = Calibration("none", None, {})
+        calibrator, brier = None, {}
         if fits.models:
-            calibration = choose_calibration(rows.y, raw_cv, rows.fold, rows.weight)
+            calibrator, brier = choose_calibration(rows.y, raw_cv, rows.fold, rows.weight)
         cv, test = (
-            outcomes.with_scores(calibration.apply(raw[numbers]))
+            outcomes.with_scores(calibrate(calibrator, raw[numbers]))
             for numbers, outcomes in (self._cv, self._test)
         )
 
@@ -315,9 +318,10 @@ class Protocol:
         alarm = given or self.choose_alarm(cv)
 
         metrics = self._judge(cv, test, alarm)
-        if calibration.brier:  # recomputed on the calibrated scores, it would be in-sample
-            metrics["cv_brier"] = calibration.brier[calibration.method]
-        return Assessment(fits, calibration, alarm, metrics, cv.rows.frame, test.rows.frame, raw_cv)
+        if brier:  # recomputed on the calibrated scores, it would be in-sample
+            metrics["cv_brier"] = brier["platt" if calibrator else "none"]
+        frames = cv.rows.frame, test.rows.frame
+        return Assessment(fits, calibrator, brier, alarm, metrics, *frames, raw_cv)
 
     @cached_property
     def training(self) -> TrainingRows:

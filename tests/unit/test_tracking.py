@@ -19,6 +19,7 @@ from xgboost import XGBClassifier
 
 from hvs_lib import cache
 from hvs_lib import columns as col
+from hvs_lib.evaluation.calibration import calibrate
 from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.splits import split_fleet
 from hvs_lib.models import make_pipeline
@@ -452,7 +453,8 @@ def test_logged_model_carries_its_threshold_and_its_alarm(run, protocol):
     loaded = mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
     assert read_alarm(loaded.metadata.metadata) == found.alarm
     assert read_alarm(MlflowClient().get_run(run_id).data.params) == found.alarm
-    assert loaded.metadata.metadata["calibration"] == found.calibration.method
+    chosen = "platt" if found.calibrator else "none"
+    assert loaded.metadata.metadata["calibration"] == chosen
     model = mlflow.sklearn.load_model(f"runs:/{run_id}/model")
     assert (type(model).__name__, model.threshold) == (
         "FixedThresholdClassifier",
@@ -507,7 +509,7 @@ def test_a_logged_model_is_had_again_without_each_fold(run, protocol, monkeypatc
     assert again.digests == protocol.digests
     assert again.faults == protocol.faults
     rows = protocol.training
-    expected = found.calibration.apply(found.raw_cv_scores)
+    expected = calibrate(found.calibrator, found.raw_cv_scores)
     for number, model in enumerate(without_fold):
         held = rows.fold == number
         scores = model.predict_proba(rows.X_whole[held])[:, 1]
