@@ -5,7 +5,7 @@ one partition at a time, then calibrates each model, chooses its alarm and evalu
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import joblib
@@ -43,7 +43,6 @@ from hvs_lib.telemetry.quality import module_intervals_s, sampling_interval_s
 
 BUILD_UP = ("normal", "left out", "hazard")
 _SCALED_BY = 20_000  # rows that the scaler is fitted on if features are in partitions
-Score = Callable[[pd.DataFrame], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -99,12 +98,15 @@ class TrainingRows:
 class Fits:
     """A model fitted on all folds, or a reference, ready to score.
 
+    A rule that is not fitted is assessed like a model as ``Fits(reference=rule)``, or with its own
+    threshold as ``Fits(reference=rule, threshold=1.0)``.
+
     Attributes
     ----------
     models : list of Pipeline, n_folds + 1
         One fitted without each fold, then one on all training rows; empty for a reference.
     reference : callable or None
-        Maps features to scores, shape (n_rows,).
+        Maps features, indexed by row number, to scores, shape (n_rows,).
     threshold : float or None
         A reference's own threshold, for 3 of 5 samples; None: the alarm is chosen.
     seconds : float
@@ -117,8 +119,8 @@ class Fits:
         Number of rows that the last model was fitted on.
     """
 
-    models: list[Pipeline]
-    reference: Score | None = None
+    models: list[Pipeline] = field(default_factory=list)
+    reference: Callable[[pd.DataFrame], np.ndarray] | None = None
     threshold: float | None = None
     seconds: float = 0.0
     limit_power: float = 0.0
@@ -265,18 +267,6 @@ class Protocol:
         found, seconds = zip(*side_by_side(fit, parts, keys, n_jobs=self.n_jobs), strict=True)
         return Fits([*found], seconds=sum(seconds), build_up=build_up, n_rows=int(drawn.sum()))
 
-    def reference(self, score: Score, *, threshold: float | None = None) -> Fits:
-        """Wrap a rule that is not fitted, so that it is assessed like a model.
-
-        Parameters
-        ----------
-        score : callable
-            Maps features, indexed by row number, to scores, shape (n_rows,).
-        threshold : float, optional
-            The rule's own, for 3 of 5 samples; None: the alarm is chosen as for a model.
-        """
-        return Fits([], score, threshold)
-
     def assess(self, pipeline: Pipeline) -> Assessment:
         """Fit a pipeline, score, calibrate, choose the alarm, and evaluate."""
         ((_, found),) = self.assess_all({"": self.fit(pipeline)})
@@ -288,7 +278,7 @@ class Protocol:
         Parameters
         ----------
         fits : mapping of str to Fits
-            Results of `fit` or `reference`, by name.
+            Results of `fit`, or references, by name.
 
         Yields
         ------

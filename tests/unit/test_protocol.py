@@ -18,7 +18,7 @@ from hvs_lib.evaluation.calibration import (
     fit_platt,
     weigh_by_limits,
 )
-from hvs_lib.evaluation.protocol import BUILD_UP, Protocol
+from hvs_lib.evaluation.protocol import BUILD_UP, Fits, Protocol
 from hvs_lib.evaluation.splits import split_fleet, thin_rows
 from hvs_lib.features import build_features, features_of, with_sensor_set
 from hvs_lib.models import make_pipeline
@@ -143,12 +143,12 @@ def hottest(X):
 
 def assess_reference(protocol, score, **options):
     """Assess one rule that is not fitted."""
-    ((_, found),) = protocol.assess_all({"rule": protocol.reference(score, **options)})
+    ((_, found),) = protocol.assess_all({"rule": Fits(reference=score, **options)})
     return found
 
 
 def test_models_assessed_together_are_assessed_as_alone(protocol, pipeline):
-    fits = {"model": protocol.fit(pipeline), "rule": protocol.reference(hottest)}
+    fits = {"model": protocol.fit(pipeline), "rule": Fits(reference=hottest)}
     together = dict(protocol.assess_all(fits))
     assert list(together) == ["model", "rule"]
     alone = {"model": protocol.assess(pipeline), "rule": assess_reference(protocol, hottest)}

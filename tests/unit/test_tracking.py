@@ -20,7 +20,7 @@ from xgboost import XGBClassifier
 from hvs_lib import cache
 from hvs_lib import columns as col
 from hvs_lib.evaluation.calibration import calibrate
-from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.protocol import Fits, Protocol
 from hvs_lib.evaluation.splits import split_fleet
 from hvs_lib.models import make_pipeline
 from hvs_lib.progress import log_file
@@ -327,7 +327,7 @@ def test_foreign_types_are_not_logged(run, protocol):
 
 
 def test_undefined_metrics_are_named_and_left_out(run, protocol):
-    rule = protocol.reference(lambda X: np.zeros(len(X)), threshold=1.0)
+    rule = Fits(reference=lambda X: np.zeros(len(X)), threshold=1.0)
     ((_, silent),) = protocol.assess_all({"silent": rule})
     run_id = log_assessment(silent, protocol, model_name="silent")
     child = MlflowClient().get_run(run_id)
