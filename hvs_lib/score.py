@@ -22,7 +22,6 @@ from hvs_lib.evaluation.calibration import CalibratedClassifier, limit_log_odds
 from hvs_lib.evaluation.outcomes import OUTCOMES, Outcomes
 from hvs_lib.evaluation.ranges import ranges_from_json
 from hvs_lib.evaluation.scores import IS_FAULT, scores_frame
-from hvs_lib.evaluation.sensor_sets import SensorSet
 from hvs_lib.features import (
     NEEDED,
     NO_SET,
@@ -59,7 +58,7 @@ class Champion:
     alarm: Alarm
     intervals_s: tuple[float, float]  # shortest and longest between two rows of a module [s]
     fault_types: frozenset[str] = frozenset()  # causes of faults
-    sets: Mapping[str, SensorSet] = field(default_factory=dict)  # only a champion's are known
+    sets: Mapping[str, dict[str, float]] = field(default_factory=dict)  # of a champion only
     ranges: pd.DataFrame = field(default_factory=pd.DataFrame)  # of its features in training
     budget: float = np.nan  # of nuisance alarms [1/d]; NaN where missed events were weighed
     data_sha256: str = ""  # of the training telemetry
@@ -67,7 +66,7 @@ class Champion:
     def alarms(self, sensor_set: str) -> tuple[Alarm, Alarm]:
         """Return the alarms of `RAISED_BY` at sites with one of `SENSOR_SETS`."""
         known = self.sets.get(sensor_set)
-        own = replace(self.alarm, threshold=known.threshold) if known else self.alarm
+        own = replace(self.alarm, threshold=known["threshold"]) if known else self.alarm
         return own, Alarm(AlarmRule(), 1.0)
 
     def outcomes(self, telemetry: pd.DataFrame, y_score: np.ndarray) -> Outcomes:
@@ -114,7 +113,7 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
         alarm=read_alarm(metadata),
         intervals_s=tuple(metadata["intervals_s"]),
         fault_types=frozenset(json.loads(metadata["fault_types"])),
-        sets={name: SensorSet(**each) for name, each in metadata.get("sensor_sets", {}).items()},
+        sets=metadata.get("sensor_sets", {}),
         ranges=ranges_from_json(metadata["training_ranges"]),
         budget=metadata.get("max_nuisance_alarms_per_site_day", np.nan),
         data_sha256=metadata["data_sha256"],
@@ -230,7 +229,7 @@ def sensor_sets_told(racks: Mapping[str, int], champion: Champion | None) -> lis
     for name, count in racks.items():
         line = f"sensors: {name} ({count} rack{'s' * (count != 1)})"
         if champion and name in champion.sets:
-            found = champion.sets[name].metrics
+            found = champion.sets[name]
             recall, lead = cell(found, "event_recall", 2), found.get("lead_time_median_min", np.nan)
             line += f"; events caught there out of fold: {recall}, median lead {lead:.0f} min"
         if missing := ", ".join(SENSOR_SETS.get(name, ())):

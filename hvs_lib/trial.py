@@ -226,9 +226,8 @@ def judge_trust(
             "nuisance alarms per site-day", cell(found, rate, 2), f"{champion.budget:g}",
             found[f"{rate}_low"] <= champion.budget,
         ))  # fmt: skip
-    expected = [
-        champion.sets[name].metrics["event_recall_low"] for name in {*racks} & {*champion.sets}
-    ]
+    sets = {*racks} & {*champion.sets}
+    expected = [champion.sets[name]["event_recall_low"] for name in sets]
     if "event_recall" in found and expected:
         rules.append((
             "event recall", cell(found, "event_recall", 2), f"{min(expected):.2f}",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
@@ -16,32 +14,9 @@ from hvs_lib.models import fixed_threshold_score
 LEAST_RATIO = 0.25  # floor of reading / limit, as of a module at 15 degC; absent sensors get it too
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """How the scores of a model become probabilities.
-
-    Attributes
-    ----------
-    method : str
-        "none" or "platt".
-    calibrator : LogisticRegression or None
-        Fitted on all out-of-fold scores; None leaves the scores as they are.
-    brier : dict of str to float
-        Brier score of each method, on folds that its calibrator was not fitted on.
-    """
-
-    method: str
-    calibrator: LogisticRegression | None
-    brier: dict[str, float]
-
-    def apply(self, y_score: np.ndarray) -> np.ndarray:
-        """Map scores to probabilities, shape (n_samples,)."""
-        return calibrate(self.calibrator, y_score)
-
-
 def choose_calibration(
     y_true: np.ndarray, y_score: np.ndarray, fold: np.ndarray, weight: np.ndarray | None = None
-) -> Calibration:
+) -> tuple[LogisticRegression | None, dict[str, float]]:
     """Choose no calibration or Platt's by the Brier score on folds the calibrator has not seen.
 
     Parameters
@@ -57,8 +32,10 @@ def choose_calibration(
 
     Returns
     -------
-    Calibration
-        Platt's only if its Brier score is lower.
+    calibrator : LogisticRegression or None
+        Platt's map fitted on all rows, for `calibrate`; None unless its Brier score is lower.
+    brier : dict of str to float
+        Brier score of "none" and "platt", on folds that the calibrator was not fitted on.
 
     References
     ----------
@@ -70,8 +47,9 @@ def choose_calibration(
     >>> rng = np.random.default_rng(0)
     >>> share = rng.uniform(size=3000)
     >>> y_true, fold = rng.uniform(size=3000) < share, rng.integers(0, 3, 3000)
-    >>> choose_calibration(y_true, share**3, fold).method
-    'platt'
+    >>> calibrator, brier = choose_calibration(y_true, share**3, fold)
+    >>> calibrator, {method: round(score, 2) for method, score in brier.items()}
+    (LogisticRegression(C=inf), {'none': 0.24, 'platt': 0.17})
     """
     weight = np.ones(len(y_true)) if weight is None else weight
     mapped = np.empty_like(y_score)
@@ -83,9 +61,8 @@ def choose_calibration(
         "none": brier_score_loss(y_true, y_score, sample_weight=weight),
         "platt": brier_score_loss(y_true, mapped, sample_weight=weight),
     }
-    if brier["platt"] < brier["none"]:
-        return Calibration("platt", fit_platt(y_true, y_score, weight), brier)
-    return Calibration("none", None, brier)
+    is_better = brier["platt"] < brier["none"]
+    return fit_platt(y_true, y_score, weight) if is_better else None, brier
 
 
 def fit_platt(

@@ -5,7 +5,7 @@ one partition at a time, then calibrates each model, chooses its alarm and evalu
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import joblib
@@ -15,6 +15,7 @@ from imblearn.pipeline import Pipeline
 from joblib import Parallel, delayed
 from sklearn import config_context
 from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import FixedThresholdClassifier
 from sklearn.utils.validation import check_memory
 
@@ -23,7 +24,7 @@ from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import RULES, Alarm, AlarmRule, best_alarm, early_recall, outcomes_of
 from hvs_lib.evaluation.calibration import (
     CalibratedClassifier,
-    Calibration,
+    calibrate,
     choose_calibration,
     weigh_by_limits,
 )
@@ -42,7 +43,6 @@ from hvs_lib.telemetry.quality import module_intervals_s, sampling_interval_s
 
 BUILD_UP = ("normal", "left out", "hazard")
 _SCALED_BY = 20_000  # rows that the scaler is fitted on if features are in partitions
-Score = Callable[[pd.DataFrame], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,15 @@ class TrainingRows:
 class Fits:
     """A model fitted on all folds, or a reference, ready to score.
 
+    A rule that is not fitted is assessed like a model as ``Fits(reference=rule)``, or with its own
+    threshold as ``Fits(reference=rule, threshold=1.0)``.
+
     Attributes
     ----------
     models : list of Pipeline, n_folds + 1
         One fitted without each fold, then one on all training rows; empty for a reference.
     reference : callable or None
-        Maps features to scores, shape (n_rows,).
+        Maps features, indexed by row number, to scores, shape (n_rows,).
     threshold : float or None
         A reference's own threshold, for 3 of 5 samples; None: the alarm is chosen.
     seconds : float
@@ -116,8 +119,8 @@ class Fits:
         Number of rows that the last model was fitted on.
     """
 
-    models: list[Pipeline]
-    reference: Score | None = None
+    models: list[Pipeline] = field(default_factory=list)
+    reference: Callable[[pd.DataFrame], np.ndarray] | None = None
     threshold: float | None = None
     seconds: float = 0.0
     limit_power: float = 0.0
@@ -133,8 +136,10 @@ class Assessment:
     ----------
     fits : Fits
         What was assessed.
-    calibration : Calibration
-        Calibration of the scores, chosen on the out-of-fold scores of the training rows.
+    calibrator : LogisticRegression or None
+        For `calibrate`, chosen on the out-of-fold scores of the training rows.
+    brier : dict of str to float
+        From `choose_calibration`; empty for a reference, which is not calibrated.
     alarm : Alarm
         Chosen on all out-of-fold scores.
     metrics : dict of str to float
@@ -147,7 +152,8 @@ class Assessment:
     """
 
     fits: Fits
-    calibration: Calibration
+    calibrator: LogisticRegression | None
+    brier: dict[str, float]
     alarm: Alarm
     metrics: dict[str, float]
     cv_scores: pd.DataFrame
@@ -161,8 +167,7 @@ class Assessment:
 
     def deployable(self) -> FixedThresholdClassifier:
         """Return the model with its calibration and threshold, in the form that is logged."""
-        calibrator, limit_power = self.calibration.calibrator, self.fits.limit_power
-        calibrated = CalibratedClassifier(self.model, calibrator, limit_power)
+        calibrated = CalibratedClassifier(self.model, self.calibrator, self.fits.limit_power)
         fixed = FixedThresholdClassifier(
             FrozenEstimator(calibrated), threshold=self.alarm.threshold, pos_label=1,
             response_method="predict_proba",
@@ -262,18 +267,6 @@ class Protocol:
         found, seconds = zip(*side_by_side(fit, parts, keys, n_jobs=self.n_jobs), strict=True)
         return Fits([*found], seconds=sum(seconds), build_up=build_up, n_rows=int(drawn.sum()))
 
-    def reference(self, score: Score, *, threshold: float | None = None) -> Fits:
-        """Wrap a rule that is not fitted, so that it is assessed like a model.
-
-        Parameters
-        ----------
-        score : callable
-            Maps features, indexed by row number, to scores, shape (n_rows,).
-        threshold : float, optional
-            The rule's own, for 3 of 5 samples; None: the alarm is chosen as for a model.
-        """
-        return Fits([], score, threshold)
-
     def assess(self, pipeline: Pipeline) -> Assessment:
         """Fit a pipeline, score, calibrate, choose the alarm, and evaluate."""
         ((_, found),) = self.assess_all({"": self.fit(pipeline)})
@@ -285,7 +278,7 @@ class Protocol:
         Parameters
         ----------
         fits : mapping of str to Fits
-            Results of `fit` or `reference`, by name.
+            Results of `fit`, or references, by name.
 
         Yields
         ------
@@ -303,19 +296,20 @@ class Protocol:
     def _assess(self, fits: Fits, raw: np.ndarray) -> Assessment:
         """Calibrate the scores of all rows, choose the alarm, and evaluate."""
         rows, raw_cv = self.training, raw[self.training.X.index]
-        calibration = Calibration("none", None, {})
+        calibrator, brier = None, {}
         if fits.models:
-            calibration = choose_calibration(rows.y, raw_cv, rows.fold, rows.weight)
-        cv = self._cv.with_scores(calibration.apply(raw[self.split.train]))
-        test = self._test.with_scores(calibration.apply(raw[self.split.test]))
+            calibrator, brier = choose_calibration(rows.y, raw_cv, rows.fold, rows.weight)
+        cv = self._cv.with_scores(calibrate(calibrator, raw[self.split.train]))
+        test = self._test.with_scores(calibrate(calibrator, raw[self.split.test]))
 
         given = None if fits.threshold is None else Alarm(AlarmRule(), fits.threshold)
         alarm = given or self.choose_alarm(cv)
 
         metrics = self._judge(cv, test, alarm)
-        if calibration.brier:  # recomputed on the calibrated scores, it would be in-sample
-            metrics["cv_brier"] = calibration.brier[calibration.method]
-        return Assessment(fits, calibration, alarm, metrics, cv.rows.frame, test.rows.frame, raw_cv)
+        if brier:  # recomputed on the calibrated scores, it would be in-sample
+            metrics["cv_brier"] = brier["platt" if calibrator else "none"]
+        frames = cv.rows.frame, test.rows.frame
+        return Assessment(fits, calibrator, brier, alarm, metrics, *frames, raw_cv)
 
     @cached_property
     def training(self) -> TrainingRows:

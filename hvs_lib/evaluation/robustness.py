@@ -14,7 +14,6 @@ from hvs_lib.evaluation.alarms import Alarm, AlarmTrack, Sweep, outcomes_of
 from hvs_lib.evaluation.metrics import event_metrics
 from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.scores import scores_frame
-from hvs_lib.evaluation.sensor_sets import SensorSet
 from hvs_lib.evaluation.splits import TEST
 from hvs_lib.features import SENSOR_KINDS
 from hvs_lib.models import score_in_parts
@@ -84,7 +83,7 @@ _COARSE_S = 10.0  # sampling interval above which it is skipped: even more rows
 
 
 def assess_changes(
-    protocol: Protocol, model: BaseEstimator, alarm: Alarm, sets: Mapping[str, SensorSet]
+    protocol: Protocol, model: BaseEstimator, alarm: Alarm, sets: Mapping[str, dict[str, float]]
 ) -> Iterable[tuple[str, dict[str, float]]]:
     """Evaluate a model on the test rows with each of its sensor sets and under each of `CHANGES`.
 
@@ -99,7 +98,7 @@ def assess_changes(
         From `load_model`.
     alarm : Alarm
         The alarm that the model was logged with.
-    sets : mapping of str to SensorSet
+    sets : mapping of str to dict of str to float
         From `assess_sensor_sets`, each with its threshold.
 
     Yields
@@ -116,7 +115,7 @@ def assess_changes(
         telemetry = fleet.telemetry(partition)[test].reset_index(drop=True)
         sensor_set, threshold = "all sensors", alarm.threshold
         if name in sets:
-            sensor_set, threshold = name, sets[name].threshold
+            sensor_set, threshold = name, sets[name]["threshold"]
         else:
             telemetry = CHANGES[name](telemetry, np.random.default_rng([seed, partition]))
         y_score = np.concatenate([y for *_, y in score_in_parts(model, telemetry, sensor_set)])

@@ -8,7 +8,6 @@ chosen in the same way: out of fold, within the same budget.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import expit
@@ -25,25 +24,9 @@ from hvs_lib.features import SENSOR_SETS, build_features, with_sensor_set
 _THRESHOLDS = np.append(np.nextafter(1.0, 2.0), expit(np.linspace(16.0, -9.0, 500)))
 
 
-@dataclass(frozen=True)
-class SensorSet:
-    """Threshold and metrics of a model at sites with one of `SENSOR_SETS`.
-
-    Attributes
-    ----------
-    threshold : float
-        Threshold of its alarm there.
-    metrics : dict of str to float
-        Out-of-fold metrics from `event_metrics` at this threshold.
-    """
-
-    threshold: float
-    metrics: dict[str, float]
-
-
 def assess_sensor_sets(
     protocol: Protocol, models: Sequence[BaseEstimator], alarm: Alarm
-) -> dict[str, SensorSet]:
+) -> dict[str, dict[str, float]]:
     """Choose the threshold of a model for each of `SENSOR_SETS`, in one pass over the partitions.
 
     Parameters
@@ -54,6 +37,11 @@ def assess_sensor_sets(
         One fitted without each fold, calibrated.
     alarm : Alarm
         Alarm with all sensors; the other sets use the same rule.
+
+    Returns
+    -------
+    dict of str to dict of str to float
+        For each set, its threshold and the out-of-fold metrics from `event_metrics` at it.
     """
     fleet, faults, per_site = protocol.fleet, protocol.faults, protocol.modules_per_site
     thresholds = {
@@ -86,5 +74,5 @@ def assess_sensor_sets(
         swept = Sweep.over_all([found[name] for _, found in parts])
         best, _ = best_threshold(swept, site_days, *goal)
         metrics = event_metrics(swept, site_days, place=best)
-        sets[name] = SensorSet(float(thresholds[name][best]), metrics)
+        sets[name] = {"threshold": float(thresholds[name][best])} | metrics
     return sets

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from hvs_lib.evaluation.sensor_sets import SensorSet
 from hvs_lib.evaluation.uncertainty import paired_differences
 from hvs_lib.progress import STEP, log_line
 from hvs_lib.project import StoreError
@@ -165,14 +163,13 @@ def register_champion(run_id: str) -> str:
     return str(known[0].version)
 
 
-def complete_champion(version: str, sets: Mapping[str, SensorSet], card: str) -> None:
+def complete_champion(version: str, sets: Mapping[str, dict[str, float]], card: str) -> None:
     """Log a version's sensor sets and card to its model and run, and show the card."""
     client = MlflowClient()
     run_id = client.get_model_version(REGISTERED_MODEL, version).run_id
-    known = json.dumps({name: asdict(each) for name, each in sets.items()}, indent=1)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "model_card.md").write_text(card, encoding="utf-8")
-        (Path(folder) / SENSOR_SETS_FILE).write_text(known, encoding="utf-8")
+        (Path(folder) / SENSOR_SETS_FILE).write_text(json.dumps(sets, indent=1), encoding="utf-8")
         client.log_artifacts(run_id, folder)
         client.log_model_artifacts(_logged_model_id(client, run_id), folder)
     shown = card[:_MOST_SHOWN].rsplit("\n", 1)[0] if len(card) > _MOST_SHOWN else card

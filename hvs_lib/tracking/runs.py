@@ -261,7 +261,7 @@ def _alarm_params(assessment: Assessment) -> dict[str, object]:
     return {
         "alarm_threshold": alarm.threshold,
         **{f"alarm_{name}": value for name, value in asdict(alarm.rule).items()},
-        "calibration": assessment.calibration.method,
+        "calibration": "platt" if assessment.calibrator else "none",
         "limit_power": assessment.fits.limit_power,
     }
 

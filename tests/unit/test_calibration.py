@@ -28,17 +28,17 @@ def sample(distort, n=20_000, seed=0):
 
 def test_honest_probabilities_stay_as_they_are():
     y, score, fold, truth = sample(lambda p: p)
-    found = choose_calibration(y, score, fold)
-    assert found.method == "none" or found.brier["none"] - found.brier["platt"] < 1e-4
-    assert set(found.brier) == {"none", "platt"}
-    np.testing.assert_allclose(found.apply(score), truth, atol=0.02)
+    calibrator, brier = choose_calibration(y, score, fold)
+    assert calibrator is None or brier["none"] - brier["platt"] < 1e-4
+    assert set(brier) == {"none", "platt"}
+    np.testing.assert_allclose(calibrate(calibrator, score), truth, atol=0.02)
 
 
 def test_distorted_probabilities_are_mended():
     y, score, fold, truth = sample(too_sure)
-    found = choose_calibration(y, score, fold)
-    assert found.method == "platt"
-    mended = found.apply(score)
+    calibrator, brier = choose_calibration(y, score, fold)
+    assert brier["platt"] < brier["none"]
+    mended = calibrate(calibrator, score)
     assert np.abs(mended - truth).mean() < 0.2 * np.abs(score - truth).mean()
     assert brier_score_loss(y, mended) < brier_score_loss(y, score)
 
@@ -49,10 +49,10 @@ def test_brier_scores_are_of_folds_that_the_calibrator_has_not_seen():
         (calibrate(fit_platt(y[fold != k], score[fold != k]), score) - y) ** 2 * (fold == k)
         for k in range(3)
     ]
-    found = choose_calibration(y, score, fold)
-    assert np.isclose(found.brier["platt"], np.sum(squares) / len(y))
+    _, brier = choose_calibration(y, score, fold)
+    assert np.isclose(brier["platt"], np.sum(squares) / len(y))
     in_sample = calibrate(fit_platt(y, score), score)
-    assert brier_score_loss(y, in_sample) < found.brier["platt"]
+    assert brier_score_loss(y, in_sample) < brier["platt"]
 
 
 def test_the_order_of_the_rows_stays():
@@ -66,25 +66,26 @@ def test_the_order_of_the_rows_stays():
 def test_a_row_of_weight_three_counts_as_three_rows():
     y, score, fold, _ = sample(too_sure, n=2000)
     weight = np.where(y, 1, 3)
-    weighted = choose_calibration(y, score, fold, weight.astype(float))
-    repeated = choose_calibration(*(np.repeat(part, weight) for part in (y, score, fold)))
-    plain = choose_calibration(y, score, fold)
+    rows = (np.repeat(part, weight) for part in (y, score, fold))
+    weighted, of_weighted = choose_calibration(y, score, fold, weight.astype(float))
+    repeated, of_repeated = choose_calibration(*rows)
+    plain, of_plain = choose_calibration(y, score, fold)
     for method in ("none", "platt"):
-        assert np.isclose(weighted.brier[method], repeated.brier[method])
-        assert not np.isclose(weighted.brier[method], plain.brier[method])
-    np.testing.assert_allclose(weighted.apply(score), repeated.apply(score), atol=1e-5)
-    assert np.abs(weighted.apply(score) - plain.apply(score)).max() > 0.01
+        assert np.isclose(of_weighted[method], of_repeated[method])
+        assert not np.isclose(of_weighted[method], of_plain[method])
+    mapped = calibrate(weighted, score)
+    np.testing.assert_allclose(mapped, calibrate(repeated, score), atol=1e-5)
+    assert np.abs(mapped - calibrate(plain, score)).max() > 0.01
 
 
 def test_thinned_and_weighted_rows_calibrate_as_all_rows_do():
     y, score, fold, truth = sample(too_sure)
     kept = y | (np.arange(len(y)) % 10 == 0)
     weight = np.where(y, 1.0, 10.0)[kept]
-    found = choose_calibration(y[kept], score[kept], fold[kept], weight)
-    assert found.method == "platt"
-    assert np.abs(found.apply(score) - truth).mean() < 0.02
-    unweighted = choose_calibration(y[kept], score[kept], fold[kept])
-    assert np.abs(unweighted.apply(score) - truth).mean() > 0.05
+    weighted, _ = choose_calibration(y[kept], score[kept], fold[kept], weight)
+    assert np.abs(calibrate(weighted, score) - truth).mean() < 0.02
+    unweighted, _ = choose_calibration(y[kept], score[kept], fold[kept])
+    assert np.abs(calibrate(unweighted, score) - truth).mean() > 0.05
 
 
 def test_a_model_that_is_wrong_throughout_is_not_turned_round():

@@ -27,7 +27,7 @@ from xgboost import XGBClassifier
 from hvs_lib import cache, parallel, project
 from hvs_lib import columns as col
 from hvs_lib.cli import main
-from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.protocol import Fits, Protocol
 from hvs_lib.evaluation.robustness import assess_changes
 from hvs_lib.evaluation.sensor_sets import assess_sensor_sets
 from hvs_lib.evaluation.splits import split_fleet
@@ -77,7 +77,7 @@ def results(protocol: Protocol) -> list:
     fits = {
         "XGBoost": protocol.fit(XGBOOST),
         "linear": protocol.fit(make_pipeline(LogisticRegression()), build_up="hazard"),
-        "random": protocol.reference(lambda X: noise[X.index]),
+        "random": Fits(reference=lambda X: noise[X.index]),
     }
     judged = dict(protocol.assess_all(fits))
     alarm = judged["XGBoost"].alarm

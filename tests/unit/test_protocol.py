@@ -13,12 +13,12 @@ from hvs_lib import columns as col
 from hvs_lib import models
 from hvs_lib.evaluation.alarms import Alarm, AlarmRule
 from hvs_lib.evaluation.calibration import (
-    Calibration,
+    calibrate,
     choose_calibration,
     fit_platt,
     weigh_by_limits,
 )
-from hvs_lib.evaluation.protocol import BUILD_UP, Protocol
+from hvs_lib.evaluation.protocol import BUILD_UP, Fits, Protocol
 from hvs_lib.evaluation.splits import split_fleet, thin_rows
 from hvs_lib.features import build_features, features_of, with_sensor_set
 from hvs_lib.models import make_pipeline
@@ -143,12 +143,12 @@ def hottest(X):
 
 def assess_reference(protocol, score, **options):
     """Assess one rule that is not fitted."""
-    ((_, found),) = protocol.assess_all({"rule": protocol.reference(score, **options)})
+    ((_, found),) = protocol.assess_all({"rule": Fits(reference=score, **options)})
     return found
 
 
 def test_models_assessed_together_are_assessed_as_alone(protocol, pipeline):
-    fits = {"model": protocol.fit(pipeline), "rule": protocol.reference(hottest)}
+    fits = {"model": protocol.fit(pipeline), "rule": Fits(reference=hottest)}
     together = dict(protocol.assess_all(fits))
     assert list(together) == ["model", "rule"]
     alone = {"model": protocol.assess(pipeline), "rule": assess_reference(protocol, hottest)}
@@ -171,7 +171,7 @@ def test_reference_scores_every_row_and_is_not_calibrated(protocol, telemetry):
     for scores, rows in ((found.cv_scores, protocol.split.train), (found.test_scores, None)):
         rows = protocol.split.test if rows is None else rows
         np.testing.assert_array_equal(scores["y_score"], readings[rows])
-    assert found.calibration.method == "none"
+    assert (found.calibrator, found.brier) == (None, {})
     np.testing.assert_array_equal(found.raw_cv_scores, readings[protocol.training.X.index])
 
 
@@ -369,21 +369,20 @@ def test_refusals(protocol, option, message):
 def test_choices_are_made_for_each_model_and_logged_with_it(protocol, pipeline):
     found = protocol.assess(pipeline)
     assert found.alarm.rule in protocol.rules
-    assert set(found.calibration.brier) == {"none", "platt"}
-    best = min(found.calibration.brier.values())
-    assert found.metrics["cv_brier"] == found.calibration.brier[found.calibration.method] == best
+    assert set(found.brier) == {"none", "platt"}
+    chosen = found.brier["platt" if found.calibrator else "none"]
+    assert found.metrics["cv_brier"] == chosen == min(found.brier.values())
 
 
-@pytest.mark.parametrize("method", ["none", "platt"])
-def test_deployable_model_carries_calibration_and_threshold(protocol, pipeline, method):
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_deployable_model_carries_calibrator_and_threshold(protocol, pipeline, calibrated):
     found = protocol.assess(pipeline)
     rows = protocol.training
-    platt = fit_platt(rows.y, found.raw_cv_scores, rows.weight)
-    calibration = Calibration(method, platt if method == "platt" else None, {})
-    found = replace(found, calibration=calibration, alarm=Alarm(AlarmRule(), 0.3))
+    platt = fit_platt(rows.y, found.raw_cv_scores, rows.weight) if calibrated else None
+    found = replace(found, calibrator=platt, alarm=Alarm(AlarmRule(), 0.3))
     test = features(protocol.fleet, protocol.split.test)
     model = found.deployable()
-    expected = calibration.apply(found.model.predict_proba(test)[:, 1].astype(float))
+    expected = calibrate(platt, found.model.predict_proba(test)[:, 1].astype(float))
     np.testing.assert_array_equal(model.predict_proba(test)[:, 1], expected)
     np.testing.assert_array_equal(model.predict(test), expected >= 0.3)
 
@@ -400,9 +399,9 @@ def test_calibration_is_that_of_the_weighted_training_rows(protocol, pipeline):
     rows = protocol.training
     raw = scores_by_row(protocol, pipeline)
     np.testing.assert_array_equal(found.raw_cv_scores, raw[rows.X.index])
-    expected = choose_calibration(rows.y, raw[rows.X.index], rows.fold, rows.weight)
-    assert found.calibration.brier == expected.brier
-    scores = expected.apply(raw[protocol.split.train])
+    calibrator, brier = choose_calibration(rows.y, raw[rows.X.index], rows.fold, rows.weight)
+    assert found.brier == brier
+    scores = calibrate(calibrator, raw[protocol.split.train])
     np.testing.assert_array_equal(found.cv_scores["y_score"], scores)
 
 
@@ -442,9 +441,7 @@ def test_neither_threads_nor_the_size_of_partitions_change_anything(
             pd.testing.assert_frame_equal(*pair, check_exact=True)
         np.testing.assert_array_equal(found.raw_cv_scores, expected.raw_cv_scores)
         assert found.metrics == expected.metrics
-        assert (found.alarm, found.calibration.brier) == (
-            expected.alarm, expected.calibration.brier,
-        )  # fmt: skip
+        assert (found.alarm, found.brier) == (expected.alarm, expected.brier)
 
 
 def test_features_are_of_one_partition_at_a_time(protocol, pipeline, monkeypatch):

@@ -30,7 +30,6 @@ from hvs_lib.evaluation.calibration import CalibratedClassifier
 from hvs_lib.evaluation.outcomes import OUTCOMES
 from hvs_lib.evaluation.protocol import Protocol
 from hvs_lib.evaluation.scores import scores_frame
-from hvs_lib.evaluation.sensor_sets import SensorSet
 from hvs_lib.evaluation.splits import split_fleet
 from hvs_lib.features import NO_SET, SENSOR_SETS, build_features
 from hvs_lib.models import make_pipeline
@@ -465,8 +464,8 @@ def test_each_rack_is_scored_at_the_threshold_of_its_sensor_set(champion, make_t
     made.loc[racks == second, col.TEMP_AVG] = np.nan
     made.loc[racks == third, col.VOLTAGE] = np.nan
     save_telemetry(made, tmp_path / "t.parquet")
-    metrics = {"event_recall": 0.9, "lead_time_median_min": 7.0}
-    sets = {name: SensorSet(1.0, metrics) for name in SENSOR_SETS} | {"no gas": SensorSet(0.0, {})}
+    never = {"threshold": 1.0, "event_recall": 0.9, "lead_time_median_min": 7.0}
+    sets = dict.fromkeys(SENSOR_SETS, never) | {"no gas": {"threshold": 0.0}}
     tally = score_file(tmp_path / "t.parquet", tmp_path / "a.csv", replace(champion, sets=sets))
     assert of_model(tmp_path / "a.csv")[col.RACK].unique().tolist() == [first]
     assert tally.sets == {"no gas": 1, NO_SET: 1, "no voltage": 1, "all sensors": 1}

@@ -5,7 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import mlflow
 import numpy as np
@@ -19,8 +19,8 @@ from xgboost import XGBClassifier
 
 from hvs_lib import cache
 from hvs_lib import columns as col
-from hvs_lib.evaluation.protocol import Protocol
-from hvs_lib.evaluation.sensor_sets import SensorSet
+from hvs_lib.evaluation.calibration import calibrate
+from hvs_lib.evaluation.protocol import Fits, Protocol
 from hvs_lib.evaluation.splits import split_fleet
 from hvs_lib.models import make_pipeline
 from hvs_lib.progress import log_file
@@ -327,7 +327,7 @@ def test_foreign_types_are_not_logged(run, protocol):
 
 
 def test_undefined_metrics_are_named_and_left_out(run, protocol):
-    rule = protocol.reference(lambda X: np.zeros(len(X)), threshold=1.0)
+    rule = Fits(reference=lambda X: np.zeros(len(X)), threshold=1.0)
     ((_, silent),) = protocol.assess_all({"silent": rule})
     run_id = log_assessment(silent, protocol, model_name="silent")
     child = MlflowClient().get_run(run_id)
@@ -453,7 +453,8 @@ def test_logged_model_carries_its_threshold_and_its_alarm(run, protocol):
     loaded = mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
     assert read_alarm(loaded.metadata.metadata) == found.alarm
     assert read_alarm(MlflowClient().get_run(run_id).data.params) == found.alarm
-    assert loaded.metadata.metadata["calibration"] == found.calibration.method
+    chosen = "platt" if found.calibrator else "none"
+    assert loaded.metadata.metadata["calibration"] == chosen
     model = mlflow.sklearn.load_model(f"runs:/{run_id}/model")
     assert (type(model).__name__, model.threshold) == (
         "FixedThresholdClassifier",
@@ -485,10 +486,10 @@ def test_incumbent_is_the_run_of_the_registered_champion(run, protocol):
 def test_sensor_sets_and_card_go_with_the_registered_version(run, protocol):
     run_id, _ = log(protocol)
     version = champion.register_champion(run_id)
-    sets = {"no gas": SensorSet(0.25, {"event_recall": 0.5})}
+    sets = {"no gas": {"threshold": 0.25, "event_recall": 0.5}}
     champion.complete_champion(version, sets, "# The card")
     _, metadata = load_model("models:/hvs-fire-prediction@champion")
-    assert metadata["sensor_sets"] == {"no gas": asdict(sets["no gas"])}
+    assert metadata["sensor_sets"] == sets
     for uri in (
         f"models:/hvs-fire-prediction/{version}/model_card.md",
         f"runs:/{run_id}/model_card.md",
@@ -515,7 +516,7 @@ def test_a_logged_model_is_had_again_without_each_fold(run, protocol, monkeypatc
     assert again.digests == protocol.digests
     assert again.faults == protocol.faults
     rows = protocol.training
-    expected = found.calibration.apply(found.raw_cv_scores)
+    expected = calibrate(found.calibrator, found.raw_cv_scores)
     for number, model in enumerate(without_fold):
         held = rows.fold == number
         scores = model.predict_proba(rows.X_whole[held])[:, 1]

@@ -15,7 +15,6 @@ from hvs_lib.evaluation.metrics import evaluate
 from hvs_lib.evaluation.outcomes import OUTCOMES
 from hvs_lib.evaluation.ranges import outside_by_sensor, ranges_from_json, ranges_to_json
 from hvs_lib.evaluation.scores import scores_frame
-from hvs_lib.evaluation.sensor_sets import SensorSet
 from hvs_lib.features import NO_SET, build_features
 from hvs_lib.report import plots
 from hvs_lib.score import Champion
@@ -62,7 +61,7 @@ def telemetry(make_telemetry):
 @pytest.fixture(scope="module")
 def champion(telemetry):
     ranges = ranges_from_json(ranges_to_json(build_features(telemetry)))
-    sets = {"all sensors": SensorSet(0.3, {"event_recall_low": 0.9})}
+    sets = {"all sensors": {"threshold": 0.3, "event_recall_low": 0.9}}
     rule = Alarm(AlarmRule(k=2, n=3), 0.3)
     return Champion(Warm(), rule, (10.0, 10.0), frozenset(["short"]), sets, ranges, 5.0, "training")
 
@@ -178,7 +177,8 @@ def test_racks_without_temperature_are_counted_but_not_scored(telemetry, champio
 def test_each_rule_of_the_verdict_breaks_by_itself(telemetry, champion, changed, options, broken):
     champion = replace(champion, budget=1000.0)
     if changed.get("sets") == "deaf":
-        changed = changed | {"sets": {"all sensors": SensorSet(2.0, {"event_recall_low": 0.9})}}
+        sets = {"all sensors": {"threshold": 2.0, "event_recall_low": 0.9}}
+        changed = changed | {"sets": sets}
     champion = replace(champion, **changed)
     rules = judge_trust(tried_on(telemetry, champion), champion, **({"outside": 0.01} | options))
     said = verdict(rules)
