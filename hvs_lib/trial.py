@@ -19,6 +19,7 @@ from hvs_lib.evaluation.ranges import count_outside
 from hvs_lib.evaluation.uncertainty import poisson_interval
 from hvs_lib.features import NEEDED, NO_SET, by_sensor_set, sensor_sets_of
 from hvs_lib.models import fixed_threshold_score, score_in_parts
+from hvs_lib.report.plots import hours_around
 from hvs_lib.report.tables import cell
 from hvs_lib.score import FIXED, Champion
 from hvs_lib.telemetry.files import DataError
@@ -29,7 +30,6 @@ CHAMPION = "champion"
 RULES = (CHAMPION, FIXED)
 MOST_OUTSIDE = 0.05  # share of the time allowed outside the range of a feature
 MOST_RATIO = 2.0  # between two sampling intervals
-AROUND_MIN = 120.0  # shown before and after an alarm [min]
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,7 @@ def around(fleet: Fleet, champion: Champion, alarm: pd.Series) -> pd.DataFrame:
     Returns
     -------
     DataFrame, shape (n_rows, n_columns)
-        From `AROUND_MIN` before the alarm to as long after: the telemetry, minute (since the alarm)
-        and, for both rules, the score over the threshold.
+        From `hours_around`, with the score over the threshold for both rules.
     """
     is_rack = (fleet.rows[col.SITE] == alarm[col.SITE]) & (fleet.rows[col.RACK] == alarm[col.RACK])
     rows = np.flatnonzero(is_rack)
@@ -184,9 +183,7 @@ def around(fleet: Fleet, champion: Champion, alarm: pd.Series) -> pd.DataFrame:
     scores, _ = _scored(telemetry, champion, sensor_set)
     for rule, alarm_of, y_score in zip(RULES, champion.alarms(sensor_set), scores, strict=True):
         telemetry[rule] = y_score / alarm_of.threshold
-    minute = (telemetry[col.TIMESTAMP] - alarm[col.TIMESTAMP]) / pd.Timedelta(minutes=1)
-    shown = (telemetry[col.MODULE] == alarm[col.MODULE]) & (minute.abs() <= AROUND_MIN)
-    return telemetry.assign(minute=minute)[shown]
+    return hours_around(telemetry, alarm)
 
 
 def judge_trust(

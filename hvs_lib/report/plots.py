@@ -15,12 +15,12 @@ from sklearn.metrics import ConfusionMatrixDisplay, average_precision_score, pre
 
 from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, event_table
-from hvs_lib.evaluation.outcomes import OUTCOMES
 from hvs_lib.telemetry.codes import pnr_of
 
 # Nuisance alarms per site-day, named by how long a site waits for one.
 _BUDGETS = {1 / 30: "1/month", 1 / 7: "1/week", 1: "1/day", 24: "1/hour"}
 _LEFT = min(_BUDGETS)  # where a logarithmic axis shows zero
+AROUND_MIN = 120.0  # shown before and after an alarm [min]
 
 # The colour of each model, in the order of all figures; grey: no fit needed.
 _MODELS = {
@@ -94,13 +94,6 @@ def legend_beside(ax: Axes, title: str = "") -> None:
     legend = ax.legend(title=title, fontsize="small", title_fontsize="small", **place)
     for text in legend.get_texts():  # a long name must not narrow the axes
         text.set_text(textwrap.fill(text.get_text(), 30))
-
-
-def _legend_below(fig: Figure, axes: Iterable[Axes]) -> None:
-    """Put one legend below the figure, with each label of the axes once."""
-    handles = [handle for ax in axes for handle in ax.get_legend_handles_labels()[0]]
-    entries = {handle.get_label(): handle for handle in handles}
-    fig.legend(handles=entries.values(), loc="outside lower center", ncols=7)
 
 
 def plain(text: str) -> str:
@@ -229,76 +222,22 @@ def alarm_timeline(
     return fig
 
 
-def outcome_timelines(
-    telemetry: pd.DataFrame, y_score: np.ndarray, alarms: pd.DataFrame, *, threshold: float = 1.0
-) -> Figure:
-    """Draw the first alarm of each outcome, and what became of its module.
-
-    Four panels: early, timely, fault and nuisance. Each shows the module's surface temperature
-    [degC] and score, the alarm and, if they exist, the onset of the event or fault, the label
-    window and the PNR.
-
-    Parameters
-    ----------
-    telemetry : DataFrame, shape (n_samples, ...)
-        Telemetry with the label.
-    y_score : array, shape (n_samples,)
-        Scores of the rows, such as those of `fixed_threshold_score`.
-    alarms : DataFrame, shape (n_alarms, ...)
-        Alarms that the scores raise, from `raise_alarms`.
-    threshold : float
-        Threshold of the alarm.
-    """
-    fig, axes = plt.subplots(2, 2, figsize=(11, 6.5))
-    scored = telemetry.assign(y_score=y_score)
-    for ax, outcome in zip(axes.flat, OUTCOMES, strict=True):
-        found = alarms[alarms["outcome"] == outcome]
-        if found.empty:
-            ax.set(title=f"{outcome}: no alarm", xticks=[], yticks=[])
-        else:
-            _draw_outcome(ax, scored, found.iloc[0], threshold)
-    _legend_below(fig, fig.axes)
-    return fig
-
-
-def _draw_outcome(ax: Axes, scored: pd.DataFrame, alarm: pd.Series, threshold: float) -> None:
-    """Draw one panel of `outcome_timelines`."""
-    own = _before(scored, scored[col.TIMESTAMP].max(), np.inf, **alarm[col.KEYS[:3]])
-    own["minute"] = (own[col.TIMESTAMP] - alarm[col.TIMESTAMP]) / pd.Timedelta(minutes=1)
-    event = own[own["minute"] == 0].iloc[0]
-    drawn = own[own["minute"].abs() <= 120]
-    right = ax.twinx()
-    ax.plot(drawn["minute"], drawn[col.TEMP_MAX], color="C5", label="temperature")
-    right.plot(drawn["minute"], drawn["y_score"], color="C0", linewidth=1, label="score")
-    right.axhline(threshold, color="C0", linestyle=":", label="alarm threshold")
-    ax.set_xlim(drawn["minute"].min(), drawn["minute"].max() + 5)
-    ax.set_ylim(top=max(40, ax.get_ylim()[1]))  # otherwise noise fills the panel
-    right.set_ylim(0, 2 * threshold)  # how far above the threshold does not matter
-    ax.axvline(0, color="C3", label="alarm")
-    if pd.notna(event.get(col.EVENT_ID)):
-        own = own[own[col.EVENT_ID] == event[col.EVENT_ID]]
-        ax.axvline(own["minute"].min(), color="0.2", linestyle=":", label="onset")
-    labelled = own[own[col.LABEL] == 1]
-    window = labelled["minute"]
-    if len(window):
-        pnr = (pnr_of(labelled).iloc[-1] - alarm[col.TIMESTAMP]) / pd.Timedelta(minutes=1)
-        ax.axvspan(window.min(), window.max(), color="C1", alpha=0.15, label="label 1")
-        ax.axvline(pnr, color="0.2", linestyle="--", label="point of no return")
-    ax.set(title=f"{alarm['outcome']}: {_title(event)}", xlabel="minutes since the alarm")
-    ax.set_ylabel("max. surface [°C]", color="C5")
-    right.set_ylabel("score", color="C0")
-    right.grid(False)
+def hours_around(telemetry: pd.DataFrame, alarm: pd.Series) -> pd.DataFrame:
+    """Select the telemetry of an alarm's module around it, with ``minute`` since the alarm."""
+    own = np.all([telemetry[name] == alarm[name] for name in col.KEYS[:3]], axis=0)
+    minute = (telemetry[col.TIMESTAMP] - alarm[col.TIMESTAMP]) / pd.Timedelta(minutes=1)
+    return telemetry.assign(minute=minute)[own & (minute.abs() <= AROUND_MIN)]
 
 
 def around_alarms(found: dict[str, pd.DataFrame], *, title: str) -> Figure:
     """Draw the hours around some alarms, one column each.
 
     Top: surface temperature [degC] and gas [ppm]. Bottom: each rule's score divided by its alarm
-    threshold, on a logarithmic axis. The label window, if any, is shaded. `found` maps headings to
-    a module's telemetry, with ``minute`` since the alarm and one column per rule; no rule may have
-    the name of a telemetry column.
+    threshold, on a logarithmic axis. The label window, if any, is shaded, and the PNR dashed.
+    `found` maps headings to telemetry from `hours_around`, with one column per rule; no rule may
+    have the name of a telemetry column.
     """
-    size = {"figsize": (max(5, 3.6 * len(found)), 5.5), "sharex": "col", "sharey": "row"}
+    size = {"figsize": (max(6, 3.6 * len(found)), 5.5), "sharex": "col", "sharey": "row"}
     fig, axes = plt.subplots(2, len(found), squeeze=False, **size)
     for (above, below), (heading, own) in zip(axes.T, found.items(), strict=True):
         gas = above.twinx()
@@ -310,18 +249,25 @@ def around_alarms(found: dict[str, pd.DataFrame], *, title: str) -> Figure:
         gas.set_ylim(0, max(300, np.nanmax([0, *own[col.VOC]])))  # otherwise noise fills it
         for rule in own.columns.difference([*col.TELEMETRY, "minute"], sort=False):
             below.plot(own["minute"], own[rule].clip(lower=1e-3), label=rule)
-        window = own.loc[own.get(col.LABEL, 0 * own["minute"]) == 1, "minute"]
+        labelled = own[own.get(col.LABEL, 0 * own["minute"]) == 1]
         for ax in (above, below):
             ax.axvline(0, color="C3", label="alarm")
-            if len(window):
-                ax.axvspan(window.min(), window.max(), color="C1", alpha=0.15, label="label 1")
+            if len(labelled):
+                start, end = labelled["minute"].iloc[[0, -1]]
+                ax.axvspan(start, end, color="C1", alpha=0.15, label="label 1")
+                late = pnr_of(labelled).iloc[-1] - labelled[col.TIMESTAMP].iloc[-1]
+                pnr = end + late / pd.Timedelta(minutes=1)
+                if pnr <= AROUND_MIN:  # otherwise it is out of view, and the label may go on
+                    ax.axvline(pnr, color="0.2", linestyle="--", label="point of no return")
         below.axhline(1, color="0.3", linestyle=":")
         below.set(yscale="log", xlabel="minutes since the alarm")
         above.set_title(plain(heading), fontsize="medium")
     axes[0, 0].set_ylabel("max. surface [°C]", color="C5")
     gas.set_ylabel("VOC [ppm]", color="C4")
     axes[1, 0].set_ylabel("score / alarm threshold")
-    _legend_below(fig, [gas, *axes.flat])
+    handles = [handle for ax in (gas, *axes.flat) for handle in ax.get_legend_handles_labels()[0]]
+    entries = {handle.get_label(): handle for handle in handles}  # each label once
+    fig.legend(handles=entries.values(), loc="outside lower center", ncols=max(3, 2 * len(found)))
     fig.suptitle(title)
     return fig
 

@@ -34,8 +34,7 @@ from hvs_lib.evaluation.audit import FEWEST_EVENTS, GIVEAWAY, STOPPING
 from hvs_lib.evaluation.calibration import CalibratedClassifier
 from hvs_lib.evaluation.metrics import undefined_metrics
 from hvs_lib.evaluation.protocol import Assessment, Protocol
-from hvs_lib.evaluation.splits import TEST, Split
-from hvs_lib.features import build_features
+from hvs_lib.evaluation.splits import Split
 from hvs_lib.progress import STEP, log_line
 from hvs_lib.project import EXECUTION, MODEL_PACKAGES, code_version, package_versions
 from hvs_lib.report import plots
@@ -306,19 +305,6 @@ def _write_artifacts(
     assessment.cv_scores.to_parquet(folder / "cv_scores.parquet", index=False)
     if assessment.model is not None:
         skops.io.dump(assessment.model.named_steps["scale"], folder / "scaler.skops")
-        _check_rows(assessment, protocol).to_parquet(folder / "check_rows.parquet")
-
-
-def _check_rows(assessment: Assessment, protocol: Protocol) -> pd.DataFrame:
-    """Select test rows of one partition, from quiet to hazardous, to check a loaded model."""
-    first = protocol.split.test[0]
-    telemetry = protocol.fleet.telemetry(protocol.fleet.partition_of(first))
-    X = build_features(telemetry)
-    X = X[protocol.split.fold[X.index] == TEST]
-    place = np.searchsorted(protocol.split.test, X.index)
-    scores = assessment.test_scores["y_score"].to_numpy()[place]
-    chosen = np.argsort(scores, kind="stable")[np.linspace(0, len(scores) - 1, 200).astype(int)]
-    return X.iloc[chosen].assign(y_score=scores[chosen])
 
 
 # ---- read back ---------------------------------------------------------------------------------

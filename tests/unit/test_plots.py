@@ -18,6 +18,13 @@ def telemetry(make_telemetry):
     return make_telemetry(racks=2, rows=240, event_racks=(0,), look_alike_racks=(1,))
 
 
+@pytest.fixture(autouse=True)
+def closed():
+    """Close what a test has drawn: matplotlib warns of more than 20 open figures."""
+    yield
+    plots.plt.close("all")
+
+
 def legend(ax):
     found = ax.get_legend() or ax.figure.legends[0]
     return [text.get_text() for text in found.get_texts()]
@@ -101,25 +108,43 @@ def test_alarm_is_in_view_as_early_as_the_event_table_says(early, minutes):
         assert drawn_at(fig.axes[1], "onset") == pytest.approx(-32.33, abs=0.01)
 
 
-def test_each_outcome_shows_its_alarm_and_what_the_module_has(early):
-    telemetry, scores = early
-    scores = scores.assign(y_score=scores["y_score"] * 0.8)
-    alarms = raise_alarms(scores, ALARM)
-    assert alarms["outcome"].tolist() == ["early"]
-    nuisance = alarms.assign(outcome="nuisance", Rack_ID="RackA2", Module_ID="RackA2_Module01")
-    both = pd.concat([alarms, nuisance])
-    y_score = scores["y_score"].to_numpy()
-    fig = plots.outcome_timelines(telemetry, y_score, both, threshold=0.5)
-    first, timely, fault, last = fig.axes[:4]
-    assert first.get_title() == "early: short, RackA1_Module01"
-    assert drawn_at(first, "alarm") == 0
-    assert drawn_at(first, "onset") == pytest.approx(-5.33, abs=0.01)
-    assert drawn_at(first, "point of no return") == 27.0
-    assert [ax.get_title() for ax in (timely, fault)] == ["timely: no alarm", "fault: no alarm"]
-    assert last.get_title() == "nuisance: RackA2_Module01"
-    labels = [line.get_label() for line in last.get_lines()]
-    assert labels == ["temperature", "alarm"]
-    assert {"temperature", "score", "onset", "label 1"} <= set(legend(first))
+def around_its_alarm(telemetry, scores):
+    (alarm,) = (alarm for _, alarm in raise_alarms(scores, ALARM).iterrows())
+    return plots.hours_around(telemetry.assign(rule=scores["y_score"] / ALARM.threshold), alarm)
+
+
+def names_in(ax):
+    return {each.get_label() for each in (*ax.lines, *ax.patches)}
+
+
+def test_the_hours_around_an_alarm_show_what_its_module_has(early):
+    plots.set_style()
+    own = around_its_alarm(*early)
+    quiet = own.assign(**{col.LABEL: 0})
+    fig = plots.around_alarms({"a $": own, "b": quiet}, title="x")
+    above, above_quiet, below, below_quiet = fig.axes[:4]
+    assert above.get_title() == r"a \$"
+    for ax in (above, below):
+        assert drawn_at(ax, "alarm") == 0
+        assert drawn_at(ax, "point of no return") == 27.0
+        assert "label 1" in names_in(ax)
+    for ax in (above_quiet, below_quiet):
+        assert "alarm" in names_in(ax) and not {"label 1", "point of no return"} & names_in(ax)
+    assert sorted(legend(above)) == [
+        "VOC", "alarm", "label 1", "point of no return", "rule", "temperature",
+    ]  # fmt: skip
+    fig.canvas.draw()
+    covered, shown = fig.legends[0].get_window_extent(), fig.bbox
+    assert shown.x0 <= covered.x0 and covered.x1 <= shown.x1
+    assert not any(covered.overlaps(ax.get_tightbbox()) for ax in fig.axes)
+
+
+def test_a_label_that_goes_on_out_of_view_has_no_point_of_no_return(early, monkeypatch):
+    monkeypatch.setattr(plots, "AROUND_MIN", 26.0)  # the label lasts until 26.5
+    own = around_its_alarm(*early)
+    above = plots.around_alarms({"a": own}, title="x").axes[0]
+    assert own["minute"].max() == 26.0
+    assert "label 1" in names_in(above) and "point of no return" not in names_in(above)
 
 
 @pytest.mark.parametrize("after_s", [10, 30, 300])
@@ -143,9 +168,8 @@ def test_figures_count_to_the_pnr_of_the_telemetry(early, after_s):
     below = plots.alarm_timeline(telemetry, {"a": (scores, ALARM)}, event).axes[1]
     assert window(below) == expected
     assert below.get_lines()[1].get_xdata()[0] == pytest.approx(-lead)
-    alarms = raise_alarms(scores, ALARM)
-    first = plots.outcome_timelines(telemetry, scores["y_score"].to_numpy(), alarms).axes[0]
-    assert drawn_at(first, "point of no return") == pytest.approx(lead)
+    around = plots.around_alarms({"a": around_its_alarm(telemetry, scores)}, title="x").axes[0]
+    assert drawn_at(around, "point of no return") == pytest.approx(lead)
 
 
 def test_precision_recall_names_each_curve_with_its_average_precision(telemetry):

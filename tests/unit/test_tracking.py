@@ -22,6 +22,7 @@ from hvs_lib import columns as col
 from hvs_lib.evaluation.calibration import calibrate
 from hvs_lib.evaluation.protocol import Fits, Protocol
 from hvs_lib.evaluation.splits import split_fleet
+from hvs_lib.features import features_of
 from hvs_lib.models import make_pipeline
 from hvs_lib.progress import log_file
 from hvs_lib.project import StoreError
@@ -295,8 +296,8 @@ def test_model_run_is_complete(run, protocol):
     assert logged == pytest.approx(found.metrics)
     names = {artifact.path for artifact in MlflowClient().list_artifacts(run_id)}
     assert names == {
-        "check_rows.parquet", "classification_report.txt", "confusion_matrix.png",
-        "cv_scores.parquet", "pr_curve.png", "scaler.skops", "splits.json", "test_scores.parquet",
+        "classification_report.txt", "confusion_matrix.png", "cv_scores.parquet", "pr_curve.png",
+        "scaler.skops", "splits.json", "test_scores.parquet",
     }  # fmt: skip
     scores = read_scores(run_id)
     pd.testing.assert_frame_equal(scores, found.test_scores)
@@ -307,9 +308,9 @@ def test_logged_model_scores_alike_and_says_what_it_needs(run, protocol, classif
     sampler = SMOTE(k_neighbors=2, sampling_strategy=0.5, random_state=0)
     run_id, _ = log(protocol, classifier, sampler=sampler)
     loaded = mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
-    kept = read_scores(run_id, "check_rows.parquet")
-    again = loaded.predict(kept.drop(columns="y_score"))[:, 1]
-    np.testing.assert_allclose(again, kept["y_score"], rtol=0, atol=1e-6)  # float32 sums
+    again = loaded.predict(features_of(protocol.fleet, protocol.split.test))[:, 1]
+    logged = read_scores(run_id)["y_score"]
+    np.testing.assert_allclose(again, logged, rtol=0, atol=1e-6)  # float32 sums
     assert loaded.metadata.signature.inputs.input_names() == list(protocol.training.X.columns)
     assert len(loaded.input_example) == 3
     path = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/model/requirements.txt")

@@ -9,7 +9,6 @@ import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from hvs_lib import columns as col
-from hvs_lib import trial
 from hvs_lib.evaluation.alarms import Alarm, AlarmRule
 from hvs_lib.evaluation.metrics import evaluate
 from hvs_lib.evaluation.outcomes import OUTCOMES
@@ -123,7 +122,7 @@ def test_without_a_label_no_cause_makes_an_alarm_a_fault(telemetry, champion):
 def test_the_hours_around_an_alarm_are_those_of_its_module(
     telemetry, champion, make_fleet, label, monkeypatch
 ):
-    monkeypatch.setattr(trial, "AROUND_MIN", 5.0)
+    monkeypatch.setattr(plots, "AROUND_MIN", 5.0)
     fleet = make_fleet(telemetry, rows_together=1000)
     tried = try_fleet(fleet, champion, n_jobs=1)
     alarms = tried.alarms if label else tried.alarms.drop(columns="outcome")
@@ -144,6 +143,7 @@ def test_the_hours_around_an_alarm_are_those_of_its_module(
     ]  # fmt: skip
     drawn = [line.get_label() for line in figure.axes[1].lines]
     assert drawn[:2] == [CHAMPION, FIXED]
+    assert ("point of no return" in drawn) == own[col.LABEL].any() == (not label)
 
 
 def test_racks_without_temperature_are_counted_but_not_scored(telemetry, champion, make_fleet):
