@@ -130,7 +130,7 @@ def make_fleet(tmp_path_factory):
     return make
 
 
-@pytest.fixture(params=["csv", "parquet"])
+@pytest.fixture(params=[pytest.param("csv", marks=pytest.mark.slow), "parquet"])
 def reread(request, tmp_path, monkeypatch):
     """Return a function that saves telemetry and loads it, whole or rack by rack."""
     from hvs_lib.telemetry import read

@@ -275,7 +275,7 @@ def _model_params(model: Pipeline) -> dict[str, object]:
         and value == value  # NaN: XGBoost's `missing`
     }
     # XGBoost trains on the CPU, with only a warning, if the requested CUDA device is absent.
-    if "classify__device" in params:
+    if "classify__device" in params and model[-1].__sklearn_is_fitted__():
         config = json.loads(model.named_steps["classify"].get_booster().save_config())
         params["classify__device"] = config["learner"]["generic_param"]["device"]
     return params

@@ -482,6 +482,7 @@ WORDS = st.one_of(
         st.tuples(st.integers(0, 24), st.sampled_from(col.TELEMETRY[:13]), WORDS), max_size=6
     )
 )
+@pytest.mark.slow
 def test_any_words_in_any_cell(make_telemetry, tmp_path_factory, edits):
     frame = make_telemetry(rows=4, event_rows=2, modules=1, event_ids=False).astype(object)
     for row, column, word in edits:

@@ -64,6 +64,7 @@ def test_a_folder_that_cannot_be_written_is_told(hvs, monkeypatch):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device is Linux's")
 @pytest.mark.parametrize("word", ["check", "--help"])
+@pytest.mark.slow
 def test_a_full_disk_under_the_output_is_told(make_telemetry, tmp_path, word):
     make_telemetry().to_csv(tmp_path / "own.csv", index=False)
     with open("/dev/full", "w") as full:

@@ -40,11 +40,13 @@ def changed(telemetry, rows, **readings):
     return telemetry
 
 
+@pytest.mark.slow
 def test_simulated_telemetry_raises_no_doubt(simulated, load):
     found, told = load(simulated)
     assert len(found) == len(simulated) and told == []
 
 
+@pytest.mark.slow
 def test_simulated_current_of_the_other_sign_is_told(simulated, load):
     _, (warning,) = load(simulated.assign(**{col.CURRENT: -simulated[col.CURRENT]}))
     assert warning == (
@@ -54,6 +56,7 @@ def test_simulated_current_of_the_other_sign_is_told(simulated, load):
 
 
 @pytest.mark.parametrize("offset", ["bus", "Fahrenheit"])
+@pytest.mark.slow
 def test_simulated_temperatures_that_never_cool_are_told(simulated, load, offset):
     hottest = simulated.groupby(col.RACK, observed=True)[col.TEMP_MAX].transform("max")
     for names in ([col.TEMP_MAX], [col.TEMP_AVG, col.TEMP_MAX, col.AMBIENT]):
@@ -257,6 +260,7 @@ def test_a_file_that_burns_for_most_of_its_rows_is_used(make_telemetry, load):
         load(changed(fire, slice(0, 59), TEMP_MAX=np.linspace(295, 305, 60)))
 
 
+@pytest.mark.slow
 def test_simulated_fires_are_left_out(load, monkeypatch):
     monkeypatch.setattr("hvs_lib.simulator.fleet.until_lost", lambda seen, *_: seen)
     whole, _ = simulate_fleet(1, 6.0, 42)

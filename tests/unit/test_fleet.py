@@ -130,6 +130,7 @@ def test_the_rows_of_any_telemetry_are_in_the_order_of_scores(make_telemetry, ma
     assert scores["y_score"].is_monotonic_increasing
 
 
+@pytest.mark.slow
 def test_a_hundred_sites_are_in_the_order_of_their_names(monkeypatch):
     monkeypatch.setattr(fleets, "SIMULATED_HOURS", 20 / 3600)  # two samples
     fleet = load_fleet(sites=101)
@@ -177,6 +178,7 @@ def path(request, telemetry, tmp_path):
 
 
 @pytest.mark.parametrize(("rows_together", "partitions"), [(1, 9), (300, 3), (10**9, 1)])
+@pytest.mark.slow
 def test_own_telemetry_comes_as_from_load_telemetry(path, monkeypatch, rows_together, partitions):
     monkeypatch.setattr(read, "ROWS_TOGETHER", rows_together)
     fleet, plain = load_fleet(path), load_telemetry(path)
@@ -342,6 +344,7 @@ def open_fleet(request, telemetry, tmp_path):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.slow
 def test_a_partition_damaged_before_the_fleet_opens_is_made_again(open_fleet, damage, request):
     fleet = open_fleet()
     expected = together(fleet)
@@ -356,6 +359,7 @@ def test_a_partition_damaged_before_the_fleet_opens_is_made_again(open_fleet, da
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.slow
 def test_a_partition_damaged_while_the_fleet_is_open_is_made_again(open_fleet, damage):
     fleet = open_fleet()
     expected = together(fleet)
@@ -366,6 +370,7 @@ def test_a_partition_damaged_while_the_fleet_is_open_is_made_again(open_fleet, d
     assert open_fleet().sha256 == fleet.sha256
 
 
+@pytest.mark.slow
 def test_threads_that_find_damage_at_once_mend_it_once(open_fleet, monkeypatch):
     fleet = open_fleet()
     expected = together(fleet)
@@ -424,6 +429,7 @@ def test_an_error_in_a_partition_is_raised(make_fleet):
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 @pytest.mark.parametrize("what", ODD)
+@pytest.mark.slow
 def test_odd_telemetry_is_assessed_or_refused(make_telemetry, tmp_path, what, form):
     made = make_telemetry(racks=8, rows=90, event_racks=(0, 1, 2, 3, 4), look_alike_racks=(5, 6))
     made = ODD[what](made)

@@ -310,6 +310,7 @@ M0, M1 = ("S1", "R1", "M0"), ("S1", "R1", "M1")
     AT_ONCE,
     1,
 )
+@pytest.mark.slow
 def test_alarms_and_events_agree_with_the_plain_model(modules, rule, threshold):
     scores = frame_of_fleet(modules)
     alarms = raise_alarms(scores, Alarm(rule, threshold))
@@ -343,6 +344,7 @@ def plain_totals(modules, threshold, rule):
 
 @settings(max_examples=60, deadline=None)
 @given(fleets(), rules, st.sampled_from([0, 200, 1000, 3000, 1e9]), st.sampled_from([0, 0, 0.5, 2]))
+@pytest.mark.slow
 def test_the_chosen_threshold_is_the_best(modules, rule, budget, costs):
     modules = with_an_event(modules)
     scores = frame_of_fleet(modules)
@@ -403,6 +405,7 @@ CURVE = [
 
 @settings(max_examples=12, deadline=None)
 @given(fleets(), rules)
+@pytest.mark.slow
 def test_curve_agrees_with_the_single_thresholds(modules, rule):
     scores = frame_of_fleet(with_an_event(modules))
     curve = alarm_curve(scores, rule, modules_per_site=2)

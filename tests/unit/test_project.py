@@ -59,6 +59,7 @@ def test_data_only_moves_down_the_flow(path):
         assert FLOW.index(imported) < FLOW.index(this), f"{this} imports {imported}"
 
 
+@pytest.mark.slow
 def test_the_workbook_may_be_imported_in_any_order():
     """Neighbours looked for in several threads at once would leave another number behind."""
     program = (

@@ -324,6 +324,7 @@ def test_a_fold_that_has_no_normal_row_at_all_is_refused(telemetry, make_fleet, 
 
 
 @pytest.mark.parametrize("sites", [1, 16])
+@pytest.mark.slow
 def test_a_share_of_the_sites_or_racks_is_fitted_on_and_all_are_judged(make_fleet, pipeline, sites):
     table = {"racks": 16, "event_racks": range(8)} if sites == 1 else {
         "sites": sites, "racks": 2, "event_racks": range(0, 2 * sites, 2)
@@ -430,6 +431,7 @@ def assessed(fleet, n_jobs):
 
 @pytest.mark.parametrize("n_jobs", [1, 2, 5])
 @pytest.mark.parametrize(("rows_together", "partitions"), [(1, 8), (500, 3)])
+@pytest.mark.slow
 def test_neither_threads_nor_the_size_of_partitions_change_anything(
     make_fleet, alone, n_jobs, rows_together, partitions
 ):

@@ -246,6 +246,7 @@ def test_interrupted_run_is_told_and_closed(tiny, run):
     assert MlflowClient().get_run(run).info.status == "KILLED"
 
 
+@pytest.mark.slow
 def test_what_is_cached_is_kept_unless_asked_for_fresh(store):
     cached = store / "data" / "cache" / "fits" / "a model"
     cached.mkdir(parents=True)

@@ -483,6 +483,7 @@ def test_readings_come_in_the_steps_of_an_instrument(fleet):
         assert len(np.unique(values)) > 100
 
 
+@pytest.mark.slow
 def test_same_telemetry_whatever_the_linear_algebra_library_does():
     """Its kernels for old and new processors add up in other orders; the steps would hide most."""
     digest = (
@@ -538,6 +539,7 @@ def of_battery(request):
     return request.param, *simulate_fleet(2, 6.0, 42, battery=request.param)
 
 
+@pytest.mark.slow
 def test_default_fleet_is_that_of_before_the_batteries():
     telemetry, events = simulate_site(3, 6.0, 42)
     assert (len(telemetry), telemetry[col.LABEL].sum()) == (122144, 178)
@@ -713,6 +715,7 @@ def test_mixed_fleet_is_the_same_for_any_number_of_threads():
 
 
 @pytest.mark.parametrize("battery", [*BATTERIES, "mix"])
+@pytest.mark.slow
 def test_saved_fleet_of_any_battery_loads(battery, tmp_path):
     telemetry, _ = simulate_fleet(2, 6.0, 7, battery=battery)
     save_telemetry(telemetry, tmp_path / "fleet.parquet")
