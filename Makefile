@@ -40,7 +40,7 @@ torture: venv  ## kill the run 21 times, start it again, compare; and runs side 
 	HVS_TORTURE=21 $(BIN)/pytest -rA -n 2 tests/notebooks/test_torture.py
 	HVS_TORTURE=21 $(BIN)/pytest -rA tests/notebooks/test_side_by_side.py
 
-test-fast: venv  ## the tests of a moment each: no notebook, store, server, cluster or whole site
+test-fast: venv  ## the quick tests: no notebook, store, server, cluster or whole site
 	$(BIN)/pytest -n 2 -m "not slow"
 
 lab: venv  ## open the notebooks in JupyterLab

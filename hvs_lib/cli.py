@@ -191,7 +191,8 @@ def score(file: str, columns: str, keep_fill_values: bool, output: Path, model: 
     from hvs_lib.tracking.store import connect
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that unfinished files are removed
-    connect(create=False)
+    if not model or model.startswith(("models:", "runs:")):  # others are files or addresses
+        connect(create=False)
     champion = load_champion(model or CHAMPION_URI)
     start = time.perf_counter()
     with ProgressBar(100, "percent") as bar:

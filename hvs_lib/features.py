@@ -61,8 +61,10 @@ SENSOR_SETS = {
     "temperature alone": tuple(SENSOR_KINDS),
 }
 NO_SET = "no temperature"  # nothing can be scored
-NEEDED = f"It must have readings of both {col.TEMP_AVG} and {col.TEMP_MAX}, got one or none;"
-NEEDED += " with a single probe, give its readings for both."
+NEEDED = (
+    f"It must have readings of both {col.TEMP_AVG} and {col.TEMP_MAX}, got one or none; with a"
+    " single probe, give its readings for both."
+)
 
 # The same as numbers. The compiled code is cached until this file changes, so its constants are
 # defined here, and what depends on another file is an argument.

@@ -145,10 +145,12 @@ def _joined(address: str) -> Client:
 
 @once
 def _checked(client: Client) -> Client:
-    """Refuse a cluster without workers, or with a worker that has different code or packages."""
+    """Refuse a cluster without workers, or with a worker that has different code or packages.
+
+    From then on, Dask does not warn of large objects in this process: the training rows are one.
+    """
     from dask import config
 
-    # Dask would warn about objects as large as the training rows
     config.set({"distributed.admin.large-graph-warning-threshold": "100 GiB"})
     address = client.scheduler.address
     try:

@@ -95,7 +95,7 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
     Raises
     ------
     ModelError
-        If there is none, it is refused, or it lacks alarm settings.
+        If there is none, it is refused, or it was not logged by the workbook.
     """
     try:
         fixed, metadata = load_model(uri)
@@ -106,8 +106,11 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
             "one, or set MLFLOW_TRACKING_URI (MLFLOW_REGISTRY_URI, if you use it) to the store "
             "that has it."
         ) from error
-    if "alarm_threshold" not in metadata:
-        raise ModelError(f"the model {uri} was logged without alarm settings: name another.")
+    needed = {"alarm_threshold", "intervals_s", "fault_types", "training_ranges", "data_sha256"}
+    if missing := ", ".join(sorted(needed - metadata.keys())):
+        raise ModelError(
+            f"the model {uri} lacks {missing}: name another, or run the notebooks again."
+        )
     return Champion(
         model=fixed.estimator.estimator,
         alarm=read_alarm(metadata),

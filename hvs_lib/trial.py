@@ -201,8 +201,8 @@ def judge_trust(
     Returns
     -------
     DataFrame, shape (n_rules, 3)
-        Indexed by rule: found and limit as text, and met. The rules on nuisance alarms and on
-        events are included only with a label, and with events.
+        Indexed by rule: found and limit as text, and met. The rule on nuisance alarms needs a
+        label, and a budget by which the alarm was chosen; that on events a label and events.
     """
     racks, found = tried.racks["sensor_set"], tried.metrics(CHAMPION)
     is_own = data_sha256 == champion.data_sha256

@@ -5,7 +5,7 @@ one partition at a time, then calibrates each model, chooses its alarm and evalu
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import joblib
@@ -103,7 +103,7 @@ class Fits:
 
     Attributes
     ----------
-    models : list of Pipeline, n_folds + 1
+    models : sequence of Pipeline, n_folds + 1
         One fitted without each fold, then one on all training rows; empty for a reference.
     reference : callable or None
         Maps features, indexed by row number, to scores, shape (n_rows,).
@@ -119,7 +119,7 @@ class Fits:
         Number of rows that the last model was fitted on.
     """
 
-    models: list[Pipeline] = field(default_factory=list)
+    models: Sequence[Pipeline] = ()
     reference: Callable[[pd.DataFrame], np.ndarray] | None = None
     threshold: float | None = None
     seconds: float = 0.0
@@ -159,6 +159,11 @@ class Assessment:
     cv_scores: pd.DataFrame
     test_scores: pd.DataFrame
     raw_cv_scores: np.ndarray
+
+    @property
+    def calibration(self) -> str:
+        """What turns the scores into probabilities, "platt" or "none"."""
+        return "platt" if self.calibrator else "none"
 
     @property
     def model(self) -> Pipeline | None:
@@ -265,7 +270,7 @@ class Protocol:
         parts = (*range(self.split.n_folds), None)
         keys = [cache.key(of_rows, chosen, left_out) for left_out in parts]
         found, seconds = zip(*side_by_side(fit, parts, keys, n_jobs=self.n_jobs), strict=True)
-        return Fits([*found], seconds=sum(seconds), build_up=build_up, n_rows=int(drawn.sum()))
+        return Fits(found, seconds=sum(seconds), build_up=build_up, n_rows=int(drawn.sum()))
 
     def assess(self, pipeline: Pipeline) -> Assessment:
         """Fit a pipeline, score, calibrate, choose the alarm, and evaluate."""

@@ -161,6 +161,8 @@ def _check_same_rows(scores: pd.DataFrame, reference: pd.DataFrame) -> None:
 
 def _draw_racks(has_label: np.ndarray, n_bootstrap: int, seed: int) -> np.ndarray:
     """Draw how often each rack counts, shape (n_bootstrap, n_racks)."""
+    if not has_label.any():
+        raise ValueError(f"a rack must have a row of {col.LABEL} 1, got none: add events.")
     rng, n_racks = np.random.default_rng(seed), len(has_label)
     weights = np.empty((0, n_racks), dtype=np.int64)
     while len(weights) < n_bootstrap:

@@ -223,7 +223,10 @@ def alarm_timeline(
 
 
 def hours_around(telemetry: pd.DataFrame, alarm: pd.Series) -> pd.DataFrame:
-    """Select the telemetry of an alarm's module around it, with ``minute`` since the alarm."""
+    """Select the telemetry of an alarm's module, `AROUND_MIN` before and after it.
+
+    Its column ``minute`` is the time since the alarm [min].
+    """
     own = np.all([telemetry[name] == alarm[name] for name in col.KEYS[:3]], axis=0)
     minute = (telemetry[col.TIMESTAMP] - alarm[col.TIMESTAMP]) / pd.Timedelta(minutes=1)
     return telemetry.assign(minute=minute)[own & (minute.abs() <= AROUND_MIN)]

@@ -39,7 +39,8 @@ def simulate_fleet(
     hours : float
         Simulated time [h].
     seed : int
-        Seed of the draws; a site's telemetry depends on neither ``n_jobs`` nor the other sites.
+        Seed of the draws, from 0 to 2**32 - 1; a site's telemetry depends on neither ``n_jobs`` nor
+        the other sites.
     battery : str
         Battery of all sites, from ``BATTERIES``: "cell", "module" (14s2p, 8 to a rack, every 10 s),
         "block" or "pack"; or "mix", which draws one for each site from ``MIX``.

@@ -116,14 +116,15 @@ def load_fleet(
     Parameters
     ----------
     data_path : str or Path
-        A file, folder or address, as for `load_telemetry`. It is converted once, into `data/cache`.
+        A file, folder or address, as for `load_telemetry`. It is converted once, into
+        `data/cache/telemetry`.
         Empty: the simulated fleet, in `data/raw`.
     columns : str or Path
         A map of the file's columns to ours, as for `load_telemetry`.
     sites : int
         Number of simulated sites, of 6 h each.
     seed : int
-        Seed of the simulation, not negative.
+        Seed of the simulation, from 0 to 2**32 - 1.
     battery : str
         Battery of the simulated sites, as for `simulate_fleet`.
     keep_fill_values, require_label : bool

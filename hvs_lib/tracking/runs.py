@@ -260,7 +260,7 @@ def _alarm_params(assessment: Assessment) -> dict[str, object]:
     return {
         "alarm_threshold": alarm.threshold,
         **{f"alarm_{name}": value for name, value in asdict(alarm.rule).items()},
-        "calibration": "platt" if assessment.calibrator else "none",
+        "calibration": assessment.calibration,
         "limit_power": assessment.fits.limit_power,
     }
 
@@ -276,7 +276,7 @@ def _model_params(model: Pipeline) -> dict[str, object]:
     }
     # XGBoost trains on the CPU, with only a warning, if the requested CUDA device is absent.
     if "classify__device" in params and model[-1].__sklearn_is_fitted__():
-        config = json.loads(model.named_steps["classify"].get_booster().save_config())
+        config = json.loads(model[-1].get_booster().save_config())
         params["classify__device"] = config["learner"]["generic_param"]["device"]
     return params
 

@@ -70,7 +70,7 @@ def connect(*, create: bool = True) -> None:
     Raises
     ------
     StoreError
-        If one does not respond, or refuses.
+        If one does not respond, refuses, or is missing and may not be created.
     """
     set_environment()
     with as_store_errors():
@@ -146,7 +146,7 @@ def _make_ready(uri: str, create: bool) -> None:
     if not create and not path.exists():
         raise StoreError(
             f"there is no tracking store {path}: `hvs run` makes it, and trains and registers a "
-            "champion; or set MLFLOW_TRACKING_URI to another."
+            "champion; or set MLFLOW_TRACKING_URI (MLFLOW_REGISTRY_URI, if you use it) to another."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     # Several processes that create the tables of a new file at the same time break it, and so does

@@ -113,7 +113,7 @@ def test_a_map_reads_a_folder(telemetry, tmp_path):
     days = by_day(telemetry.rename_axis("row").reset_index())
     folder = write(tmp_path / "days", [theirs.loc[part["row"]] for part in days])
     (tmp_path / "map.yaml").write_text(proposal := propose_map(folder))
-    assert "Rack_ID: Cabinet" in proposal and "to mend" not in proposal
+    assert "Rack_ID: Cabinet" in proposal and "to fix" not in proposal
     found = load_telemetry(folder, columns=tmp_path / "map.yaml")
     save_telemetry(telemetry, tmp_path / "one.csv")
     assert_frame_equal(found, load_telemetry(tmp_path / "one.csv"))

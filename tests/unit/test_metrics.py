@@ -919,6 +919,11 @@ def test_racks_of_two_sites_with_one_name_are_two_racks():
     assert len(set(one)) == 3
 
 
+def test_bootstrap_refuses_scores_without_a_hazard():
+    with pytest.raises(ValueError, match="a rack must have a row of Hazard_Label 1, got none"):
+        bootstrapped(two_racks().assign(**{col.LABEL: np.int8(0)}))
+
+
 def test_bootstrap_interval_of_evaluate_is_the_percentiles():
     scores = random_racks(5)
     result = evaluate(scores, at(0.5), seed=9)
@@ -1029,7 +1034,7 @@ def test_levels_fall_with_k():
     assert all((a >= b).all() and (a > b).any() for a, b in pairwise(found))
 
 
-def test_paired_difference_tells_what_separate_intervals_cannot():
+def test_paired_differences_tell_what_separate_intervals_cannot():
     """A little better on every rack: the intervals overlap, the difference leaves zero out."""
     rng = np.random.default_rng(0)
     label = np.repeat([0, 1], [30, 10])

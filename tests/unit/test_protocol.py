@@ -371,7 +371,7 @@ def test_choices_are_made_for_each_model_and_logged_with_it(protocol, pipeline):
     found = protocol.assess(pipeline)
     assert found.alarm.rule in protocol.rules
     assert set(found.brier) == {"none", "platt"}
-    chosen = found.brier["platt" if found.calibrator else "none"]
+    chosen = found.brier[found.calibration]
     assert found.metrics["cv_brier"] == chosen == min(found.brier.values())
 
 

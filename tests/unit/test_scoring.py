@@ -83,8 +83,8 @@ def uri(registered, monkeypatch):
 
 
 def test_a_model_without_an_alarm_is_refused(monkeypatch):
-    monkeypatch.setattr(score, "load_model", lambda uri: (None, {}))
-    with pytest.raises(ModelError, match="logged without alarm settings"):
+    monkeypatch.setattr(score, "load_model", lambda uri: (None, {"intervals_s": [10.0, 10.0]}))
+    with pytest.raises(ModelError, match="lacks alarm_threshold, data_sha256, fault_types, train"):
         load_champion("models:/foreign/1")
 
 
@@ -412,11 +412,22 @@ def test_without_a_champion_the_way_to_one_is_said(store):
     assert "`hvs run` trains and registers one" in result.output
 
 
-def test_without_a_store_the_way_to_one_is_said_and_none_is_made(project):
+def test_without_a_store_the_way_to_one_is_said_and_none_is_made(project, telemetry, registered):
     for command in ("score", "reproduce"):
         result = CliRunner().invoke(main, [command, "any"])
         assert result.exit_code == 1
         assert f"there is no tracking store {project / 'mlflow.db'}: `hvs run`" in result.output
+    save_telemetry(telemetry, project / "t.parquet")
+    words = ["check", str(project / "t.parquet")]
+    assert CliRunner().invoke(main, words).exit_code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", registered[1])
+        folder = mlflow.artifacts.download_artifacts(
+            score.CHAMPION_URI, tracking_uri=registered[1], dst_path=str(project)
+        )
+    words = ["score", words[1], "--model", folder, "--output", str(project / "alarms.csv")]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
     assert not (project / "mlflow.db").exists()
 
 

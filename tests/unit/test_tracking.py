@@ -454,7 +454,7 @@ def test_logged_model_carries_its_threshold_and_its_alarm(run, protocol):
     loaded = mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
     assert read_alarm(loaded.metadata.metadata) == found.alarm
     assert read_alarm(MlflowClient().get_run(run_id).data.params) == found.alarm
-    chosen = "platt" if found.calibrator else "none"
+    chosen = found.calibration
     assert loaded.metadata.metadata["calibration"] == chosen
     model = mlflow.sklearn.load_model(f"runs:/{run_id}/model")
     assert (type(model).__name__, model.threshold) == (
@@ -468,6 +468,12 @@ def test_a_model_is_held_to_the_budget_that_its_alarm_was_chosen_by(run, protoco
     protocol = replace(protocol, max_nuisance_alarms_per_site_day=0.7, missed_event_costs=costs)
     _, metadata = load_model(f"runs:/{log(protocol)[0]}/model")
     assert metadata.get("max_nuisance_alarms_per_site_day") == budget
+
+
+def test_a_candidate_for_another_device_is_logged_before_it_is_fitted(run):
+    candidate = make_pipeline(XGBClassifier(device="cuda"))
+    run_id = log_candidate("candidate", candidate, {"cv_pr_auc": 0.5}, model_name="XGBoost")
+    assert MlflowClient().get_run(run_id).data.params["classify__device"] == "cuda"
 
 
 def test_incumbent_is_the_run_of_the_registered_champion(run, protocol):
