@@ -34,6 +34,7 @@ from hvs_lib.evaluation.splits import split_fleet
 from hvs_lib.features import NO_SET, SENSOR_SETS, build_features
 from hvs_lib.models import make_pipeline
 from hvs_lib.score import contributions, load_champion, score_file, sensor_sets_told
+from hvs_lib.sqlite_store import sqlite_path
 from hvs_lib.telemetry import racks
 from hvs_lib.telemetry.files import DataError, save_telemetry
 from hvs_lib.telemetry.read import load_telemetry, read_racks
@@ -420,12 +421,8 @@ def test_without_a_store_the_way_to_one_is_said_and_none_is_made(project, teleme
     save_telemetry(telemetry, project / "t.parquet")
     words = ["check", str(project / "t.parquet")]
     assert CliRunner().invoke(main, words).exit_code == 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", registered[1])
-        folder = mlflow.artifacts.download_artifacts(
-            score.CHAMPION_URI, tracking_uri=registered[1], dst_path=str(project)
-        )
-    words = ["score", words[1], "--model", folder, "--output", str(project / "alarms.csv")]
+    model = next(sqlite_path(registered[1]).parent.rglob("MLmodel")).parent
+    words = ["score", words[1], "--model", str(model), "--output", str(project / "alarms.csv")]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
     assert not (project / "mlflow.db").exists()
