@@ -64,6 +64,7 @@ def registered(telemetry, make_fleet, tmp_path_factory):
             fleet, split, normal_stride=3, hazard_stride=1, max_nuisance_alarms_per_site_day=1000.0
         )
         prepare()
+        mlflow.set_experiment("HVS_Fire_Prediction_Baseline")  # whose artifacts lie in `root`
         mlflow.start_run(tags=tags_of("01_baseline"))
         found = protocol.assess(make_pipeline(XGBClassifier(n_estimators=20, max_depth=3)))
         run_id = log_assessment(found, protocol, model_name="XGBoost")
