@@ -211,7 +211,7 @@ def judge_trust(
     ratio = float(np.maximum(interval / longest, shortest / interval).max())
     rules = [
         ("telemetry", "that of the training" if is_own else "other", "other", not is_own),
-        ("racks with a sensor set that it was not judged with", strange, 0, strange == 0),
+        ("racks whose sensor set was not judged", strange, 0, strange == 0),
         ("most time outside a training range", f"{outside:.1%}", f"{MOST_OUTSIDE:.0%}",
          outside <= MOST_OUTSIDE),
         ("largest ratio of sampling intervals", f"{max(ratio, 1):.3g}", f"{MOST_RATIO:g}",

@@ -164,7 +164,7 @@ def test_racks_without_temperature_are_counted_but_not_scored(telemetry, champio
     [
         ({}, {}, ""),
         ({}, {"data_sha256": "training"}, "telemetry that of the training"),
-        ({"sets": {}}, {}, "racks with a sensor set that it was not judged with 16"),
+        ({"sets": {}}, {}, "racks whose sensor set was not judged 16"),
         ({}, {"outside": 0.051}, "most time outside a training range 5.1%"),
         ({"intervals_s": (1.0, 60.0)}, {}, ""),
         ({"intervals_s": (1.0, 4.0)}, {}, "largest ratio of sampling intervals 2.5"),
