@@ -34,12 +34,14 @@ _MODELS = {
     "tuned by f1_class1": "C4",
     "tuned by pr_auc": "C6",
     "XGBoost tuned by pr_auc, none": "C6",
-    "tuned by event_recall_5min": "#cc6677",
-    "XGBoost tuned by event_recall_5min, none": "#cc6677",
+    "tuned by event_recall_5min": "#661100",
+    "XGBoost tuned by event_recall_5min, none": "#661100",
     "XGBoost, class weight": "C1",
     "XGBoost, square-root weight": "C8",
     "XGBoost with limits, square-root weight": "C5",
     "XGBoost with limits, build-up left out, square-root weight": "#0b6e4f",
+    "XGBoost build-up left out, square-root weight": "#aa4499",
+    "XGBoost build-up as hazard, square-root weight": "#88ccee",
     "XGBoost, SMOTE": "#332288",
     "XGBoost, BorderlineSMOTE": "#ddcc77",
     "XGBoost, ADASYN": "#117733",
@@ -345,6 +347,7 @@ def budget_curves(
     fig, ax = plt.subplots(figsize=(10, 4.8))
     for name, color in model_colors(curves).items():
         best = curves[name].sort_values("nuisance_alarms_per_site_day").cummax()
+        best = best.drop_duplicates("nuisance_alarms_per_site_day", keep="last")
         rate = best["nuisance_alarms_per_site_day"].clip(lower=_LEFT)
         ax.step(rate, best["event_recall"], where="post", color=color, label=name)
         ax.step(rate, best["event_recall_5min"], where="post", color=color, linestyle="--")
@@ -355,7 +358,8 @@ def budget_curves(
     for style, label in (("-", "caught"), ("--", "caught at least 5 min ahead")):
         ax.plot([], [], color="0.3", linestyle=style, label=label)
     ax.plot([], [], "o", color="0.3", label="the chosen alarm")
-    ax.set(ylabel="event recall", ylim=(0, 1.03), title=title)
+    ax.set(ylabel="event recall", title=title)
+    ax.set_ylim(top=1.03)
     legend_beside(ax)
     return fig
 

@@ -70,7 +70,7 @@ def doubtful_current(
     against = (size > 0) & (added_up(moved * rise) <= _AGAINST * size)
     rows = int(np.isin(racks, racks[lag:][starts[against]]).sum())
     what = "positive while the state of charge falls; flip its sign: charging is positive"
-    return [[col.CURRENT, what, rows]] if rows else []
+    return [Finding(col.CURRENT, what, rows)] if rows else []
 
 
 def unlike_modules(telemetry: pd.DataFrame, starts: np.ndarray) -> list[Finding]:
@@ -134,7 +134,7 @@ def far_and_repeated(telemetry: pd.DataFrame, racks: np.ndarray) -> list[Finding
                     f"{end[rack]:.7g} again and again, far from all other readings; if it stands"
                     " for a missing one, leave those empty"
                 )
-                found.append([name, what, int(there[racks == rack].sum())])
+                found.append(Finding(name, what, int(there[racks == rack].sum())))
     return found
 
 
@@ -148,7 +148,7 @@ def labels_from_the_first_row(telemetry: pd.DataFrame, starts: np.ndarray) -> li
     rows = [int(np.argmin(np.append(labelled[starts[k] : ends[k]], False))) for k in cut]
     names = event_names(telemetry, starts[cut])
     what = "1 from a module's first row on, so that lead times are cut; add the rows before"
-    return [[col.LABEL, what, sum(rows), *names]]
+    return [Finding(col.LABEL, what, sum(rows), tuple(names))]
 
 
 def several_events_of_one_id(
@@ -169,7 +169,7 @@ def several_events_of_one_id(
         return []
     names = event_names(telemetry, events["row", "first"].to_numpy())
     what = "labelled in two modules, or twice in one; give each event an id of its own"
-    return [[col.EVENT_ID, what, int(events["row", "size"].sum()), *names]]
+    return [Finding(col.EVENT_ID, what, int(events["row", "size"].sum()), tuple(names))]
 
 
 def _first_rows(codes: np.ndarray) -> np.ndarray:
@@ -189,4 +189,4 @@ def _finding(
     if not found.any():
         return []
     rows = np.add.reduceat(~np.isnan(values), starts, dtype=np.int64)
-    return [[name, what, int(rows[found].sum())]]
+    return [Finding(name, what, int(rows[found].sum()))]

@@ -93,7 +93,7 @@ class TelemetryFile:
         Whether a CSV file has a bad cell, so that `columns` returns its cells as written.
     problems : list of str
         Problems of the file's columns and rows, regardless of what the cells hold.
-    findings : list
+    findings : list of Finding
         What the map has changed, for a mapped file.
     label_until_s : float
         Time from the end of the labels to the point of no return [s].
@@ -112,7 +112,7 @@ class TelemetryFile:
             self.names = _csv_header(path) if schema is None else schema.names
         self.types = {} if schema is None else dict(zip(schema.names, schema.types, strict=True))
         self.is_text = False
-        self.findings: list[list] = []
+        self.findings: list = []
         self.label_until_s = col.LABEL_UNTIL_S
         self._skipped: list[int] = []  # rows of the wrong length, the header being row 1
         numbers = dict.fromkeys(col.SENSORS, arrow.float32()) | {col.LABEL: arrow.float64()}

@@ -33,6 +33,7 @@ from hvs_lib.telemetry.addresses import local_copy
 from hvs_lib.telemetry.files import READ_ERRORS, DataError, sha256_of_file, write
 from hvs_lib.telemetry.mapped import open_telemetry, telemetry_sha256, telemetry_version
 from hvs_lib.telemetry.mapping import load_map
+from hvs_lib.telemetry.quality import Finding
 from hvs_lib.telemetry.read import load_telemetry, read_racks
 
 SIMULATED_HOURS = 6.0
@@ -260,7 +261,9 @@ def _converted(path: str | Path, options: dict) -> Fleet:
         about = _about(folder) or make()
         paths = [folder / _partition(number) for number in range(about["partitions"])]
         fleet = _open(paths, make_again, about["sha256"])
-    fleet.rows.attrs |= {name: about[name] for name in ("findings", "ignored_columns")}
+    findings = [Finding(*each, tuple(names)) for *each, names in about["findings"]]
+    fleet.rows.attrs["findings"] = findings
+    fleet.rows.attrs["ignored_columns"] = about["ignored_columns"]
     return fleet
 
 

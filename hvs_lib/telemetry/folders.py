@@ -49,7 +49,7 @@ class TelemetryFolder:
             raise refusal(path, "The folder must hold telemetry files, got none; check the path.")
         self._check_alike()
         self.names, self.known = self._files[0].names, self._files[0].known
-        self.findings: list[list] = []
+        self.findings: list = []
         self.label_until_s = col.LABEL_UNTIL_S
         self._schema = self._common_schema()
 

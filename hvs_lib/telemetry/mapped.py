@@ -223,7 +223,7 @@ class MappedFile:
 
     def _tell(self, what: str, rows: int) -> None:
         if rows:
-            self.findings.append([col.TIMESTAMP, f"{what}; {LEFT_OUT}", rows])
+            self.findings.append(Finding(col.TIMESTAMP, f"{what}; {LEFT_OUT}", rows))
 
     def _values(self, name: str, source: Source, rows: pd.Index) -> pd.DataFrame:
         """Return the values of a source: one column per module, or a single one."""

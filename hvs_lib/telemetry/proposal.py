@@ -295,7 +295,10 @@ def _try(path: Path, entries: dict[str, Entry]) -> list[str]:
                 entries["repeated"] = "first", "a module has some times twice"
                 continue
             found = telemetry.attrs["findings"]
-            turned = any(n == col.CURRENT and w.startswith("positive while") for n, w, *_ in found)
+            turned = any(
+                each.column == col.CURRENT and each.what.startswith("positive while")
+                for each in found
+            )
             entry, why = entries.get(col.CURRENT, (col.CURRENT, ""))
             if not turned or "positive" in why:
                 return []

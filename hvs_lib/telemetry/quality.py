@@ -3,13 +3,12 @@
 Events with an Event_ID in only some of their rows are reported, too; the other rows are given it.
 
 Rows of burning modules are left out. Doubtful readings that are kept are in `doubts`.
-
-A finding is `[column, what, rows, *names]`, so that those of a file's racks can be added up.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,15 @@ import pandas as pd
 from hvs_lib import columns as col
 from hvs_lib.telemetry.codes import event_codes, module_codes, rack_codes
 
-Finding = list  # [column, what, rows, *names of events or modules]
+
+class Finding(NamedTuple):
+    """What is doubtful in a column, or was done about it; those of a file's racks are added up."""
+
+    column: str
+    what: str
+    rows: int
+    names: tuple[str, ...] = ()  # of events or modules
+
 
 # What loggers write for an absent sensor: the largest numbers of 8, 16 and 32 bits, scaled and
 # shifted as buses do (0.01, 0.1, 0.4 and 0.5 per bit; minus 40 degC), and nines. Those of 9 to 12
@@ -109,7 +116,7 @@ def clear_fill_values(frame: pd.DataFrame) -> list[Finding]:
             if rows.any():
                 missing |= rows
                 what = f"{code:.10g}, as absent sensors report; {_MISSING}"
-                found.append([name, what, int(rows.sum())])
+                found.append(Finding(name, what, int(rows.sum())))
         frame[name] = frame[name].mask(missing)
     return found
 
@@ -117,7 +124,7 @@ def clear_fill_values(frame: pd.DataFrame) -> list[Finding]:
 def zero_columns(frame: pd.DataFrame, names: Iterable[str]) -> list[Finding]:
     """Report sensors that are 0 throughout a file, with the number of rows in this part of it."""
     rows = {name: int((frame[name] == 0).sum()) for name in names}
-    return [[name, f"0 throughout; {_MISSING}", n] for name, n in rows.items() if n]
+    return [Finding(name, f"0 throughout; {_MISSING}", n) for name, n in rows.items() if n]
 
 
 def clear_zero_modules(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Finding]:
@@ -130,7 +137,7 @@ def clear_zero_modules(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Fin
         dead = (~read & (np.bincount(modules, zero) >= _ROWS_OF_ZERO))[modules] & zero
         if dead.any():
             telemetry[name] = telemetry[name].mask(dead)
-            found.append([name, f"0 throughout; {_MISSING}", int(dead.sum())])
+            found.append(Finding(name, f"0 throughout; {_MISSING}", int(dead.sum())))
     return found
 
 
@@ -152,7 +159,7 @@ def name_whole_events(telemetry: pd.DataFrame, modules: np.ndarray) -> list[Find
     for name in {col.EVENT_ID, col.EVENT_TYPE} & set(telemetry):
         telemetry[name] = telemetry[name].array[source]
     what = "missing, but given in other rows of the same stretch of labels; taken from those"
-    return [[col.EVENT_ID, what, int(filled.sum())]] if filled.any() else []
+    return [Finding(col.EVENT_ID, what, int(filled.sum()))] if filled.any() else []
 
 
 def spread_pnr(telemetry: pd.DataFrame) -> None:
@@ -190,7 +197,8 @@ def complete_pnr(
         ids = some[col.EVENT_ID].cat.codes
         event = event.where(ids < 0, event.groupby([modules, ids]).transform("max"))
         where, what = np.where(ids < 0, [where, what], [rack_codes(some), ids])
-    by_event = pnr.groupby(event := event.where(event >= 0))
+    event = event.where(event >= 0)
+    by_event = pnr.groupby(event)
     times, told = some[col.TIMESTAMP], by_event.transform("max")
     last = times.where(labelled).groupby(event).transform("max")
     problems = []
@@ -213,7 +221,7 @@ def complete_pnr(
         return problems, []
     names = dict.fromkeys(event_names(some, lost))
     what = "of events without a row of label 1, which count as none; label the rows before it"
-    return problems, [[col.PNR, what, len(lost), *names]]
+    return problems, [Finding(col.PNR, what, len(lost), tuple(names))]
 
 
 def event_names(telemetry: pd.DataFrame, rows: np.ndarray) -> list[str]:
@@ -256,10 +264,10 @@ def leave_out_fires(
         if rows.any():
             _, first_rows = np.unique(modules[rows], return_index=True)
             names = telemetry[col.MODULE].array[rows][first_rows]
-            found.append([name, what, int(rows.sum()), *map(str, names)])
+            found.append(Finding(name, what, int(rows.sum()), tuple(map(str, names))))
     if (lost := left_out & labelled).any():
         what = "1 while the module already burns; let it end 30 s before the point of no return"
-        found.append([col.LABEL, what, int(lost.sum())])
+        found.append(Finding(col.LABEL, what, int(lost.sum())))
     return telemetry[~left_out].reset_index(drop=True) if found else telemetry, found
 
 
@@ -286,7 +294,7 @@ def describe(findings: Iterable[Finding], n_rows: int) -> list[str]:
     """Describe the findings in `n_rows` rows; equal findings, of several racks, add up."""
     rows: Counter = Counter()
     named: defaultdict = defaultdict(list)
-    for name, what, count, *names in findings:
+    for name, what, count, names in findings:
         rows[name, what] += count
         named[name, what] += names
     n_rows += sum(count for (_, what), count in rows.items() if LEFT_OUT in what)

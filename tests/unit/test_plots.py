@@ -238,7 +238,8 @@ def test_operating_point_marks_the_threshold(curve):
 
 
 def test_budget_curves_show_the_best_within_each_budget():
-    rate, recall, ahead = [0.0, 2.0, 0.5, 100.0], [0.2, 0.6, 0.8, 0.7], [0.1, 0.5, 0.4, 0.3]
+    rate = [0.0, 0.0, 2.0, 0.5, 100.0]
+    recall, ahead = [0.0, 0.2, 0.6, 0.8, 0.7], [0.0, 0.1, 0.5, 0.4, 0.3]
     curve = pd.DataFrame({"nuisance_alarms_per_site_day": rate, "event_recall": recall,
                           "event_recall_5min": ahead})  # fmt: skip
     fig = plots.budget_curves({"a": curve, "b": curve}, {"a": (0.0, 0.2)}, title="x")
