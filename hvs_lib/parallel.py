@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache as once
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -126,7 +126,7 @@ def _client() -> Client | None:
     return client and _checked(client)
 
 
-@once
+@functools.cache
 def _joined(address: str) -> Client:
     dask = _dask()
     try:
@@ -143,7 +143,7 @@ def _joined(address: str) -> Client:
         raise
 
 
-@once
+@functools.cache
 def _checked(client: Client) -> Client:
     """Refuse a cluster without workers, or with a worker that has different code or packages.
 
@@ -177,7 +177,7 @@ def _compare(client: Client) -> None:
         raise HvsError("\n".join([rule, *problems]))
 
 
-@once
+@functools.cache
 def _differences(ours: tuple[tuple[str, str], ...]) -> list[str]:
     theirs = dict(_versions())
     return [

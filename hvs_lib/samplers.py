@@ -61,7 +61,7 @@ def make_samplers(
     check_folds(y_by_fold, sampling_strategy, thinning)
     k = min(k_neighbors, min(int(np.sum(y)) for y in y_by_fold) - 1)
     ratio = {"sampling_strategy": sampling_strategy, "random_state": seed}
-    return {
+    return {  # the types of a new one go into `TRUSTED_TYPES` of tracking/model_files.py, too
         "SMOTE": SMOTE(k_neighbors=k, **ratio),
         "BorderlineSMOTE": BorderlineSMOTE(k_neighbors=k, **ratio),
         "ADASYN": ADASYN(n_neighbors=k, **ratio),

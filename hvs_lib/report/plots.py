@@ -18,8 +18,8 @@ from hvs_lib.evaluation.alarms import Alarm, event_table
 from hvs_lib.telemetry.codes import pnr_of
 
 # Nuisance alarms per site-day, named by how long a site waits for one.
-_BUDGETS = {1 / 30: "1/month", 1 / 7: "1/week", 1: "1/day", 24: "1/hour"}
-_LEFT = min(_BUDGETS)  # where a logarithmic axis shows zero
+_TICKS = {1 / 30: "1/month", 1 / 7: "1/week", 1: "1/day", 24: "1/hour"}
+_LEFT = min(_TICKS)  # where a logarithmic axis shows zero
 AROUND_MIN = 120.0  # shown before and after an alarm [min]
 
 # The colour of each model, in the order of all figures; grey: no fit needed.
@@ -367,9 +367,9 @@ def budget_curves(
 def _set_budget_axis(ax: Axes) -> None:
     """Set the x axis to the log scale of nuisance alarms."""
     ax.set_xscale("log")
-    ax.set_xticks(list(_BUDGETS), _BUDGETS.values())
+    ax.set_xticks(list(_TICKS), _TICKS.values())
     ax.set_xticks([], minor=True)
-    ax.set_xlim(_LEFT * 0.9, max(_BUDGETS) * 1.1)
+    ax.set_xlim(_LEFT * 0.9, max(_TICKS) * 1.1)
     ax.set_xlabel("nuisance alarms per site (left edge: none)")
 
 
