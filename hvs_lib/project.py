@@ -11,7 +11,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import wraps
+from functools import cache, wraps
 from importlib.metadata import version
 from pathlib import Path
 
@@ -87,6 +87,7 @@ def sources_sha256(*patterns: str) -> str:
     return digest.hexdigest()
 
 
+@cache  # it takes 10 ms, and every key of a fit asks for it
 def package_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that the metrics depend on."""
     packages = (*MODEL_PACKAGES, "scipy", "numba", "pyarrow")

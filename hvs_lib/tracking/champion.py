@@ -148,8 +148,8 @@ def incumbent() -> pd.Series | None:
     return pd.Series(row | {"name": f"{row['model_name']}, {row['imbalance_technique']}"})
 
 
-def register_champion(run_id: str) -> str:
-    """Register the run's model, if not yet registered, and point the alias at its version."""
+def register_version(run_id: str) -> str:
+    """Return the version of a run's model, which is registered if it is not yet."""
     client, named = MlflowClient(), f"name = '{REGISTERED_MODEL}'"
     with one_at_a_time():
         known = client.search_model_versions(f"{named} and run_id = '{run_id}'")
@@ -159,12 +159,14 @@ def register_champion(run_id: str) -> str:
                 client.create_registered_model(REGISTERED_MODEL)
             new = (REGISTERED_MODEL, f"models:/{model_id}", run_id)
             known = [client.create_model_version(*new, model_id=model_id)]
-        client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, known[0].version)
     return str(known[0].version)
 
 
-def complete_champion(version: str, sets: Mapping[str, dict[str, float]], card: str) -> None:
-    """Log a version's sensor sets and card to its model and run, and show the card."""
+def make_champion(version: str, sets: Mapping[str, dict[str, float]], card: str) -> None:
+    """Log a version's sensor sets and card to its model and run, show the card, set the alias.
+
+    In this order, so that whatever stops it, the champion is a complete one.
+    """
     client = MlflowClient()
     run_id = client.get_model_version(REGISTERED_MODEL, version).run_id
     with tempfile.TemporaryDirectory() as folder:
@@ -174,6 +176,7 @@ def complete_champion(version: str, sets: Mapping[str, dict[str, float]], card: 
         client.log_model_artifacts(_logged_model_id(client, run_id), folder)
     shown = card[:_MOST_SHOWN].rsplit("\n", 1)[0] if len(card) > _MOST_SHOWN else card
     client.update_model_version(REGISTERED_MODEL, version, description=shown)
+    client.set_registered_model_alias(REGISTERED_MODEL, CHAMPION, version)
 
 
 def _logged_model_id(client: MlflowClient, run_id: str) -> str:

@@ -72,6 +72,12 @@ def log(protocol, classifier=None, *, sampler=None, **tags):
     return log_assessment(found, protocol, **({"model_name": "a model"} | tags)), found
 
 
+def crown(run_id):
+    version = champion.register_version(run_id)
+    champion.make_champion(version, {}, "# The card")
+    return version
+
+
 def test_store_is_at_the_project_root_whatever_the_working_directory(run, store, tmp_path_factory):
     assert mlflow.get_tracking_uri() == f"sqlite+pysqlite:///{store / 'mlflow.db'}"
     experiment = mlflow.get_experiment_by_name("HVS_Fire_Prediction_Baseline")
@@ -102,7 +108,7 @@ def test_store_goes_where_its_folder_goes(
 ):
     start_run()
     run_id, _ = log(protocol)
-    champion.register_champion(run_id)
+    crown(run_id)
     mlflow.end_run()
     scores = read_scores(run_id)
     folder = tmp_path_factory.mktemp("elsewhere") / name
@@ -226,7 +232,7 @@ def test_a_deleted_experiment_is_told_with_the_cure(run):
 
 def test_a_champion_whose_run_is_deleted_is_no_incumbent(run, protocol):
     run_id, _ = log(protocol)
-    champion.register_champion(run_id)
+    crown(run_id)
     MlflowClient().delete_run(run_id)
     assert champion.incumbent() is None
     assert "is deleted" in log_file().read_text()
@@ -237,7 +243,7 @@ def test_a_deleted_model_is_not_registered(run, protocol):
     client = MlflowClient()
     client.delete_logged_model(client.get_run(run_id).outputs.model_outputs[0].model_id)
     with pytest.raises(StoreError, match="is deleted: delete the run too"):
-        champion.register_champion(run_id)
+        champion.register_version(run_id)
     assert not client.search_registered_models()
 
 
@@ -440,9 +446,9 @@ def test_nothing_to_compare(store):
 def test_champion_is_registered_once(run, protocol):
     first, _ = log(protocol)
     second, _ = log(protocol)
-    assert champion.register_champion(first) == "1"
-    assert champion.register_champion(second) == "2"
-    assert champion.register_champion(first) == "1"
+    assert crown(first) == "1"
+    assert crown(second) == "2"
+    assert crown(first) == "1"
     version = MlflowClient().get_model_version_by_alias("hvs-fire-prediction", "champion")
     assert version.run_id == first
     loaded = mlflow.pyfunc.load_model("models:/hvs-fire-prediction@champion")
@@ -479,7 +485,7 @@ def test_a_candidate_for_another_device_is_logged_before_it_is_fitted(run):
 def test_incumbent_is_the_run_of_the_registered_champion(run, protocol):
     assert champion.incumbent() is None
     run_id, found = log(protocol)
-    champion.register_champion(run_id)
+    crown(run_id)
     incumbent = champion.incumbent()
     listed = comparable_runs().iloc[0]
     assert incumbent["name"] == "a model, none"
@@ -492,9 +498,10 @@ def test_incumbent_is_the_run_of_the_registered_champion(run, protocol):
 
 def test_sensor_sets_and_card_go_with_the_registered_version(run, protocol):
     run_id, _ = log(protocol)
-    version = champion.register_champion(run_id)
+    version = champion.register_version(run_id)
+    assert not champion.champion_is_registered()
     sets = {"no gas": {"threshold": 0.25, "event_recall": 0.5}}
-    champion.complete_champion(version, sets, "# The card")
+    champion.make_champion(version, sets, "# The card")
     _, metadata = load_model("models:/hvs-fire-prediction@champion")
     assert metadata["sensor_sets"] == sets
     for uri in (
@@ -509,8 +516,8 @@ def test_sensor_sets_and_card_go_with_the_registered_version(run, protocol):
 
 def test_of_a_long_card_the_registry_shows_what_its_tables_hold(run, protocol):
     run_id, _ = log(protocol)
-    version = champion.register_champion(run_id)
-    champion.complete_champion(version, {}, "one line of many\n" * 500)
+    version = champion.register_version(run_id)
+    champion.make_champion(version, {}, "one line of many\n" * 500)
     shown = MlflowClient().get_model_version("hvs-fire-prediction", version).description
     assert 4900 < len(shown) <= 5000 and set(shown.splitlines()) == {"one line of many"}
 
