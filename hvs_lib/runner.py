@@ -333,14 +333,14 @@ def _check_values(parameters: Mapping[str, object]) -> None:
     from hvs_lib.simulator.battery import check_fleet
     from hvs_lib.tracking.champion import check_policy
 
-    budget = ("max_nuisance_alarms_per_site_day", "missed_event_costs")
-    memory = ("drop_sensors", "max_rows_in_memory", "n_jobs")
+    protocol = ("normal_stride", "hazard_stride", "max_nuisance_alarms_per_site_day")
+    protocol += ("missed_event_costs", "drop_sensors", "max_rows_in_memory", "n_jobs")
     trial = ("trial_sites", "trial_seed", "trial_battery")
     checks = {
         ("sites", "seed", "battery"): check_fleet,
         trial: check_fleet,
         ("test_size", "n_folds", "split"): check_split,
-        ("normal_stride", "hazard_stride", *budget, *memory): check_protocol,
+        protocol: check_protocol,
         ("scoring", "n_iter"): check_search,
         ("smote_k_neighbors", "sampling_strategy"): check_sampling,
         ("policy", "min_precision"): check_policy,
