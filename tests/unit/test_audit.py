@@ -46,6 +46,7 @@ def test_sound_telemetry_passes(telemetry, results):
     assert list(table.columns) == ["check", "found", "limit", "result", "meaning"]
 
 
+@pytest.mark.slow
 def test_a_row_split_that_looks_too_good_is_named(telemetry, results):
     X = build_features(telemetry)
     assert results(telemetry, X, cv_pr_auc={"honest": 0.6, "row": 0.98})[0][0] == "row split leaks"

@@ -74,6 +74,7 @@ def test_a_full_disk_under_the_output_is_told(make_telemetry, tmp_path, word):
     assert process.stderr.splitlines() == ["Error: [Errno 28] No space left on device"]
 
 
+@pytest.mark.slow
 def test_a_terminal_that_lacks_a_character_shows_another(make_telemetry, tmp_path):
     path = tmp_path / "own.csv"
     make_telemetry().assign(**{"Κελσίου": 1}).to_csv(path, index=False)

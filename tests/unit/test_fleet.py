@@ -64,6 +64,7 @@ def simulated(sites: int, seed: int = 42) -> pd.DataFrame:
     return telemetry
 
 
+@pytest.mark.slow
 def test_each_simulated_site_is_one_file(project):
     fleet = load_fleet(sites=3)
     folder = project / "data" / "raw" / "fleet_mix_seed42"

@@ -1127,6 +1127,7 @@ def test_paired_differences_refuses():
         paired_differences(quiet, quiet, **options)
 
 
+@pytest.mark.slow
 def test_early_recall_averages_over_shares_of_the_budget(make_telemetry):
     """By hand: the best of all thresholds within each share."""
     telemetry = make_telemetry(event_rows=40, rows=60)

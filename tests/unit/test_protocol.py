@@ -70,6 +70,7 @@ def test_every_row_is_judged_and_no_rack_twice(protocol, pipeline):
 
 
 @pytest.mark.parametrize("sites", [1, 14])
+@pytest.mark.slow
 def test_out_of_fold_scores_come_from_models_that_have_not_seen_the_rack(
     make_telemetry, make_fleet, sites, pipeline
 ):

@@ -207,6 +207,7 @@ def stored_J(modules, rack, traits):
 
 @pytest.mark.parametrize("battery", BATTERIES)
 @pytest.mark.parametrize("cause", HAZARDS)
+@pytest.mark.slow
 def test_energy_balance_of_a_burning_rack_closes(cause, battery):
     plan = planned_rack(cause, battery=battery)
     plan.traits["short_opens_C"] = np.inf
@@ -280,6 +281,7 @@ def forced_events(monkeypatch, cause, n_racks=16, **params):
 
 
 @pytest.mark.parametrize("cause", HAZARDS)
+@pytest.mark.slow
 def test_hazards_reach_their_point_of_no_return(monkeypatch, cause):
     stays = {"opens_C": np.inf} if "opens_C" in CAUSES[cause].ranges else {}
     events = forced_events(monkeypatch, cause, n_racks=24, **stays)
@@ -451,6 +453,7 @@ def test_missing_values_are_those_injected(fleet):
     assert np.isfinite(telemetry[col.SENSORS].to_numpy()[~telemetry[col.SENSORS].isna()]).all()
 
 
+@pytest.mark.slow
 def test_no_raw_sensor_gives_the_answer(fleet):
     telemetry, _ = fleet
     for name in col.SENSORS:
