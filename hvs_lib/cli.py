@@ -184,7 +184,7 @@ def check(file: str, columns: str, keep_fill_values: bool) -> None:
     "--output", default="alarms.csv", show_default=True, type=click.Path(path_type=Path),
     help="CSV file for the alarms.",
 )  # fmt: skip
-@click.option("--model", help="URI of the model to use instead of the registered champion.")
+@click.option("--model", help="URI or folder of a model to use instead of the champion.")
 @_on_cluster
 def score(file: str, columns: str, keep_fill_values: bool, output: Path, model: str | None) -> None:
     """Score telemetry (FILE, a folder or s3:// address) with the champion and write the alarms."""

@@ -147,7 +147,7 @@ def _joined(address: str) -> Client:
 def _checked(client: Client) -> Client:
     """Refuse a cluster without workers, or with a worker that has different code or packages.
 
-    From then on, Dask does not warn of large objects in this process: the training rows are one.
+    From then on, Dask does not warn of large objects, such as the training rows, in this process.
     """
     from dask import config
 

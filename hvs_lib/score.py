@@ -100,6 +100,8 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
     try:
         fixed, metadata = load_model(uri)
     except ModelError as error:
+        if not uri.startswith(("models:", "runs:")):  # a file or an address
+            raise
         store = without_password(mlflow.get_registry_uri())
         raise ModelError(
             f"{error}\nThe store is {store}: `hvs run` trains and registers "

@@ -56,7 +56,7 @@ class TrainingRows:
     y : array of int8, shape (n_samples,)
         Labels 0 and 1.
     weight : array, shape (n_samples,)
-        How many rows each stands for, see `thin_rows`.
+        How many rows at the usual interval each stands for, see `thin_rows`.
     fold : array of int8, shape (n_samples,)
         Fold in which each row is held out.
     alarm_on : array of int32, shape (n_samples,)

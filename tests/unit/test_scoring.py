@@ -426,6 +426,9 @@ def test_without_a_store_the_way_to_one_is_said_and_none_is_made(project, teleme
     words = ["score", words[1], "--model", str(model), "--output", str(project / "alarms.csv")]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
+    nowhere = CliRunner().invoke(main, ["score", words[1], "--model", str(project / "nowhere")])
+    assert nowhere.exit_code == 1 and "there is no model" in nowhere.output
+    assert "The store is" not in nowhere.output
     assert not (project / "mlflow.db").exists()
 
 

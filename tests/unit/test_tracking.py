@@ -514,6 +514,18 @@ def test_sensor_sets_and_card_go_with_the_registered_version(run, protocol):
     assert found.description == "# The card"
 
 
+def test_a_version_that_cannot_be_completed_does_not_become_champion(run, protocol, monkeypatch):
+    version = champion.register_version(log(protocol)[0])
+
+    def stop(*_, **__):
+        raise OSError("stopped")
+
+    monkeypatch.setattr(MlflowClient, "update_model_version", stop)
+    with pytest.raises(OSError, match="stopped"):
+        champion.make_champion(version, {}, "# The card")
+    assert not champion.champion_is_registered()
+
+
 def test_of_a_long_card_the_registry_shows_what_its_tables_hold(run, protocol):
     run_id, _ = log(protocol)
     version = champion.register_version(run_id)
