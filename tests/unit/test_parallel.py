@@ -239,14 +239,18 @@ def test_a_task_that_kills_its_workers_ends_with_one_message():
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "ours", "told"),
+    ("name", "ours", "told"),
     [
-        (cache, "_CODE", "0123", f"code {cache._CODE}, here it is 0123"),
-        (project, "version", lambda _: "9.9", f"xgboost {version('xgboost')}, here it is 9.9"),
+        ("_CODE", "0123", f"code {cache._CODE}, here it is 0123"),
+        (
+            "package_versions",
+            lambda: project.package_versions() | {"xgboost": "9.9"},
+            f"xgboost {version('xgboost')}, here it is 9.9",
+        ),
     ],
 )
-def test_workers_of_another_version_are_refused(workers, monkeypatch, module, name, ours, told):
-    monkeypatch.setattr(module, name, ours)
+def test_workers_of_another_version_are_refused(workers, monkeypatch, name, ours, told):
+    monkeypatch.setattr(cache, name, ours)
     with pytest.raises(HvsError) as refused, cluster(workers.scheduler_address):
         pass
     for address in workers.scheduler_info["workers"]:
