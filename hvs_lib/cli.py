@@ -189,13 +189,20 @@ def check(file: str, columns: str, keep_fill_values: bool) -> None:
 def score(file: str, columns: str, keep_fill_values: bool, output: Path, model: str | None) -> None:
     """Score telemetry (FILE, a folder or s3:// address) with the champion and write the alarms."""
     from hvs_lib.progress import ProgressBar
-    from hvs_lib.score import CHAMPION_URI, load_champion, score_file, sensor_sets_told
+    from hvs_lib.score import (
+        CHAMPION_URI,
+        is_in_store,
+        load_champion,
+        score_file,
+        sensor_sets_told,
+    )
     from hvs_lib.tracking.store import connect
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that unfinished files are removed
-    if not model or model.startswith(("models:", "runs:")):  # others are files or addresses
+    uri = model or CHAMPION_URI
+    if is_in_store(uri):
         connect(create=False)
-    champion = load_champion(model or CHAMPION_URI)
+    champion = load_champion(uri)
     start = time.perf_counter()
     with ProgressBar(100, "percent") as bar:
         tally = score_file(

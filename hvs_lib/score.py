@@ -89,6 +89,11 @@ class Tally:
     warnings: list[str] = field(default_factory=list)
 
 
+def is_in_store(uri: str) -> bool:
+    """Tell the URI of a model in the store from a folder or another address."""
+    return uri.startswith(("models:", "runs:"))
+
+
 def load_champion(uri: str = CHAMPION_URI) -> Champion:
     """Load a model logged by a notebook, see `load_model`; by default the champion.
 
@@ -100,7 +105,7 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
     try:
         fixed, metadata = load_model(uri)
     except ModelError as error:
-        if not uri.startswith(("models:", "runs:")):  # a file or an address
+        if not is_in_store(uri):
             raise
         store = without_password(mlflow.get_registry_uri())
         raise ModelError(

@@ -118,8 +118,7 @@ def load_fleet(
     ----------
     data_path : str or Path
         A file, folder or address, as for `load_telemetry`. It is converted once, into
-        `data/cache/telemetry`.
-        Empty: the simulated fleet, in `data/raw`.
+        `data/cache/telemetry`. Empty: the simulated fleet, in `data/raw`.
     columns : str or Path
         A map of the file's columns to ours, as for `load_telemetry`.
     sites : int

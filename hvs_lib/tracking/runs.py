@@ -223,7 +223,7 @@ def _model_to_log(assessment: Assessment, protocol: Protocol) -> dict[str, objec
             "fault_types": json.dumps(protocol.faults),
             "training_ranges": protocol.ranges,
             "data_sha256": protocol.fleet.sha256,
-            **(budget if not protocol.missed_event_costs else {}),
+            **({} if protocol.missed_event_costs else budget),
         },
     }
 

@@ -89,4 +89,4 @@ def test_single_features(benchmark):
     y = (rng.random(len(X)) < 0.005).astype(int)
     precision = benchmark.pedantic(single_feature_average_precision, (X, y), rounds=3)
     assert precision.between(0.004, 0.006).all()
-    assert mean_s(benchmark) < 15
+    assert mean_s(benchmark) < 5

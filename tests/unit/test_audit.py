@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
 
 from hvs_lib import columns as col
 from hvs_lib.evaluation.audit import audit, single_feature_average_precision
@@ -108,6 +109,17 @@ def test_single_features_by_hand():
 
 
 values = st.one_of(st.just(np.nan), st.integers(-3, 3).map(float))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(values, st.sampled_from([0, 1])), min_size=2, max_size=40))
+def test_single_features_agree_with_scikit_learn(rows):
+    x, y = (np.array(part) for part in zip(*rows, strict=True))
+    y[0] = 1
+    both = [np.where(np.isnan(x), -99, direction * x) for direction in (1, -1)]
+    expected = max(average_precision_score(y, score) for score in both)
+    found = single_feature_average_precision(pd.DataFrame({"x": x}), y)["x"]
+    assert found == pytest.approx(expected, abs=1e-12)
 
 
 @settings(max_examples=50, deadline=None)

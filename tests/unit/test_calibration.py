@@ -37,7 +37,7 @@ def test_honest_probabilities_stay_as_they_are():
 def test_distorted_probabilities_are_mended():
     y, score, fold, truth = sample(too_sure)
     calibrator, brier = choose_calibration(y, score, fold)
-    assert brier["platt"] < brier["none"]
+    assert calibrator is not None and brier["platt"] < brier["none"]
     mended = calibrate(calibrator, score)
     assert np.abs(mended - truth).mean() < 0.2 * np.abs(score - truth).mean()
     assert brier_score_loss(y, mended) < brier_score_loss(y, score)
@@ -83,6 +83,7 @@ def test_thinned_and_weighted_rows_calibrate_as_all_rows_do():
     kept = y | (np.arange(len(y)) % 10 == 0)
     weight = np.where(y, 1.0, 10.0)[kept]
     weighted, _ = choose_calibration(y[kept], score[kept], fold[kept], weight)
+    assert weighted is not None
     assert np.abs(calibrate(weighted, score) - truth).mean() < 0.02
     unweighted, _ = choose_calibration(y[kept], score[kept], fold[kept])
     assert np.abs(calibrate(unweighted, score) - truth).mean() > 0.05

@@ -241,7 +241,7 @@ def interruptible():
 def test_interrupted_run_is_told_and_closed(tiny, run):
     """As Ctrl-C does it: the runner gets a SIGINT, its kernel does not."""
     interrupt = f"import signal, time; os.kill({os.getpid()}, signal.SIGINT); time.sleep(60)"
-    with pytest.raises(RunError, match="05_tiny was interrupted: run it again"):
+    with pytest.raises(RunError, match="interrupted: run it again; what was fitted is reused"):
         tiny(interrupt)
     assert MlflowClient().get_run(run).info.status == "KILLED"
 
