@@ -162,7 +162,7 @@ def register_version(run_id: str) -> str:
     return str(known[0].version)
 
 
-def make_champion(version: str, sets: Mapping[str, dict[str, float]], card: str) -> None:
+def promote(version: str, sets: Mapping[str, dict[str, float]], card: str) -> None:
     """Log a version's sensor sets and card to its model and run, show the card, set the alias.
 
     In this order, so that whatever stops it, the champion is a complete one.

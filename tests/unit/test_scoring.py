@@ -38,7 +38,7 @@ from hvs_lib.sqlite_store import sqlite_path
 from hvs_lib.telemetry import racks
 from hvs_lib.telemetry.files import DataError, save_telemetry
 from hvs_lib.telemetry.read import load_telemetry, read_racks
-from hvs_lib.tracking.champion import make_champion, register_version
+from hvs_lib.tracking.champion import promote, register_version
 from hvs_lib.tracking.model_files import ModelError
 from hvs_lib.tracking.runs import log_assessment, prepare, tags_of
 
@@ -68,7 +68,7 @@ def registered(telemetry, make_fleet, tmp_path_factory):
         mlflow.start_run(tags=tags_of("01_baseline"))
         found = protocol.assess(make_pipeline(XGBClassifier(n_estimators=20, max_depth=3)))
         run_id = log_assessment(found, protocol, model_name="XGBoost")
-        make_champion(register_version(run_id), {}, "# The card")
+        promote(register_version(run_id), {}, "# The card")
         mlflow.end_run()
         yield load_champion(), score.mlflow.get_tracking_uri()
 

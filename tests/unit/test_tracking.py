@@ -74,7 +74,7 @@ def log(protocol, classifier=None, *, sampler=None, **tags):
 
 def crown(run_id):
     version = champion.register_version(run_id)
-    champion.make_champion(version, {}, "# The card")
+    champion.promote(version, {}, "# The card")
     return version
 
 
@@ -501,7 +501,7 @@ def test_sensor_sets_and_card_go_with_the_registered_version(run, protocol):
     version = champion.register_version(run_id)
     assert not champion.champion_is_registered()
     sets = {"no gas": {"threshold": 0.25, "event_recall": 0.5}}
-    champion.make_champion(version, sets, "# The card")
+    champion.promote(version, sets, "# The card")
     _, metadata = load_model("models:/hvs-fire-prediction@champion")
     assert metadata["sensor_sets"] == sets
     for uri in (
@@ -522,14 +522,14 @@ def test_a_version_that_cannot_be_completed_does_not_become_champion(run, protoc
 
     monkeypatch.setattr(MlflowClient, "update_model_version", stop)
     with pytest.raises(OSError, match="stopped"):
-        champion.make_champion(version, {}, "# The card")
+        champion.promote(version, {}, "# The card")
     assert not champion.champion_is_registered()
 
 
 def test_of_a_long_card_the_registry_shows_what_its_tables_hold(run, protocol):
     run_id, _ = log(protocol)
     version = champion.register_version(run_id)
-    champion.make_champion(version, {}, "one line of many\n" * 500)
+    champion.promote(version, {}, "one line of many\n" * 500)
     shown = MlflowClient().get_model_version("hvs-fire-prediction", version).description
     assert 4900 < len(shown) <= 5000 and set(shown.splitlines()) == {"one line of many"}
 
