@@ -14,7 +14,13 @@ _CODE = sources_sha256("**/*.py")  # taken at import: an edit takes effect at th
 
 
 def memory() -> joblib.Memory:
-    """Return this project's cache; several processes may use it at once."""
+    """Return this project's cache; several processes may use it at once.
+
+    Examples
+    --------
+    >>> memory().location.parts[-3:]
+    ('data', 'cache', 'fits')
+    """
     return joblib.Memory(_folder(), verbose=0)
 
 

@@ -106,6 +106,11 @@ def build_features(telemetry: pd.DataFrame) -> pd.DataFrame:
         If a key column is missing or the rows are not sorted as telemetry is.
     DataError
         If the rows are so far apart that no window holds two.
+
+    Examples
+    --------
+    >>> build_features(telemetry).shape
+    (5768, 113)
     """
     check_interval(sampling_interval_s(telemetry))
     (features,) = features_in_parts(telemetry, rows=len(telemetry))
@@ -117,6 +122,11 @@ def features_of(fleet: Fleet, rows: np.ndarray, *, n_jobs: int = -1) -> pd.DataF
 
     As from `build_features`, with the row numbers as index. `n_jobs` partitions are processed at a
     time, in threads; -1: one per core.
+
+    Examples
+    --------
+    >>> features_of(fleet, np.array([0, 50, 100])).shape
+    (3, 113)
     """
     wanted = np.zeros(len(fleet.rows), bool)
     wanted[rows] = True

@@ -52,7 +52,15 @@ class ProgressBar(tqdm):
 
 
 def steps(items: Iterable, unit: str, *, total: int | None = None) -> Iterator:
-    """Yield the items under a `ProgressBar`; `total` is for items without a length."""
+    """Yield the items under a `ProgressBar`; `total` is for items without a length.
+
+    Examples
+    --------
+    >>> for model in steps(["forest", "XGBoost"], "models"):
+    ...     print(model)
+    forest
+    XGBoost
+    """
     with ProgressBar(len(items) if total is None else total, unit) as bar:
         for item in items:
             yield item

@@ -85,6 +85,13 @@ def estimate_seconds(
         Labels 0 and 1.
     seed : int
         Seed of the draw of rows.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> X, y = rng.normal(size=(1000, 3)), np.repeat([0, 1], [950, 50])
+    >>> estimate_seconds(SMOTEENN(), X, y) < 60
+    True
     """
     rows = np.flatnonzero(np.random.default_rng(seed).random(len(y)) < 0.2)
     if y[rows].sum() < 30:

@@ -101,6 +101,11 @@ def load_champion(uri: str = CHAMPION_URI) -> Champion:
     ------
     ModelError
         If there is none, it is refused, or it was not logged by the workbook.
+
+    Examples
+    --------
+    >>> load_champion().alarm == assessment.alarm
+    True
     """
     try:
         fixed, metadata = load_model(uri)

@@ -73,6 +73,15 @@ def random_search(
     params, metrics : dict, dict
         For each candidate, as soon as it and all earlier ones are scored: for each of `SCORINGS`,
         the mean, the standard deviation and the score of each fold, see `score_candidate`.
+
+    Examples
+    --------
+    >>> from scipy.stats import randint
+    >>> pipeline, space = assessment.model, {"classify__max_depth": randint(2, 6)}
+    >>> for params, metrics in random_search(pipeline, protocol, space, n_iter=2, seed=42):
+    ...     print(params, round(metrics["cv_pr_auc"], 2))
+    {'classify__max_depth': 4} 0.41
+    {'classify__max_depth': 5} 0.41
     """
     folds, fold = Folds(pipeline, protocol.training), protocol.training.fold
     keys = [cache.key(protocol.key, pipeline, number) for number in range(protocol.split.n_folds)]
@@ -98,6 +107,12 @@ def check_search(scoring: str, n_iter: int) -> None:
     ------
     ValueError
         For an unknown scoring (suggests the closest), or fewer than one candidate.
+
+    Examples
+    --------
+    >>> check_search("f1", n_iter=20)
+    Traceback (most recent call last):
+    ValueError: scoring must be one of f1_class1, pr_auc, event_recall_5min, got 'f1': choose one.
     """
     if scoring not in SCORINGS:
         cure = did_you_mean(scoring, SCORINGS, "choose one.")

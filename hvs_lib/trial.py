@@ -108,6 +108,12 @@ def try_fleet(fleet: Fleet, champion: Champion, *, n_jobs: int = -1) -> Tried:
     ------
     DataError
         If no rack has the temperatures that scoring needs.
+
+    Examples
+    --------
+    >>> tried = try_fleet(fleet, champion)
+    >>> sorted(tried.metrics(CHAMPION))[:3]
+    ['event_recall', 'event_recall_10min', 'event_recall_10min_high']
     """
     found = fleet.map(lambda number: try_on(fleet.telemetry(number), champion), n_jobs=n_jobs)
     return Tried.together([part for parts in found for part in parts])
@@ -160,7 +166,14 @@ def _scored(
 
 
 def first_alarms(alarms: pd.DataFrame, rule: str) -> pd.DataFrame:
-    """Choose a rule's first four alarms; with a label, one of each outcome, nuisance first."""
+    """Choose a rule's first four alarms; with a label, one of each outcome, nuisance first.
+
+    Examples
+    --------
+    >>> tried = try_fleet(fleet, champion)
+    >>> first_alarms(tried.alarms, CHAMPION)["outcome"].tolist()
+    ['fault', 'timely', 'early']
+    """
     own = alarms[alarms["rule"] == rule]
     if "outcome" in own:
         place = own["outcome"].map({name: -k for k, name in enumerate(OUTCOMES)})
@@ -175,6 +188,12 @@ def around(fleet: Fleet, champion: Champion, alarm: pd.Series) -> pd.DataFrame:
     -------
     DataFrame, shape (n_rows, n_columns)
         From `hours_around`, with the score over the threshold for both rules.
+
+    Examples
+    --------
+    >>> tried = try_fleet(fleet, champion)
+    >>> around(fleet, champion, tried.alarms.iloc[0])[[CHAMPION, FIXED]].shape[1]
+    2
     """
     is_rack = (fleet.rows[col.SITE] == alarm[col.SITE]) & (fleet.rows[col.RACK] == alarm[col.RACK])
     rows = np.flatnonzero(is_rack)
@@ -203,6 +222,18 @@ def judge_trust(
     DataFrame, shape (n_rules, 3)
         Indexed by rule: found and limit as text, and met. The rule on nuisance alarms needs a
         label, and a budget by which the alarm was chosen; that on events a label and events.
+
+    Examples
+    --------
+    >>> tried = try_fleet(fleet, champion)
+    >>> judge_trust(tried, champion, outside=0.01)["met"]
+    rule
+    telemetry                                 True
+    racks whose sensor set was not judged    False
+    most time outside a training range        True
+    largest ratio of sampling intervals       True
+    nuisance alarms per site-day              True
+    Name: met, dtype: bool
     """
     racks, found = tried.racks["sensor_set"], tried.metrics(CHAMPION)
     is_own = data_sha256 == champion.data_sha256
@@ -235,7 +266,13 @@ def judge_trust(
 
 
 def verdict(rules: pd.DataFrame) -> str:
-    """Summarize in one line what `judge_trust` found."""
+    """Summarize in one line what `judge_trust` found.
+
+    Examples
+    --------
+    >>> verdict(pd.DataFrame({"found": "0.2", "limit": "0.05", "met": False}, ["outside"]))
+    'do not trust the champion on this telemetry yet: not met: outside 0.2'
+    """
     broken = rules.index[~rules["met"]]
     if not len(broken):
         return f"trust the champion on this telemetry: all {len(rules)} rules are met"

@@ -87,6 +87,12 @@ def raise_alarms(scores: pd.DataFrame | Outcomes, alarm: Alarm) -> pd.DataFrame:
         Site_ID, Rack_ID, Module_ID, and Timestamp, y_score and level at the raise; with a label
         also outcome (one of `OUTCOMES`) and, for an alarm on an event, its Event_ID and
         lead_time_min, from the alarm to the PNR [min].
+
+    Examples
+    --------
+    >>> raise_alarms(scores, alarm)[["Module_ID", "outcome", "lead_time_min"]]
+             Module_ID outcome  lead_time_min
+    0  RackA1_Module04  timely            5.0
     """
     track = AlarmTrack(outcomes_of(scores, label=False), alarm.rule)
     raised = track.alarms(alarm.threshold)
@@ -113,14 +119,9 @@ def event_table(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
 
     Examples
     --------
-    >>> scores = pd.DataFrame({"Site_ID": "S1", "Rack_ID": "R1", "Module_ID": ["M1"] * 6})
-    >>> scores["Timestamp"] = pd.date_range("2025-01-01", periods=6, freq="1min")
-    >>> scores["Hazard_Label"] = [0, 0, 1, 1, 1, 0]
-    >>> scores["y_score"] = [0.1, 0.6, 0.2, 0.9, 0.8, 0.1]
-    >>> events = event_table(scores, Alarm(AlarmRule(k=1, n=1), threshold=0.5))
-    >>> events[["Event_ID", "caught", "lead_time_min"]]
-      Event_ID  caught  lead_time_min
-    0  event 0    True            3.5
+    >>> event_table(scores, alarm)[["Event_ID", "caught", "lead_time_min"]]
+          Event_ID  caught  lead_time_min
+    0  Site01-E007    True            5.0
     """
     outcomes = outcomes_of(scores)
     first = [rows[0] for rows in outcomes.event_rows]
@@ -147,6 +148,13 @@ def other_table(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
     DataFrame, shape (n_others, 5)
         Site_ID, Event_ID, Event_Type, is_fault and alarms (their number over all modules); empty
         if the scores have no Event_ID and Event_Type.
+
+    Examples
+    --------
+    >>> other_table(scores, alarm)[["Event_ID", "Event_Type", "alarms"]]
+          Event_ID   Event_Type  alarms
+    0  Site01-E012      hot_day       0
+    1  Site01-E014  hvac_outage       0
     """
     track = AlarmTrack(outcomes_of(scores), alarm.rule)
     frame, names = track.rows.frame, [col.SITE, col.EVENT_ID, col.EVENT_TYPE, IS_FAULT]
@@ -182,15 +190,11 @@ def alarm_curve(
 
     Examples
     --------
-    >>> scores = pd.DataFrame({"Site_ID": "S1", "Rack_ID": "R1", "Module_ID": ["M1"] * 6})
-    >>> scores["Timestamp"] = pd.date_range("2025-01-01", periods=6, freq="1min")
-    >>> scores["Hazard_Label"] = [0, 0, 1, 1, 1, 0]
-    >>> scores["y_score"] = [0.1, 0.6, 0.2, 0.9, 0.8, 0.1]
-    >>> alarm_curve(scores, AlarmRule(k=1, n=1))[["threshold", "event_recall"]].head(3)
+    >>> alarm_curve(scores, AlarmRule())[["threshold", "event_recall"]].head(3)
        threshold  event_recall
-    0        0.9           0.0
-    1        0.9           1.0
-    2        0.8           1.0
+    0  16.637939           0.0
+    1  16.547373           1.0
+    2  16.389530           1.0
     """
     track = AlarmTrack(outcomes_of(scores), rule, modules_per_site)
     thresholds = track.candidates()

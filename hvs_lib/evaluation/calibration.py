@@ -83,6 +83,11 @@ def fit_platt(
     -------
     LogisticRegression or None
         For `calibrate`; None if the map would not preserve the order of the scores.
+
+    Examples
+    --------
+    >>> fit_platt(np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.3, 0.4]))
+    LogisticRegression(C=inf)
     """
     if y_true.min() == y_true.max():
         return None

@@ -73,6 +73,15 @@ def outside_by_sensor(counts: pd.DataFrame) -> pd.DataFrame:
         Indexed by the signals that have a value, most often outside first: outside, below and above
         as shares of the rows with a value, and the feature. outside is at most 0.002 on the
         training rows themselves, and slightly more at a site like the training sites.
+
+    Examples
+    --------
+    >>> names = ["Module_Voltage_V", "Module_Voltage_V__slope_5min"]
+    >>> counts = pd.DataFrame({"below": [0, 1], "above": [2, 0], "rows": 4}, names)
+    >>> outside_by_sensor(counts)
+                      outside  below  above           feature
+    signal
+    Module_Voltage_V      0.5    0.0    0.5  Module_Voltage_V
     """
     counts = counts[counts["rows"] > 0]
     shares = counts[["below", "above"]].div(counts["rows"], axis=0)

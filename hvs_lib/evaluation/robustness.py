@@ -105,6 +105,13 @@ def assess_changes(
     ------
     name, metrics : str, dict of str to float
         Metrics from `event_metrics`.
+
+    Examples
+    --------
+    >>> model, sets = assessment.deployable(), {"all sensors": {"threshold": 0.5}}
+    >>> name, metrics = next(assess_changes(protocol, model, assessment.alarm, sets))
+    >>> name, metrics["n_events"]
+    ('all sensors', 2.0)
     """
     fleet, test = protocol.fleet, protocol.split.fold == TEST
     partitions = np.unique(np.searchsorted(fleet.starts, protocol.split.test, side="right") - 1)

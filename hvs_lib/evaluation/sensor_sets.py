@@ -42,6 +42,14 @@ def assess_sensor_sets(
     -------
     dict of str to dict of str to float
         For each set, its threshold and the out-of-fold metrics from `event_metrics` at it.
+
+    Examples
+    --------
+    >>> from hvs_lib.tracking.runs import fit_again
+    >>> _, without_fold = fit_again(run_id, fleet)
+    >>> sets = assess_sensor_sets(protocol, without_fold, assessment.alarm)
+    >>> round(sets["all sensors"]["event_recall"], 2)
+    0.83
     """
     fleet, faults, per_site = protocol.fleet, protocol.faults, protocol.modules_per_site
     thresholds = {

@@ -235,6 +235,13 @@ def thin_rows(
     ------
     ValueError
         If a stride is below 1, or so large that no row of its class is left.
+
+    Examples
+    --------
+    >>> rows = np.arange(len(telemetry))
+    >>> kept = thin_rows(telemetry, rows, normal_stride=72, hazard_stride=6)
+    >>> len(telemetry), len(kept)
+    (5768, 99)
     """
     label, modules = rows[col.LABEL].to_numpy()[chosen], module_codes(rows)[chosen]
     intervals_s = module_intervals_s(rows)

@@ -57,6 +57,17 @@ def model_card(
         Causes with fewer than half of their events caught.
     sets : DataFrame of str, shape (n_sets, n_columns)
         Threshold and metrics for each sensor set.
+
+    Examples
+    --------
+    >>> data, none = mlflow.get_run(run_id).data, pd.DataFrame()
+    >>> described = {"tags": data.tags, "params": data.params, "metrics": data.metrics}
+    >>> described |= {"by_cause": none, "missed": [], "sets": none}
+    >>> card = model_card(
+    ...     name="XGBoost", run_id=run_id, version="1", reason="it is the first", **described
+    ... )
+    >>> card.splitlines()[0]
+    '# XGBoost, version 1'
     """
     numbers = {name: _number(text) for name, text in params.items()}
     budget = "at most {max_nuisance_alarms_per_site_day:g} nuisance alarms per site-day out of fold"

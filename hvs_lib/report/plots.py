@@ -73,7 +73,14 @@ def model_colors(names: Iterable[str]) -> dict[str, str]:
 
 
 def set_style() -> None:
-    """Set the style of all figures once: colour-blind safe colours, 100 dpi."""
+    """Set the style of all figures once: colour-blind safe colours, 100 dpi.
+
+    Examples
+    --------
+    >>> set_style()
+    >>> plt.rcParams["figure.dpi"]
+    100.0
+    """
     settings = {"figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True}
     sns.set_theme(style="whitegrid", palette="colorblind", rc=settings)
 
@@ -91,7 +98,14 @@ def confusion_matrix(scores: pd.DataFrame, *, threshold: float, title: str) -> F
 
 
 def legend_beside(ax: Axes, title: str = "") -> None:
-    """Put the legend to the right of the axes, where it covers nothing."""
+    """Put the legend to the right of the axes, where it covers nothing.
+
+    Examples
+    --------
+    >>> figure, ax = plt.subplots()
+    >>> lines = ax.plot([0, 1], label="a line")
+    >>> legend_beside(ax, title="Lines")
+    """
     place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
     legend = ax.legend(title=title, fontsize="small", title_fontsize="small", **place)
     for text in legend.get_texts():  # a long name must not narrow the axes
@@ -99,12 +113,23 @@ def legend_beside(ax: Axes, title: str = "") -> None:
 
 
 def plain(text: str) -> str:
-    """Keep matplotlib from parsing text from data as mathematics."""
+    r"""Keep matplotlib from parsing text from data as mathematics.
+
+    Examples
+    --------
+    >>> print(plain("5 $/kWh"))
+    5 \$/kWh
+    """
     return text.replace("$", r"\$")
 
 
 def precision_recall(scores: dict[str, pd.DataFrame], *, title: str) -> Figure:
-    """Overlay the precision-recall curves of models, from their scores frames of the same rows."""
+    """Overlay the precision-recall curves of models, from their scores frames of the same rows.
+
+    Examples
+    --------
+    >>> figure = precision_recall({"fixed thresholds": scores}, title="One rack")
+    """
     fig, ax = plt.subplots(figsize=(9, 4.5))
     for name, color in model_colors(scores).items():
         y_true, y_score = scores[name][col.LABEL], scores[name]["y_score"]
@@ -130,6 +155,10 @@ def module_timeline(telemetry: pd.DataFrame, rows: np.ndarray) -> Figure:
         Telemetry with the label.
     rows : array
         Positions or mask of the rows of one event or look-alike.
+
+    Examples
+    --------
+    >>> figure = module_timeline(telemetry, telemetry["Hazard_Label"] == 1)
     """
     event = telemetry.iloc[rows]
     first = event.iloc[0]
@@ -184,6 +213,11 @@ def alarm_timeline(
         A row of `event_table` of one of the models.
     minutes : float
         Time drawn before the PNR [min], extended to the first alarm if that is earlier.
+
+    Examples
+    --------
+    >>> raised = {"fixed thresholds": (scores, alarm)}
+    >>> figure = alarm_timeline(telemetry, raised, events.iloc[0])
     """
     module = event[[col.SITE, col.RACK, col.MODULE]]
     leads = {
@@ -228,6 +262,12 @@ def hours_around(telemetry: pd.DataFrame, alarm: pd.Series) -> pd.DataFrame:
     """Select the telemetry of an alarm's module, `AROUND_MIN` before and after it.
 
     Its column ``minute`` is the time since the alarm [min].
+
+    Examples
+    --------
+    >>> hours = hours_around(telemetry, alarms.iloc[0])
+    >>> hours["minute"].agg(["min", "max"]).round().tolist()
+    [-116.0, 4.0]
     """
     own = np.all([telemetry[name] == alarm[name] for name in col.KEYS[:3]], axis=0)
     minute = (telemetry[col.TIMESTAMP] - alarm[col.TIMESTAMP]) / pd.Timedelta(minutes=1)
@@ -241,6 +281,12 @@ def around_alarms(found: dict[str, pd.DataFrame], *, title: str) -> Figure:
     threshold, on a logarithmic axis. The label window, if any, is shaded, and the PNR dashed.
     `found` maps headings to telemetry from `hours_around`, with one column per rule; no rule may
     have the name of a telemetry column.
+
+    Examples
+    --------
+    >>> scored = telemetry.assign(score=scores["y_score"])
+    >>> hours = hours_around(scored, alarms.iloc[0])
+    >>> figure = around_alarms({"the first alarm": hours}, title="A short circuit")
     """
     size = {"figsize": (max(6, 3.6 * len(found)), 5.5), "sharex": "col", "sharey": "row"}
     fig, axes = plt.subplots(2, len(found), squeeze=False, **size)
@@ -278,7 +324,13 @@ def around_alarms(found: dict[str, pd.DataFrame], *, title: str) -> Figure:
 
 
 def outside_ranges(found: pd.DataFrame, *, most: float) -> Figure:
-    """Draw the shares of `outside_by_sensor`, and the largest share that the verdict allows."""
+    """Draw the shares of `outside_by_sensor`, and the largest share that the verdict allows.
+
+    Examples
+    --------
+    >>> found = pd.DataFrame({"below": 0.01, "above": 0.02, "feature": "soc"}, ["soc"])
+    >>> figure = outside_ranges(found, most=0.05)
+    """
     fig, ax = plt.subplots(figsize=(9, 5))
     shares = 100 * found[["below", "above"]].iloc[::-1]
     shares.plot.barh(stacked=True, ax=ax, color=["C0", "C1"])
@@ -297,6 +349,10 @@ def event_timelines(events: dict[str, pd.DataFrame], *, title: str) -> Figure:
     label window. A marker shows each model's first alarm at its time before the PNR [min], or in
     the right-hand column if there was none. Beyond 20 min the axis is logarithmic. `events` maps
     models to their tables from `event_table`, over the same events.
+
+    Examples
+    --------
+    >>> figure = event_timelines({"fixed thresholds": events}, title="One rack")
     """
     first = next(iter(events.values()))
     first = first.sort_values([col.EVENT_TYPE, *col.KEYS[:3]])
@@ -343,6 +399,11 @@ def budget_curves(
         The `alarm_curve` of each model.
     points : dict of str to (float, float)
         Nuisance alarms per site-day and event recall of each model's chosen alarm.
+
+    Examples
+    --------
+    >>> chosen = {"fixed thresholds": (0.0, 1.0)}
+    >>> figure = budget_curves({"fixed thresholds": curve}, chosen, title="One rack")
     """
     fig, ax = plt.subplots(figsize=(10, 4.8))
     for name, color in model_colors(curves).items():
@@ -398,6 +459,12 @@ def threshold_slider(curve: pd.DataFrame, *, threshold: float) -> VBox:
 
     The figure is an image: `interactive` prints to an output widget, whose replies to the kernel
     can make papermill miss the end of the cell, and wait forever.
+
+    Examples
+    --------
+    >>> slider, image = threshold_slider(curve, threshold=1.0).children
+    >>> slider.description
+    'threshold'
     """
     thresholds = np.sort(curve["threshold"].to_numpy())
     start = thresholds[np.abs(thresholds - threshold).argmin()]

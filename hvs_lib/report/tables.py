@@ -30,6 +30,12 @@ def results_table(metrics: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
     A cell is ``value [low, high]``, with the 95 % interval if there is one, or a dash if the metric
     is undefined. Columns without "cv" are for the test racks; "5 min ahead" is the recall of events
     with at least that lead time, and the rates count alarms.
+
+    Examples
+    --------
+    >>> found = {"event_recall": 0.9, "event_recall_low": 0.7, "event_recall_high": 1.0}
+    >>> results_table({"XGBoost": found})["event recall"].item()
+    '0.90 [0.70, 1.00]'
     """
     return pd.DataFrame(
         {
@@ -63,6 +69,11 @@ def at_budgets(curve: pd.DataFrame, n_events: int) -> dict[str, str]:
     -------
     dict of str to str
         For each of `BUDGETS`, the highest recall within it; ties go to the earlier warning.
+
+    Examples
+    --------
+    >>> at_budgets(curve, n_events=1)["1 a day"]
+    '1.00 [0.03, 1.00], 66 min'
     """
     found = {}
     for budget in BUDGETS:
@@ -88,6 +99,13 @@ def caught_by_cause(events: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     DataFrame of str, shape (n_causes, n_names)
         ``caught of all``, or a dash if there is no such event. An event without a cause is counted
         as "unknown".
+
+    Examples
+    --------
+    >>> caught_by_cause({"fixed thresholds": events})
+                 fixed thresholds
+    cause
+    sudden_short           1 of 1
     """
     counted = {name: _shares(table["caught"], _cause(table)) for name, table in events.items()}
     return pd.DataFrame(counted).fillna("–").rename_axis("cause")
@@ -98,6 +116,14 @@ def alarmed_by_kind(others: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
     Like `caught_by_cause`, but from tables of `other_table`; the index holds "fault" or
     "look-alike", and the cause.
+
+    Examples
+    --------
+    >>> alarmed_by_kind({"fixed thresholds": others})
+                           fixed thresholds
+               cause
+    look-alike hot_day               0 of 1
+               hvac_outage           0 of 1
     """
     counted = {}
     for name, table in others.items():
@@ -107,7 +133,13 @@ def alarmed_by_kind(others: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def weak_causes(events: pd.DataFrame) -> list[str]:
-    """Return the causes with fewer than half of their events caught."""
+    """Return the causes with fewer than half of their events caught.
+
+    Examples
+    --------
+    >>> weak_causes(events.assign(caught=False))
+    ['sudden_short']
+    """
     share = events["caught"].groupby(_cause(events)).mean()
     return sorted(share.index[share < 0.5])
 

@@ -23,7 +23,13 @@ def rack_codes(telemetry: pd.DataFrame) -> np.ndarray:
 
 
 def module_codes(telemetry: pd.DataFrame) -> np.ndarray:
-    """Number the modules, a module being a Module_ID of a rack of a site, as `rack_codes` does."""
+    """Number the modules, a module being a Module_ID of a rack of a site, as `rack_codes` does.
+
+    Examples
+    --------
+    >>> np.unique(module_codes(telemetry))
+    array([0, 1, 2, 3, 4, 5, 6, 7], dtype=int32)
+    """
     return _numbered(telemetry, [col.SITE, col.RACK, col.MODULE])
 
 
@@ -59,6 +65,11 @@ def event_codes(telemetry: pd.DataFrame) -> np.ndarray:
     -------
     ndarray of shape (n_samples,), int32
         0 to n_events - 1 on the rows with label 1, in the order of the rows; -1 elsewhere.
+
+    Examples
+    --------
+    >>> np.unique(event_codes(telemetry))
+    array([-1,  0], dtype=int32)
     """
     codes = np.full(len(telemetry), -1, dtype=np.int32)
     rows = np.flatnonzero(telemetry[col.LABEL].to_numpy() == 1)
@@ -86,6 +97,11 @@ def hazard_types(telemetry: pd.DataFrame) -> list[str]:
     """Name the causes that reach a point of no return somewhere in the telemetry.
 
     Returns the values of Event_Type that occur with label 1, sorted; none without these columns.
+
+    Examples
+    --------
+    >>> hazard_types(telemetry)
+    ['sudden_short']
     """
     if not {col.LABEL, col.EVENT_TYPE} <= set(telemetry.columns):
         return []

@@ -141,6 +141,12 @@ def load_fleet(
         If the file breaks a rule of the table, or there is a map but no file.
     ValueError
         If `sites` or `seed` is out of range or `battery` unknown.
+
+    Examples
+    --------
+    >>> fleet = load_fleet(sites=1)
+    >>> len(fleet.rows), len(fleet.paths)
+    (87032, 1)
     """
     if data_path:
         options = {"columns": columns, "keep_fill_values": keep_fill_values}

@@ -77,6 +77,11 @@ def module_intervals_s(telemetry: pd.DataFrame) -> np.ndarray:
 
     In the order of `module_codes`, by which the telemetry is sorted. A module with one row gets
     the usual time of all modules, or 1 s if there is none.
+
+    Examples
+    --------
+    >>> module_intervals_s(telemetry)
+    array([10., 10., 10., 10., 10., 10., 10., 10.])
     """
     codes = module_codes(telemetry)
     bounds = np.searchsorted(codes, np.arange(codes.max() + 2))

@@ -34,6 +34,12 @@ def summarize(telemetry: pd.DataFrame, missing: Mapping[str, float] | None = Non
         sensor), `sensors_absent, ignored_columns, warnings`; with a label also `events,
         event_racks, labelled_rows, prevalence`; with Event_ID also `look_alikes`: the ids without
         a labelled row; with Event_Type also `event_types`: ids per type.
+
+    Examples
+    --------
+    >>> found = summarize(telemetry)
+    >>> found["racks"], found["events"], found["event_types"]
+    (1, 1, {'hot_day': 1, 'hvac_outage': 1, 'sudden_short': 1})
     """
     times = telemetry[col.TIMESTAMP]
     interval_s = sampling_interval_s(telemetry)
@@ -77,7 +83,13 @@ def summarize(telemetry: pd.DataFrame, missing: Mapping[str, float] | None = Non
 
 
 def format_summary(summary: dict) -> str:
-    """Lay out what `summarize` returns for a terminal, one line per fact."""
+    """Lay out what `summarize` returns for a terminal, one line per fact.
+
+    Examples
+    --------
+    >>> print(format_summary(summarize(telemetry)).splitlines()[0])
+    rows             5,768
+    """
     facts = [(name, f"{summary[name]:,}") for name in ("rows", "sites", "racks", "modules")]
     hours = f"{summary['hours']:.2f} h"
     facts.append(("time", f"{summary['start']} to {summary['end']} UTC, {hours}"))

@@ -54,6 +54,11 @@ def rank_models(
     ------
     ValueError
         If the policy is unknown, `min_precision` is outside 0 to 1, or no run qualifies.
+
+    Examples
+    --------
+    >>> rank_models(runs.comparable_runs())["name"].tolist()
+    ['XGBoost, none']
     """
     check_policy(policy, min_precision)
     able = runs[(runs["role"] == "model") & (runs["leaky"] == "false")]
@@ -104,6 +109,13 @@ def decide(
         are about rows, compare the average precision.
     seed : int
         Seed of the bootstrap over racks.
+
+    Examples
+    --------
+    >>> leader = rank_models(runs.comparable_runs()).iloc[0]
+    >>> chosen, reason = decide(leader, None, runs.read_scores)
+    >>> reason
+    'it is the first champion.'
     """
     if incumbent is None:
         return challenger, "it is the first champion."
@@ -135,6 +147,11 @@ def incumbent() -> pd.Series | None:
     """Return the run of the registered champion, as a row of `comparable_runs`.
 
     None if no champion is registered, or its run is deleted.
+
+    Examples
+    --------
+    >>> incumbent()["run_id"] == run_id
+    True
     """
     if not champion_is_registered():
         return None
@@ -149,7 +166,13 @@ def incumbent() -> pd.Series | None:
 
 
 def register_version(run_id: str) -> str:
-    """Return the version of a run's model, which is registered if it is not yet."""
+    """Return the version of a run's model, which is registered if it is not yet.
+
+    Examples
+    --------
+    >>> register_version(run_id)
+    '1'
+    """
     client, named = MlflowClient(), f"name = '{REGISTERED_MODEL}'"
     with one_at_a_time():
         known = client.search_model_versions(f"{named} and run_id = '{run_id}'")
@@ -166,6 +189,10 @@ def promote(version: str, sets: Mapping[str, dict[str, float]], card: str) -> No
     """Log a version's sensor sets and card to its model and run, show the card, set the alias.
 
     In this order, so that whatever stops it, the champion is a complete one.
+
+    Examples
+    --------
+    >>> promote(register_version(run_id), {}, "# The card of the model")
     """
     client = MlflowClient()
     run_id = client.get_model_version(REGISTERED_MODEL, version).run_id

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import skops.io
 import yaml
 from sklearn.base import BaseEstimator
 
@@ -55,7 +54,14 @@ def types_to_trust(model: BaseEstimator) -> list[str]:
     ------
     ModelError
         If the workbook would refuse to load the model again.
+
+    Examples
+    --------
+    >>> types_to_trust(assessment.model)
+    ['imblearn.pipeline.Pipeline', 'xgboost.core.Booster', 'xgboost.sklearn.XGBClassifier']
     """
+    import skops.io  # takes half a second
+
     return _checked(skops.io.get_untrusted_types(data=skops.io.dumps(model)), "the model to log")
 
 
@@ -78,7 +84,15 @@ def load_model(uri: str | Path) -> tuple[BaseEstimator, dict[str, Any]]:
     ------
     ModelError
         If there is no such model, or its file is not of the kind that the workbook logs.
+
+    Examples
+    --------
+    >>> model, metadata = load_model(f"runs:/{run_id}/model")
+    >>> model.threshold == metadata["alarm_threshold"]
+    True
     """
+    import skops.io  # takes half a second
+
     try:
         folder = Path(mlflow.artifacts.download_artifacts(str(uri)))
     except Exception as error:  # each store's package, such as boto3, has its own errors

@@ -19,7 +19,6 @@ import mlflow
 import numpy as np
 import pandas as pd
 import psutil
-import skops.io
 from imblearn.pipeline import Pipeline
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -55,6 +54,12 @@ def prepare() -> None:
     ------
     StoreError
         If the store does not respond, or an experiment is deleted.
+
+    Examples
+    --------
+    >>> prepare()
+    >>> mlflow.get_experiment_by_name("HVS_Fire_Prediction_Baseline").name
+    'HVS_Fire_Prediction_Baseline'
     """
     connect()
     make_experiments()
@@ -67,7 +72,13 @@ def prepare() -> None:
 
 
 def tags_of(notebook: str, *, data_sha256: str = "none", split: str = "") -> dict[str, str]:
-    """Return the tags that trace the numbers of a notebook, such as ``01_baseline``."""
+    """Return the tags that trace the numbers of a notebook, such as ``01_baseline``.
+
+    Examples
+    --------
+    >>> tags_of("01_baseline", split="site")["stage"]
+    'baseline'
+    """
     code = code_version()
     return {
         "role": "parent",
@@ -142,6 +153,13 @@ def log_assessment(
 
     All its artifacts are logged too. The tags `model_name` and `imbalance_technique` distinguish
     the runs of a stage; `params` are added to those of the model, the alarm and the protocol.
+
+    Examples
+    --------
+    >>> with mlflow.start_run(tags=tags_of("01_baseline")):
+    ...     run_id = log_assessment(assessment, protocol, model_name="XGBoost")
+    >>> mlflow.get_run(run_id).data.params["alarm_k"]
+    '2'
     """
     model, fits = assessment.model, assessment.fits
     tags = {
@@ -179,7 +197,16 @@ def log_assessment(
 def log_candidate(
     name: str, candidate: Pipeline, metrics: Mapping[str, float], *, model_name: str
 ) -> str:
-    """Log an unfitted candidate of a search as a child of the active run; return its Run ID."""
+    """Log an unfitted candidate of a search as a child of the active run; return its Run ID.
+
+    Examples
+    --------
+    >>> metrics = {"cv_pr_auc": 0.7}
+    >>> with mlflow.start_run(tags=tags_of("02_tuning")):
+    ...     run_id = log_candidate("no. 1", assessment.model, metrics, model_name="XGBoost")
+    >>> mlflow.get_run(run_id).data.metrics
+    {'cv_pr_auc': 0.7}
+    """
     tags = {"role": "candidate", "model_name": model_name, "imbalance_technique": "none"}
     with _child(name, tags) as run_id:
         _log(_model_params(candidate), metrics)
@@ -285,6 +312,8 @@ def _write_artifacts(
     folder: Path, assessment: Assessment, protocol: Protocol, *, title: str
 ) -> None:
     """Write the figures, scores and other files of an assessment into a folder."""
+    import skops.io  # takes half a second
+
     test, threshold = assessment.test_scores, assessment.alarm.threshold
     figures = {
         "confusion_matrix.png": plots.confusion_matrix(test, threshold=threshold, title=title),
@@ -318,7 +347,13 @@ def read_alarm(params: Mapping) -> Alarm:
 
 
 def read_scores(run_id: str, name: str = "test_scores.parquet") -> pd.DataFrame:
-    """Read a scores frame logged by a run, shape (n_samples, ...)."""
+    """Read a scores frame logged by a run, shape (n_samples, ...).
+
+    Examples
+    --------
+    >>> "y_score" in read_scores(run_id)
+    True
+    """
     return pd.read_parquet(_artifact(run_id, name))
 
 
@@ -344,6 +379,12 @@ def comparable_runs(*, data_sha256: str = "") -> pd.DataFrame:
     ------
     ValueError
         If there is no such run yet.
+
+    Examples
+    --------
+    >>> comparable_runs(data_sha256=fleet.sha256)[["name", "role"]]
+                name   role
+    0  XGBoost, none  model
     """
     wanted = "attributes.status = 'FINISHED' and params.protocol_digest LIKE '_%'"
     wanted += f" and tags.data_sha256 = '{data_sha256}'" if data_sha256 else ""
@@ -397,6 +438,12 @@ def fit_again(
     """Return a logged model's protocol and, for each fold, the calibrated model fitted without it.
 
     Fits that the logging notebook made on this fleet are taken from the cache.
+
+    Examples
+    --------
+    >>> same_protocol, without_fold = fit_again(run_id, fleet)
+    >>> len(without_fold)
+    2
     """
     params, split = mlflow.get_run(run_id).data.params, _artifact(run_id, "splits.json")
     split = Split.from_dict(json.loads(Path(split).read_text()), fleet.rows)
@@ -416,7 +463,13 @@ def fit_again(
 
 
 def read_audit(data_sha256: str) -> pd.DataFrame | None:
-    """Read the newest leakage audit logged by 01_baseline for this telemetry, if any."""
+    """Read the newest leakage audit logged by 01_baseline for this telemetry, if any.
+
+    Examples
+    --------
+    >>> read_audit(fleet.sha256) is None
+    True
+    """
     runs = search_runs(f"tags.data_sha256 = '{data_sha256}' and tags.audited = 'true'")
     return pd.read_csv(_artifact(runs[0].info.run_id, "leakage_audit.csv")) if runs else None
 
@@ -426,6 +479,11 @@ def stops_registration(run_id: str) -> list[str]:
 
     The reasons: the audits of its telemetry, in 01_baseline and 00_data, found a leak, or its test
     part holds only one event.
+
+    Examples
+    --------
+    >>> stops_registration(run_id)
+    []
     """
     run = mlflow.get_run(run_id)
     sha256, events = run.data.tags["data_sha256"], int(run.data.params["events_test"])

@@ -1,6 +1,7 @@
 """The rules that every committed notebook keeps, read from its file."""
 
 import ast
+import inspect
 import json
 import re
 from pathlib import Path
@@ -125,6 +126,24 @@ def test_code_cells_are_short(notebook):
     for cell in code_cells(notebook):
         if not {"imports", "parameters"} & set(cell.metadata.get("tags", [])):
             assert len(cell.source.splitlines()) <= 15, cell.source
+
+
+def test_functions_that_it_calls_have_an_example(notebook):
+    code = ast.parse("\n".join(cell.source for cell in code_cells(notebook)))
+    known = {}
+    for node in code.body:
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("hvs_lib"):
+            exec(ast.unparse(node), known)
+    called = set()
+    for node in ast.walk(code):
+        match node:
+            case ast.Call(func=ast.Name(id=name)):
+                called.add(known.get(name))
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=module), attr=name)):
+                called.add(getattr(known.get(module), name, None))
+    functions = list(filter(inspect.isfunction, called))
+    assert functions
+    assert [each.__name__ for each in functions if ">>>" not in each.__doc__] == []
 
 
 def test_prose_is_finished(notebook):
