@@ -10,7 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from projects import BIN, fitted_in, free_port, runs_of, start, store_of
+
+from hvs_lib.cli import main
 
 pytestmark = pytest.mark.slow
 
@@ -142,6 +145,21 @@ def test_what_was_fitted_before_a_server_stopped_is_not_fitted_again(
     assert left <= {"FINISHED", "FAILED", "KILLED"}
 
 
+@pytest.fixture
+def told(project, monkeypatch):
+    """Return a function that calls `hvs` in this process with a tracking URI, and must fail."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")  # set to 0 once a store has failed
+
+    def call(uri, *words):
+        result = CliRunner().invoke(main, words, env={"MLFLOW_TRACKING_URI": uri})
+        assert result.exit_code == 1
+        assert result.stdout == ""
+        assert not (project / "runs").exists()
+        return result.stderr
+
+    return call
+
+
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [
@@ -152,29 +170,21 @@ def test_what_was_fitted_before_a_server_stopped_is_not_fitted_again(
         ("sqlite:////proc/nothing/mlflow.db", "/proc/nothing"),
     ],
 )
-def test_a_wrong_uri_is_told_at_once(hvs, tmp_path, uri, reason):
-    process = hvs(uri, "run", "--profile", "smoke")
-    said, complained = process.communicate(timeout=300)
-    assert process.returncode == 1
-    assert "Traceback" not in complained
+def test_a_wrong_uri_is_told_at_once(told, uri, reason):
+    complained = told(uri, "run", "--profile", "smoke")
     assert complained.startswith("Error: the tracking store ")
     assert reason in complained
     assert "secret" not in complained
     assert "MLFLOW_TRACKING_URI" in complained
-    assert said == ""
-    assert not (tmp_path / "runs").exists()
 
 
-def test_a_database_may_be_the_store_without_a_server(hvs, postgres):
-    _, complained = hvs(postgres, "score", "nothing.csv").communicate()
+def test_a_database_may_be_the_store_without_a_server(told, postgres):
+    complained = told(postgres, "score", "nothing.csv")
     assert complained.startswith("Error: there is no model models:/hvs-fire-prediction@champion")
     assert "The store is postgresql://127.0.0.1" in complained, "its password is not shown"
 
 
-def test_a_refused_login_is_told_at_once(hvs, postgres):
-    process = hvs(postgres.replace("of%20the%20test", "wrong"), "run", "--profile", "smoke")
-    said, complained = process.communicate()
-    assert process.returncode == 1
+def test_a_refused_login_is_told_at_once(told, postgres):
+    complained = told(postgres.replace("of%20the%20test", "wrong"), "run", "--profile", "smoke")
     assert "password authentication failed" in complained
     assert "wrong" not in complained
-    assert "[1/5]" not in said
