@@ -86,9 +86,15 @@ def _call(ours: tuple, function: Callable, arguments: tuple) -> object:
 
 
 def _result(client: Client, future: Future) -> object:
-    _wait(client, future)
     try:
-        return future.result()
+        while True:
+            _wait(client, future)
+            try:
+                return future.result(timeout=_WITHOUT_WORKER_S)
+            except TimeoutError:
+                if future.status == "error":
+                    raise
+                # else its worker was lost before the result arrived: it is computed again
     except _dask().KilledWorker as error:
         raise HvsError(
             f"{error.allowed_failures + 1} Dask workers were killed at the same task, the last at "

@@ -28,8 +28,7 @@ from hvs_lib import cache, parallel, project
 from hvs_lib import columns as col
 from hvs_lib.cli import main
 from hvs_lib.evaluation.protocol import Fits, Protocol
-from hvs_lib.evaluation.robustness import assess_changes
-from hvs_lib.evaluation.sensor_sets import assess_sensor_sets
+from hvs_lib.evaluation.robustness import assess_changes, assess_sensor_sets
 from hvs_lib.evaluation.splits import split_fleet
 from hvs_lib.models import make_pipeline
 from hvs_lib.parallel import cluster, side_by_side
@@ -218,15 +217,27 @@ def test_a_scheduler_without_a_worker_is_told(monkeypatch):
         pass
 
 
-def test_a_run_that_loses_all_workers_ends_with_one_message(monkeypatch):
+@pytest.mark.parametrize("when", ["while a call runs", "before a result arrives"])
+def test_a_run_that_loses_all_workers_ends_with_one_message(monkeypatch, when):
     monkeypatch.setattr(parallel, "_WITHOUT_WORKER_S", 2)
+    wait = parallel._wait
     with (
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=HTTP) as started,
         cluster(started.scheduler_address),
     ):
+
+        def lose(client, future):
+            wait(client, future)
+            started.scale(0)
+            while client.nthreads():
+                time.sleep(0.1)
+
         done = side_by_side(lambda number: time.sleep(0.1) or number, range(50))
         assert next(done) == 0
-        started.scale(0)
+        if when == "while a call runs":
+            started.scale(0)
+        else:
+            monkeypatch.setattr(parallel, "_wait", lose)
         with pytest.raises(HvsError, match="no worker for 2 s: start one with `dask worker tcp:"):
             list(done)
 
