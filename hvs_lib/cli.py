@@ -1,6 +1,5 @@
 """The command line, `hvs`."""
 
-import gc
 import shutil
 import signal
 import sys
@@ -61,7 +60,6 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="hvs")
 def main() -> None:
     """Early warning of thermal runaway in high-voltage battery storage."""
-    gc.set_threshold(50_000)  # packages load a seventh faster
     set_environment()  # before numpy and MLflow are loaded
     sys.stdout.reconfigure(errors="replace")  # not every terminal prints all characters of an id
 

@@ -41,8 +41,9 @@ from hvs_lib.project import (
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 PROFILES = ("smoke", "default", "full")
 COMPARISON, FIELD_TRIAL = "04_comparison", "05_field_trial"
-# Without the kernel's own advice, and with garbage collected less often: packages load faster.
-_KERNEL = ["--log-level=CRITICAL", "--IPKernelApp.exec_lines=import gc; gc.set_threshold(50_000)"]
+# Without the kernel's own advice, and with the environment set before a cell loads a package.
+_SET = "from hvs_lib.project import set_environment; set_environment()"
+_KERNEL = ["--log-level=CRITICAL", f"--IPKernelApp.exec_lines={_SET}"]
 _PNG = "image/png"
 _WIDGET = "application/vnd.jupyter.widget-view+json"
 

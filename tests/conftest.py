@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib.util
 import os
 import shutil
@@ -22,7 +21,6 @@ from hvs_lib import columns as col
 from hvs_lib.project import set_environment
 
 set_environment()
-gc.set_threshold(50_000)  # as in `hvs`
 
 TYPICAL = {
     col.TEMP_AVG: 27.0,
