@@ -205,7 +205,7 @@ def alarm_curve(
         {
             "threshold": thresholds,
             "event_recall": found.n_caught / len(track.outcomes.event_rows),
-            **{f"event_recall_{m}min": found.recall_with(m) for m in LEADS_MIN},
+            **{f"event_recall_{m}min": np.mean(found.lead_min >= m, axis=1) for m in LEADS_MIN},
             "lead_time_median_min": lead,
             "nuisance_alarms_per_site_day": _rate(found.n_nuisance, track.site_days),
             "fault_alarms_per_site_day": _rate(found.n_fault, track.site_days),
@@ -344,10 +344,6 @@ class Sweep:
     def n_caught(self) -> np.ndarray:
         """Number of events caught, shape (n_thresholds,)."""
         return np.sum(~np.isnan(self.lead_min), axis=1)
-
-    def recall_with(self, lead_min: float) -> np.ndarray:
-        """Share of events caught with at least this lead time, shape (n_thresholds,)."""
-        return np.mean(self.lead_min >= lead_min, axis=1)
 
 
 @dataclass(frozen=True)

@@ -310,11 +310,11 @@ class Protocol:
         given = None if fits.threshold is None else Alarm(AlarmRule(), fits.threshold)
         alarm = given or self.choose_alarm(cv)
 
-        metrics = self._judge(cv, test, alarm)
+        metrics, frames = self._judge(cv, test, alarm), (cv.rows.frame, test.rows.frame)
+        found = Assessment(fits, calibrator, brier, alarm, metrics, *frames, raw_cv)
         if brier:  # recomputed on the calibrated scores, it would be in-sample
-            metrics["cv_brier"] = brier["platt" if calibrator else "none"]
-        frames = cv.rows.frame, test.rows.frame
-        return Assessment(fits, calibrator, brier, alarm, metrics, *frames, raw_cv)
+            metrics["cv_brier"] = brier[found.calibration]
+        return found
 
     @cached_property
     def training(self) -> TrainingRows:
@@ -387,7 +387,7 @@ class Protocol:
         Those with an event and those without are drawn separately, at least one of each.
         """
         if not 0 < share <= 1:
-            raise ValueError(f"share must be above 0 and 1 at most, got {share}.")
+            raise ValueError(f"share must be above 0 and at most 1, got {share}.")
         table, rng = self.fleet.rows, np.random.default_rng(self.seed)
         groups = site_codes(table) if self.split.kind == "site" else rack_codes(table)
         with_event = np.unique(groups[self.y == 1])

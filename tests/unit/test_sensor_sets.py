@@ -11,8 +11,8 @@ from hvs_lib import columns as col
 from hvs_lib.evaluation.alarms import Alarm, AlarmRule, best_alarm
 from hvs_lib.evaluation.metrics import evaluate
 from hvs_lib.evaluation.protocol import Protocol
+from hvs_lib.evaluation.robustness import assess_sensor_sets
 from hvs_lib.evaluation.scores import scores_frame
-from hvs_lib.evaluation.sensor_sets import assess_sensor_sets
 from hvs_lib.evaluation.splits import split_fleet
 from hvs_lib.features import SENSOR_SETS, build_features, with_sensor_set
 
