@@ -138,9 +138,9 @@ def _check_data(path: str, columns: str, expected: str) -> None:
     """Refuse the user's telemetry if it is gone or has changed; a simulated fleet is made again."""
     for each in filter(None, (path, columns)):
         if not (is_address(each) or Path(each).exists()):
-            told = "with its map, of" if columns else "of"
+            told = "file and its map" if columns else "file"
             raise RunError(
-                f"the run's telemetry {each} is gone: put back the file {told} SHA-256 {expected}."
+                f"the run's telemetry {each} is gone: restore the {told} (SHA-256 {expected})."
             )
     if path and (found := telemetry_sha256(path, columns)) != expected:
         told = f"{path} or its map {columns}" if columns else path

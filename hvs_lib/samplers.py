@@ -107,7 +107,7 @@ def check_sampling(smote_k_neighbors: int, sampling_strategy: float) -> None:
         raise ValueError(f"smote_k_neighbors must be at least 1, got {smote_k_neighbors}.")
     if not 0 < sampling_strategy <= 1:
         raise ValueError(
-            f"sampling_strategy must be above 0 and 1 at most, got {sampling_strategy}."
+            f"sampling_strategy must be above 0 and at most 1, got {sampling_strategy}."
         )
 
 

@@ -46,7 +46,8 @@ CHAMPION_URI = f"models:/{REGISTERED_MODEL}@{CHAMPION}"
 N_TOP = 3
 COLUMNS = [col.SITE, col.RACK, col.MODULE, "alarm_start", "rule", "score"]
 COLUMNS += [name for k in range(1, N_TOP + 1) for name in (f"feature_{k}", f"contribution_{k}")]
-RAISED_BY = MODEL, FIXED = "model", "fixed thresholds"
+FIXED = "fixed thresholds"
+RAISED_BY = ("model", FIXED)
 OUTCOME_COLUMNS = ["outcome", col.EVENT_ID, "lead_time_min"]  # only for telemetry with a label
 
 
@@ -190,8 +191,8 @@ def score_file(
             tally.outcomes += _outcomes_told(rule, alarms[alarms["rule"] == rule], n_events)
         if untold := [n for n in tally.sets if SENSOR_SETS.get(n) and n not in champion.sets]:
             tally.warnings.append(
-                f"the model has no threshold for racks with {', '.join(untold)}: that of all "
-                "sensors is used, which may raise no alarms, or raise them all the time"
+                f"the model has no threshold for racks with {', '.join(untold)}: that for all "
+                "sensors is used, with which there may be no alarms, or alarms all the time"
             )
         tally.warnings += _interval_notes(float(np.median(intervals_s)), champion)
     tally.warnings += describe(findings, n_rows)
@@ -262,7 +263,7 @@ def _interval_notes(interval_s: float, champion: Champion) -> list[str]:
         rule, trained = champion.alarm.rule, f"{shortest:g}"
         trained += f" to {longest:g}" if longest > shortest else ""
         notes.append(
-            f"the model was trained on a row every {trained} s, here is one every "
+            f"the model was trained on a row every {trained} s, and this file has one every "
             f"{interval_s:g} s: an alarm, {rule.k} of {rule.n} rows, covers another time span, and "
             "scores are less reliable"
         )

@@ -51,7 +51,7 @@ def artifact_repository(artifact_uri: str, tracking_uri: str | None = None, *arg
     path = sqlite_path(tracking_uri) if tracking_uri else project_root() / "mlflow.db"
     if path is None:
         raise MlflowException(
-            f"{artifact_uri} lies beside a SQLite file, which {tracking_uri} does not show: "
+            f"{artifact_uri} lies beside a SQLite file that {tracking_uri} does not name: "
             "set MLFLOW_TRACKING_URI to that file, or log to a store made by the server"
         )
     files = path.parent / urlsplit(artifact_uri).path.lstrip("/")

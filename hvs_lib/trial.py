@@ -271,10 +271,10 @@ def verdict(rules: pd.DataFrame) -> str:
     Examples
     --------
     >>> verdict(pd.DataFrame({"found": "0.2", "limit": "0.05", "met": False}, ["outside"]))
-    'do not trust the champion on this telemetry yet: not met: outside 0.2'
+    'do not trust the champion on this telemetry yet; rules not met: outside 0.2'
     """
     broken = rules.index[~rules["met"]]
     if not len(broken):
         return f"trust the champion on this telemetry: all {len(rules)} rules are met"
     found = [f"{rule} {rules['found'][rule]}".strip() for rule in broken]
-    return f"do not trust the champion on this telemetry yet: not met: {'; '.join(found)}"
+    return f"do not trust the champion on this telemetry yet; rules not met: {'; '.join(found)}"

@@ -143,7 +143,10 @@ def split_fleet(
     """
     check_split(test_size, n_folds, split)
     check_labels(rows)
-    kind = split if split != "auto" else _widest(rows)
+    kind = split
+    if kind == "auto":
+        with_event = site_codes(rows)[rows[col.LABEL].to_numpy() == 1]
+        kind = "site" if len(np.unique(with_event)) >= ENOUGH_SITES else "rack"
     if kind == "row":
         fold = _deal_rows(rows, test_size, n_folds, seed)
     else:
@@ -159,12 +162,6 @@ def split_fleet(
             "use fewer folds, a larger test_size, or telemetry with more events.",
         )
     return Split(fold, kind, seed, parts)
-
-
-def _widest(rows: pd.DataFrame) -> str:
-    """Return "site" where enough sites have an event, else "rack"."""
-    with_event = site_codes(rows)[rows[col.LABEL].to_numpy() == 1]
-    return "site" if len(np.unique(with_event)) >= ENOUGH_SITES else "rack"
 
 
 def check_split(test_size: float, n_folds: int, split: str) -> None:
@@ -189,17 +186,17 @@ def check_labels(telemetry: pd.DataFrame) -> None:
     --------
     >>> check_labels(pd.DataFrame({"Hazard_Label": [0, 0]}))
     Traceback (most recent call last):
-    hvs_lib.telemetry.files.DataError: The telemetry cannot be split: It must hold events, ...
+    hvs_lib.telemetry.files.DataError: The telemetry cannot be split: It must hold events, but ...
     """
     if col.LABEL not in telemetry:
         cure = "add the labels; telemetry without them can only be scored."
-        raise _error(f"{col.LABEL} must be a column, it is absent", cure)
+        raise _error(f"{col.LABEL} must be a column, but is absent", cure)
     if not telemetry[col.LABEL].any():
         cure = "take telemetry with events, or score it with a trained model."
-        raise _error(f"It must hold events, {col.LABEL} is 0 in every row", cure)
+        raise _error(f"It must hold events, but {col.LABEL} is 0 in every row", cure)
     if telemetry[col.LABEL].all():
         cure = "add the telemetry of quiet times, with the label 0."
-        raise _error(f"It must hold rows without a hazard, {col.LABEL} is 1 in every row", cure)
+        raise _error(f"It must hold normal rows, but {col.LABEL} is 1 in every row", cure)
     n_rows, n_events = int(telemetry[col.LABEL].sum()), int(event_codes(telemetry).max()) + 1
     if n_rows == n_events > 1:
         cure = "label all rows from 20 min to 30 s before the point of no return."
@@ -301,8 +298,8 @@ def _check_groups(has_event, kind, n_events, test_size, n_folds) -> None:
         raise _error(
             f"{n_folds} folds and a test set need at least {needed} {kind}s with an event, got"
             f" {n_events} event{'s' if n_events > 1 else ''} in {n_groups}"
-            f" {kind}{'s' if n_groups > 1 else ''}: one event cannot both teach a model and test"
-            " it",
+            f" {kind}{'s' if n_groups > 1 else ''}: one event cannot be used both to train and to"
+            " test",
             f"bring telemetry of more {kind}s with events, {fewer_folds}or use"
             ' split="row", whose random rows put near copies of the test rows in the training set:'
             " fine for exploration, not for reporting.",
@@ -310,7 +307,7 @@ def _check_groups(has_event, kind, n_events, test_size, n_folds) -> None:
     n_test = round(test_size * n_groups)
     if n_test < 1 or n_groups - n_test < n_folds:
         raise _error(
-            f"The test set needs a {kind} with an event and {n_folds} folds as many each, got"
+            f"The test set and each of {n_folds} folds need a {kind} with an event, got"
             f" {n_test} of {n_groups} such {kind}s for the test set with test_size={test_size}",
             f"choose test_size between {1 / n_groups:.3g} and {(n_groups - n_folds) / n_groups:.3g}"
             ".",

@@ -19,8 +19,6 @@ HEADLINES = (
     ("fault/site-day", "fault_alarms_per_site_day", 2),
     ("median lead [min]", "lead_time_median_min", 1),
 )
-
-
 BUDGETS = (0.1, 0.3, 1.0, 3.0, 10.0)  # nuisance alarms per site-day
 
 

@@ -81,7 +81,7 @@ def unlike_modules(telemetry: pd.DataFrame, starts: np.ndarray) -> list[Finding]
     air, volts = telemetry[col.AMBIENT].to_numpy(), telemetry[col.VOLTAGE].to_numpy()
     hot = (
         f"above {_NEVER_COOL_C:g} degC, or {_OVER_AIR_K:g} K above the rack's air, throughout;"
-        " correct the export, or subtract 40 (buses send degC + 40; others degF)"
+        " check the unit: some buses send degC + 40, others degF"
     )
     cell = f"{low:g} to {high:g} V, as of a cell; give the module's, the sum of cells in series"
     pack = f"above {_PACK_V:g} V, as of a pack or string; divide it by the modules in series"
@@ -131,8 +131,8 @@ def far_and_repeated(telemetry: pd.DataFrame, racks: np.ndarray) -> list[Finding
             far &= gap > np.fmax(np.abs(high), np.abs(low)) / 2  # 30 among 24 and 25 is not far
             for rack in np.flatnonzero(often & far):
                 what = (
-                    f"{end[rack]:.7g} again and again, far from all other readings; if it stands"
-                    " for a missing one, leave those empty"
+                    f"{end[rack]:.7g} again and again, far from all other readings; if it marks a"
+                    " missing reading, leave those cells empty"
                 )
                 found.append(Finding(name, what, int(there[racks == rack].sum())))
     return found

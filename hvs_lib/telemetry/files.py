@@ -157,7 +157,7 @@ class TelemetryFile:
                     self.problems.append(
                         f"Every row must have the {len(self.names)} columns of the header,"
                         f" {count_rows(len(self._skipped))} not, the first at line"
-                        f" {lines[self._skipped[0] - 1]}; the file is cut off or a cell holds an"
+                        f" {lines[self._skipped[0] - 1]}; the file is cut off or a cell contains an"
                         " unquoted comma: export it again."
                     )
         table = arrow.concat_tables(batches) if batches else arrow.table({})
@@ -231,7 +231,7 @@ def _check_path(path: Path) -> None:
         problem = f"The path must lead to a file, got: {reason}; check it."
     else:
         if stat.S_ISDIR(found.st_mode):
-            problem = "A folder must hold files alone, got a folder; name it, or move its files up."
+            problem = "A folder must hold only files, got a folder; name it, or move its files up."
         elif not stat.S_ISREG(found.st_mode):
             problem = "The path must name a regular file, got a pipe or device; save it."
         elif not path.name.lower().endswith(_READABLE):

@@ -104,8 +104,8 @@ class TelemetryFolder:
                 problem = f"be all CSV or all Parquet, got {pair}; keep one kind in it."
             elif odd := ", ".join(sorted(set(first.names) ^ set(file.names))[:5]):
                 problem = (
-                    f"have the same columns, got {odd} in only one of {pair}; drop what some lack,"
-                    " or add it there as an empty column."
+                    f"have the same columns, got {odd} in only one of {pair}; drop these"
+                    " columns, or add them to the other as empty ones."
                 )
             else:
                 continue

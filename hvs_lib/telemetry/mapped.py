@@ -206,7 +206,7 @@ class MappedFile:
                 table[name] = values.iloc[:, 0]
         if len(rows) and not times.notna().any() and not self._bad:
             theirs = " ".join(self.map.clock.columns)
-            self._bad = [f"{col.TIMESTAMP} must be in {theirs!r}, got nothing; name another."]
+            self._bad = [f"{col.TIMESTAMP} must be in {theirs!r}, got no time; name another."]
         self._refuse_bad()
         self._read = {}
         if wide:  # to one row per module: its values and what all modules share
@@ -339,7 +339,7 @@ class MappedFile:
         keys = [name for name in col.KEYS if name in table]
         again = int(table.duplicated(keys).sum())
         if self.map.repeated and again:
-            self._tell(f"again for the same module, the {self.map.repeated} is taken", again)
+            self._tell(f"repeated for the same module, the {self.map.repeated} is taken", again)
             names = [name for name in table if name in col.SENSORS]
             of_time = table.groupby(keys, observed=True)[names]
             table = table.assign(**of_time.transform(self.map.repeated)).drop_duplicates(keys)

@@ -54,12 +54,12 @@ BURNING_C = 150.0
 _ROWS_OF_FIRE = 6  # in a row: a loose wire reads this hot for one or two
 _REPLACED_AFTER = np.timedelta64(1, "D")  # without telemetry, by a sound module
 _FIRE = (
-    f"from {BURNING_C:g} degC on a module burns, and its rows are left out; if none burnt, leave"
-    " such readings empty"
+    f"from {BURNING_C:g} degC on a module counts as burning, and its rows are left out; if none"
+    " burnt, leave such readings empty"
 )
 _AFTER_LABEL = (
-    "rows after the last label of a module, which burns by then, are left out; label only what ends"
-    " in fire"
+    "rows after the last label of a module, which then burns, are left out; label only events that"
+    " end in fire"
 )
 
 _SHOWN = 3  # names per finding
@@ -225,7 +225,7 @@ def complete_pnr(
     if not len(lost):
         return problems, []
     names = dict.fromkeys(event_names(some, lost))
-    what = "of events without a row of label 1, which count as none; label the rows before it"
+    what = "of events without a row of label 1, which are ignored; label the rows before the PNR"
     return problems, [Finding(col.PNR, what, len(lost), tuple(names))]
 
 
@@ -271,7 +271,7 @@ def leave_out_fires(
             names = telemetry[col.MODULE].array[rows][first_rows]
             found.append(Finding(name, what, int(rows.sum()), tuple(map(str, names))))
     if (lost := left_out & labelled).any():
-        what = "1 while the module already burns; let it end 30 s before the point of no return"
+        what = "1 while the module already burns; end the label 30 s before the point of no return"
         found.append(Finding(col.LABEL, what, int(lost.sum())))
     return telemetry[~left_out].reset_index(drop=True) if found else telemetry, found
 

@@ -42,7 +42,7 @@ class Racks:
                     file.write_table(rows.combine_chunks(), _ROWS_ON_DISK)
             except OSError as error:
                 problem = (
-                    "The rows of racks that are not complete yet must find room there, got:"
+                    "It must have room for the rows of racks that are not complete yet, got:"
                     f" {error}; free some, or set TMPDIR to a folder on a larger disk."
                 )
                 raise refusal(self._folder, problem) from error

@@ -126,7 +126,7 @@ def _checked(types: list[str], what: str) -> list[str]:
     if strange:
         raise ModelError(
             f"{what} is refused: it holds types that the workbook does not use, "
-            f"{', '.join(strange)}. Where you know them, add them to TRUSTED_TYPES of "
+            f"{', '.join(strange)}. If you trust them, add them to TRUSTED_TYPES in "
             "hvs_lib/tracking/model_files.py."
         )
     return types

@@ -496,7 +496,7 @@ def stops_registration(run_id: str) -> list[str]:
     if found > GIVEAWAY:
         reasons.append(f"leak suspected (single column of 00_data: {found:.3f})")
     if events < FEWEST_EVENTS:
-        reasons.append(f"the test part holds {events} event: one result is no evidence")
+        reasons.append(f"the test part holds {events} event: that is too few to judge a model")
     return reasons
 
 

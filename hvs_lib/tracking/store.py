@@ -145,8 +145,8 @@ def _make_ready(uri: str, create: bool) -> None:
         return
     if not create and not path.exists():
         raise StoreError(
-            f"there is no tracking store {path}: `hvs run` makes it, and trains and registers a "
-            "champion; or set MLFLOW_TRACKING_URI (MLFLOW_REGISTRY_URI, if you use it) to another."
+            f"there is no tracking store {path}: `hvs run` makes it and registers a champion; or "
+            "set MLFLOW_TRACKING_URI (MLFLOW_REGISTRY_URI, if you use it) to another store."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     # Several processes that create the tables of a new file at the same time break it, and so does

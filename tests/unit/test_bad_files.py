@@ -315,7 +315,7 @@ CASES = {
     "events in one rack": (
         table(lambda f: f.assign(Hazard_Label=f.Hazard_Label * (f.Rack_ID == "RackA1"))),
         "at least 4 racks with an event"),
-    "hazard in every row": (table(lambda f: f.assign(Hazard_Label=1)), "rows without a hazard"),
+    "hazard in every row": (table(lambda f: f.assign(Hazard_Label=1)), "It must hold normal rows"),
 }  # fmt: skip
 
 

@@ -193,8 +193,8 @@ def test_rows_of_a_module_that_burns_are_left_out(make_telemetry, load, label):
     assert len(found) == 240 - 17 and found[col.TEMP_MAX].max() == 140
     assert (found.groupby(col.MODULE, observed=True).size() == [43, 60, 60, 60]).all()
     assert told[0] == (
-        f"{col.TEMP_MAX} in 17 rows (7.08%): from 150 degC on a module burns, and its rows are left"
-        " out; if none burnt, leave such readings empty (1: RackA1_Module01)"
+        f"{col.TEMP_MAX} in 17 rows (7.08%): from 150 degC on a module counts as burning, and its"
+        " rows are left out; if none burnt, leave such readings empty (1: RackA1_Module01)"
     )
 
 
@@ -209,8 +209,8 @@ def test_rows_after_the_last_label_are_left_out(make_telemetry, load):
         *range(48, 55),
     ]
     assert told[0] == (
-        "Hazard_Label in 5 rows (0.69%): rows after the last label of a module, which burns by"
-        " then, are left out; label only what ends in fire (1: RackA1_Module01)"
+        "Hazard_Label in 5 rows (0.69%): rows after the last label of a module, which then"
+        " burns, are left out; label only events that end in fire (1: RackA1_Module01)"
     )
 
 
@@ -269,5 +269,5 @@ def test_simulated_fires_are_left_out(load, monkeypatch):
     assert found[col.TEMP_MAX].max() < 150 < whole[col.TEMP_MAX].max()
     assert found[col.LABEL].sum() == whole[col.LABEL].sum()
     found, told = load(whole.drop(columns=[col.LABEL, col.EVENT_ID, col.EVENT_TYPE]))
-    assert len(told) == 1 and "from 150 degC on a module burns" in told[0]
+    assert len(told) == 1 and "from 150 degC on a module counts as burning" in told[0]
     assert (found[col.TEMP_MAX] >= 150).mean() < 1e-4

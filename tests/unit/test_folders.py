@@ -211,7 +211,7 @@ def cut(folder):
     ("spoil", "where", "found"),
     [
         (leave_nothing, "", "must hold telemetry files, got none"),
-        (add_a_folder, "/2025", "must hold files alone, got a folder; name it, or move"),
+        (add_a_folder, "/2025", "must hold only files, got a folder; name it, or move"),
         (mix, "", "must be all CSV or all Parquet, got day1.csv and day4.parquet"),
         (drop, "", f"same columns, got {col.SOC} in only one of day1.csv and day2.csv"),
         (to_parquet, "/day2.parquet", f"{col.VOLTAGE} has incompatible types"),

@@ -316,7 +316,7 @@ def test_one_of_repeated_times_is_kept(read, repeated, value):
     telemetry = read(frame, repeated=repeated)
     assert telemetry[col.VOLTAGE].tolist() == [value, *range(52, 60)]
     (warning,) = summarize(telemetry)["warnings"]
-    assert warning.startswith("Timestamp in 1 rows (10.00%): again")
+    assert warning.startswith("Timestamp in 1 rows (10.00%): repeated for the same module")
 
 
 def test_repeated_times_are_refused_with_the_cure(refused):
@@ -339,7 +339,7 @@ def test_rows_without_a_time_are_left_out_and_told(read):
 def test_a_file_without_rows_or_without_times_is_refused(refused):
     assert "got only a header" in refused(table()[:0], "t.parquet")[0]
     (problem,) = refused(table().assign(when=None))
-    assert problem == "Timestamp must be in 'when', got nothing; name another."
+    assert problem == "Timestamp must be in 'when', got no time; name another."
 
 
 # --- refusals ------------------------------------------------------------------------------------

@@ -349,7 +349,7 @@ def test_a_share_of_the_sites_or_racks_is_fitted_on_and_all_are_judged(make_flee
     assert len(found["0.3"].cv_scores) == len(whole.split.train)
     assert found["1.0"].metrics == whole.assess(pipeline).metrics
     assert found["0.3"].metrics != found["1.0"].metrics
-    with pytest.raises(ValueError, match=r"share must be above 0 and 1 at most, got 0"):
+    with pytest.raises(ValueError, match=r"share must be above 0 and at most 1, got 0"):
         whole.fit(pipeline, share=0)
 
 

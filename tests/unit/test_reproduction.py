@@ -149,7 +149,7 @@ def test_telemetry_that_changed_or_went_is_refused(notebook, tmp_path):
     with pytest.raises(RunError, match="has changed: its SHA-256 was"):
         reproduce(run_id, say=print)
     path.unlink()
-    with pytest.raises(RunError, match="is gone: put back the file of SHA-256"):
+    with pytest.raises(RunError, match=r"is gone: restore the file \(SHA-256"):
         reproduce(run_id, say=print)
 
 
@@ -162,7 +162,7 @@ def test_a_map_that_changed_or_went_is_refused(notebook, tmp_path):
     with pytest.raises(RunError, match=r"or its map .*map.yaml has changed: its SHA-256 was"):
         reproduce(run_id, say=print)
     columns.unlink()
-    with pytest.raises(RunError, match=r"map.yaml is gone: put back the file with its map"):
+    with pytest.raises(RunError, match=r"map.yaml is gone: restore the file and its map"):
         reproduce(run_id, say=print)
 
 

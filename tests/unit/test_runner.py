@@ -120,7 +120,7 @@ def test_each_notebook_gets_the_parameters_that_it_has():
                     "scoring must be one of f1_class1, pr_auc, event_recall_5min, got 'f2'",
                 ),
                 ("smote_k_neighbors", 0, "smote_k_neighbors must be at least 1, got 0"),
-                ("sampling_strategy", 1.5, "sampling_strategy must be above 0 and 1 at most"),
+                ("sampling_strategy", 1.5, "sampling_strategy must be above 0 and at most 1"),
                 ("slow_samplers", "maybe", "'slow_samplers' must be bool"),
                 ("policy", "best", "policy must be one of"),
                 ("min_precision", 2.0, "min_precision must be between 0 and 1, got 2.0"),

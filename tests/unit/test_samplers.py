@@ -77,7 +77,7 @@ def test_estimate_grows_with_the_square_of_the_share(monkeypatch):
             {"thinning": 1},
             r"must be above 1\.500, .*got 0\.5: run `hvs run 00_data",
         ),
-        (FOLDS, {"sampling_strategy": 1.5}, r"1 at most, got 1\.5"),
+        (FOLDS, {"sampling_strategy": 1.5}, r"at most 1, got 1\.5"),
     ],
 )
 def test_samplers_that_cannot_work_are_refused(folds, options, message):

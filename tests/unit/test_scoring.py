@@ -461,7 +461,7 @@ def test_telemetry_at_another_rate_and_doubtful_readings_are_told(uri, make_tele
     told = [line for line in result.output.splitlines() if line.startswith("Warning: ")]
     assert len(told) == 3
     assert "a row every 60 s leaves one reading in windows of 1 min" in told[0]
-    assert "trained on a row every 10 s, here is one every 60 s" in told[1]
+    assert "trained on a row every 10 s, and this file has one every 60 s" in told[1]
     assert f"{col.TEMP_MAX} in 60 rows (25.00%): 327.67" in told[2]
     kept = CliRunner().invoke(main, [*command, "--keep-fill-values"]).output
     assert "327.67" not in kept

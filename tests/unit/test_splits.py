@@ -239,13 +239,13 @@ def test_a_part_without_an_event_is_refused(make_telemetry, test_size, n_test):
 
 @pytest.mark.parametrize("split", ["auto", "site", "rack", "row"])
 def test_no_event_at_all_is_refused(make_telemetry, split):
-    with pytest.raises(DataError, match="must hold events, Hazard_Label is 0 in every row"):
+    with pytest.raises(DataError, match="must hold events, but Hazard_Label is 0 in every row"):
         split_fleet(make_telemetry(event_racks=()), split=split)
 
 
 @pytest.mark.parametrize("split", ["auto", "site", "rack", "row"])
 def test_no_label_is_refused(make_telemetry, split):
-    with pytest.raises(DataError, match="Hazard_Label must be a column, it is absent"):
+    with pytest.raises(DataError, match="Hazard_Label must be a column, but is absent"):
         split_fleet(make_telemetry(label=False), split=split)
 
 
@@ -257,7 +257,7 @@ def test_row_split_of_too_few_labelled_rows_is_refused(make_telemetry):
 
 def test_row_split_of_labelled_rows_alone_is_refused(make_telemetry):
     telemetry = make_telemetry().assign(**{col.LABEL: np.int8(1)})
-    with pytest.raises(DataError, match="It must hold rows without a hazard"):
+    with pytest.raises(DataError, match="It must hold normal rows, but Hazard"):
         split_fleet(telemetry, split="row")
 
 

@@ -181,7 +181,7 @@ def test_a_relative_registry_is_that_of_the_project(project, monkeypatch, tmp_pa
 
 def test_files_beside_a_sqlite_store_are_not_looked_for_elsewhere(run):
     artifacts = MlflowClient().get_run(run).info.artifact_uri
-    with pytest.raises(MlflowException, match=r"which http://127.+ does not show"):
+    with pytest.raises(MlflowException, match=r"that http://127.+ does not name"):
         artifact_repository(artifacts, "http://127.0.0.1:9")
 
 
@@ -585,7 +585,7 @@ def test_a_test_part_of_one_event_stops_the_registration(run, protocol):
     run_id, _ = log(protocol)
     assert protocol.split.parts["test"]["events"] == 1
     assert stops_registration(run_id) == [
-        "the test part holds 1 event: one result is no evidence",
+        "the test part holds 1 event: that is too few to judge a model",
     ]
 
 
