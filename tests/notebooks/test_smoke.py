@@ -3,7 +3,6 @@
 import ast
 import json
 import re
-import shutil
 import subprocess
 
 import mlflow
@@ -230,8 +229,9 @@ def test_telemetry_is_scored_with_the_champion(fleet, workplace):
 
 
 def test_a_run_is_reproduced_to_the_last_digit(smoke, workplace):
-    tuned = tuned_by("f1_class1")
-    result = workplace("hvs", "reproduce", tuned.info.run_id)
+    """All models of its notebook are fitted again, samplers and all, in a project of its own."""
+    resampled = children_of("SMOTE", "model")[0]
+    result = workplace("hvs", "reproduce", resampled.info.run_id)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[-1].startswith("reproduced: all")
     assert "cv_pr_auc" in result.stdout
@@ -263,30 +263,20 @@ def test_last_lines_are_the_leaderboard_the_champion_and_the_shares(smoke):
     assert "make ui" in said
 
 
-def title_of(run):
-    return run.data.tags["model_name"], run.data.tags["imbalance_technique"]
-
-
 def test_plain_papermill_writes_to_the_same_store_with_equal_metrics(
     smoke, workplace, tmp_path_factory
 ):
-    """From another working directory, and fitted again, the parameters give the same numbers."""
+    """From another working directory."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    shutil.rmtree(workplace.root / "data" / "cache")
-    before = {run.info.run_id for run in runs_in("SMOTE", "model")}
-    first = {title_of(run): run for run in children_of("SMOTE", "model")}
+    first = parent_of("Data")
     params = runner.NOTEBOOKS / "params" / "smoke.yaml"
-    notebook = runner.notebooks()["03_smote"]
+    notebook = runner.notebooks()["00_data"]
     result = workplace("papermill", notebook, "out.ipynb", "-f", params, cwd=elsewhere)
     assert result.returncode == 0, result.stderr
     assert {path.name for path in elsewhere.iterdir()} == {"out.ipynb"}
-    again = [run for run in runs_in("SMOTE", "model") if run.info.run_id not in before]
-    assert len(again) == len(first) == 11
-    for run in again:
-        twin = first[title_of(run)].data.metrics
-        assert {k: v for k, v in run.data.metrics.items() if k != "seconds"} == {
-            k: v for k, v in twin.items() if k != "seconds"
-        }
+    again = runs_in("Data", "parent")[0]  # the newest
+    assert again.info.run_id != first.info.run_id
+    assert again.data.metrics == first.data.metrics
 
 
 @pytest.fixture(scope="module")
