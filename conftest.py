@@ -20,16 +20,20 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def names(request, monkeypatch, tmp_path_factory, doctest_namespace):
+def names(request, tmp_path_factory, doctest_namespace):
     """Give examples their names, and a project of their own."""
     examples = examples_of(request.node)
-    if not examples:
-        return
-    monkeypatch.setenv("HVS_PROJECT_ROOT", str(tmp_path_factory.getbasetemp() / "examples"))
-    doctest_namespace.update(request.getfixturevalue("rack"))
-    if FROM_FLEET.search(examples):
-        doctest_namespace.update(request.getfixturevalue("logged"))
-        request.getfixturevalue("logged")["runs"].prepare()  # other tests have other stores
+    # No `monkeypatch`: for every other test it would then be undone last, after its fixtures.
+    with pytest.MonkeyPatch.context() as patch:
+        if examples:
+            patch.setenv("HVS_PROJECT_ROOT", str(tmp_path_factory.getbasetemp() / "examples"))
+            for uri in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):  # the user's own store
+                patch.delenv(uri, raising=False)
+            doctest_namespace.update(request.getfixturevalue("rack"))
+        if FROM_FLEET.search(examples):
+            doctest_namespace.update(request.getfixturevalue("logged"))
+            doctest_namespace["runs"].prepare()  # other tests have other stores
+        yield
 
 
 @pytest.fixture(scope="session")

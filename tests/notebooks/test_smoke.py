@@ -75,7 +75,7 @@ def test_each_notebook_is_one_finished_parent_run(smoke, number, experiment):
     ("experiment", "models", "references", "candidates"),
     [
         ("Baseline", 7, 4, 0),
-        ("Tuning", 2, 0, 3),
+        ("Tuning", 3, 0, 3),
         ("SMOTE", 11, 0, 0),
         ("Comparison", 0, 0, 0),
         ("Field_Trial", 0, 0, 0),
