@@ -18,7 +18,9 @@ from hvs_lib import cache
 from hvs_lib.project import HvsError, environment, set_environment
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from concurrent.futures import Future
+
+    from distributed import Client
 
 SCHEDULER = "DASK_SCHEDULER_ADDRESS"  # environment variable, also read by Dask
 _PATIENCE_S = 10
@@ -69,13 +71,18 @@ def _on_workers(client: Client, function: Callable, calls: Iterable[tuple]) -> I
     function with the worker that holds it; here it is the result of a task, which is recomputed.
     """
     ours, running = _versions(), deque()
+    submit = client.get_executor(pure=False).submit  # its futures are done once the result is here
     function = client.submit(lambda held: held, function, pure=False)
-    for each in calls:
-        running.append(client.submit(_call, ours, function, each, pure=False))
-        if len(running) >= _AHEAD * sum(client.nthreads().values()):
+    try:
+        for each in calls:
+            running.append(submit(_call, ours, function, each))
+            if len(running) >= _AHEAD * sum(client.nthreads().values()):
+                yield _result(client, running.popleft())
+        while running:
             yield _result(client, running.popleft())
-    while running:
-        yield _result(client, running.popleft())
+    finally:
+        for left in running:
+            left.cancel()
 
 
 def _call(ours: tuple, function: Callable, arguments: tuple) -> object:
@@ -86,15 +93,9 @@ def _call(ours: tuple, function: Callable, arguments: tuple) -> object:
 
 
 def _result(client: Client, future: Future) -> object:
+    _wait(client, future)
     try:
-        while True:
-            _wait(client, future)
-            try:
-                return future.result(timeout=_WITHOUT_WORKER_S)
-            except TimeoutError:
-                if future.status == "error":
-                    raise
-                # else its worker was lost before the result arrived: it is computed again
+        return future.result()
     except _dask().KilledWorker as error:
         raise HvsError(
             f"{error.allowed_failures + 1} Dask workers were killed at the same task, the last at "

@@ -217,7 +217,7 @@ def test_a_scheduler_without_a_worker_is_told(monkeypatch):
         pass
 
 
-@pytest.mark.parametrize("when", ["while a call runs", "before a result arrives"])
+@pytest.mark.parametrize("when", ["while a call runs", "before its result is asked for"])
 def test_a_run_that_loses_all_workers_ends_with_one_message(monkeypatch, when):
     monkeypatch.setattr(parallel, "_WITHOUT_WORKER_S", 2)
     wait = parallel._wait
