@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-FROM_FLEET = re.compile(r"\b(fleet|protocol|assessment|run_id|runs|champion)\b")
+FROM_FLEET = re.compile(r"\b(fleet|protocol|assessment|run_id|runs|champion|prepare)\b")
 
 
 def examples_of(item):
@@ -27,12 +27,14 @@ def names(request, tmp_path_factory, doctest_namespace):
     with pytest.MonkeyPatch.context() as patch:
         if examples:
             patch.setenv("HVS_PROJECT_ROOT", str(tmp_path_factory.getbasetemp() / "examples"))
-            for uri in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):  # the user's own store
-                patch.delenv(uri, raising=False)
+            for name in ("TRACKING_URI", "REGISTRY_URI", "EXPERIMENT_ID"):  # MLflow sets them, too
+                patch.setenv(f"MLFLOW_{name}", "")
+                patch.delenv(f"MLFLOW_{name}")
             doctest_namespace.update(request.getfixturevalue("rack"))
         if FROM_FLEET.search(examples):
             doctest_namespace.update(request.getfixturevalue("logged"))
             doctest_namespace["runs"].prepare()  # other tests have other stores
+            doctest_namespace["mlflow"].set_experiment("HVS_Fire_Prediction_Baseline")
         yield
 
 

@@ -119,9 +119,14 @@ def event_table(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
 
     Examples
     --------
-    >>> event_table(scores, alarm)[["Event_ID", "caught", "lead_time_min"]]
-          Event_ID  caught  lead_time_min
-    0  Site01-E007    True            5.0
+    >>> scores = pd.DataFrame({"Site_ID": "S1", "Rack_ID": "R1", "Module_ID": ["M1"] * 6})
+    >>> scores["Timestamp"] = pd.date_range("2025-01-01", periods=6, freq="1min")
+    >>> scores["Hazard_Label"] = [0, 0, 1, 1, 1, 0]
+    >>> scores["y_score"] = [0.1, 0.6, 0.2, 0.9, 0.8, 0.1]
+    >>> events = event_table(scores, Alarm(AlarmRule(k=1, n=1), threshold=0.5))
+    >>> events[["Event_ID", "caught", "lead_time_min"]]
+      Event_ID  caught  lead_time_min
+    0  event 0    True            3.5
     """
     outcomes = outcomes_of(scores)
     first = [rows[0] for rows in outcomes.event_rows]
@@ -190,11 +195,15 @@ def alarm_curve(
 
     Examples
     --------
-    >>> alarm_curve(scores, AlarmRule())[["threshold", "event_recall"]].head(3)
+    >>> scores = pd.DataFrame({"Site_ID": "S1", "Rack_ID": "R1", "Module_ID": ["M1"] * 6})
+    >>> scores["Timestamp"] = pd.date_range("2025-01-01", periods=6, freq="1min")
+    >>> scores["Hazard_Label"] = [0, 0, 1, 1, 1, 0]
+    >>> scores["y_score"] = [0.1, 0.6, 0.2, 0.9, 0.8, 0.1]
+    >>> alarm_curve(scores, AlarmRule(k=1, n=1))[["threshold", "event_recall"]].head(3)
        threshold  event_recall
-    0  16.637939           0.0
-    1  16.547373           1.0
-    2  16.389530           1.0
+    0        0.9           0.0
+    1        0.9           1.0
+    2        0.8           1.0
     """
     track = AlarmTrack(outcomes_of(scores), rule, modules_per_site)
     thresholds = track.candidates()

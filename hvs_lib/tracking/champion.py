@@ -57,7 +57,8 @@ def rank_models(
 
     Examples
     --------
-    >>> rank_models(runs.comparable_runs())["name"].tolist()
+    >>> compared = runs.comparable_runs()
+    >>> rank_models(compared)["name"].tolist()
     ['XGBoost, none']
     """
     check_policy(policy, min_precision)

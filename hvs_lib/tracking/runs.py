@@ -156,7 +156,7 @@ def log_assessment(
 
     Examples
     --------
-    >>> with mlflow.start_run(tags=tags_of("01_baseline")):
+    >>> with mlflow.start_run(tags=tags_of("01_baseline", data_sha256=fleet.sha256)):
     ...     run_id = log_assessment(assessment, protocol, model_name="XGBoost")
     >>> mlflow.get_run(run_id).data.params["alarm_k"]
     '2'
@@ -202,7 +202,7 @@ def log_candidate(
     Examples
     --------
     >>> metrics = {"cv_pr_auc": 0.7}
-    >>> with mlflow.start_run(tags=tags_of("02_tuning")):
+    >>> with mlflow.start_run(tags=tags_of("02_tuning", data_sha256=fleet.sha256)):
     ...     run_id = log_candidate("no. 1", assessment.model, metrics, model_name="XGBoost")
     >>> mlflow.get_run(run_id).data.metrics
     {'cv_pr_auc': 0.7}

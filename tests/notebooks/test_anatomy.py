@@ -5,10 +5,16 @@ import inspect
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
+
+from hvs_lib.report import plots
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -144,6 +150,19 @@ def test_functions_that_it_calls_have_an_example(notebook):
     functions = list(filter(inspect.isfunction, called))
     assert functions
     assert [each.__name__ for each in functions if ">>>" not in each.__doc__] == []
+
+
+def test_intervals_may_lie_beside_the_estimate():
+    """As the bootstrap's of average precision do over few racks."""
+    cells = code_cells(nbformat.read(ROOT / "notebooks" / "04_comparison.ipynb", 4))
+    (drawn,) = (cell.source for cell in cells if "hlines" in cell.source)
+    metrics = ["pr_auc", "event_recall", "event_recall_5min", "event_recall_10min"]
+    metrics = [prefix + metric for prefix in ("", "cv_") for metric in metrics]
+    ends = {"": 0.5, "_low": 0.6, "_high": 0.7}
+    found = {metric + end: value for metric in metrics for end, value in ends.items()}
+    space = {"fair": pd.DataFrame([found], ["XGBoost"]), "np": np, "plt": plt, "plots": plots}
+    exec(drawn, space | {"mlflow": SimpleNamespace(log_figure=lambda *_: None)})
+    plt.close("all")
 
 
 def test_prose_is_finished(notebook):

@@ -63,9 +63,9 @@ def test_each_notebook_gets_the_parameters_that_it_has():
     planned = plan([], profile="smoke", parameters={"n_iter": "7", "seed": 3})
     assert planned["02_tuning"]["n_iter"] == 7
     assert "n_iter" not in planned["01_baseline"]
-    assert planned["01_baseline"]["sites"] == 1
+    assert planned["01_baseline"]["sites"] == 2
     trial = planned.pop("05_field_trial")
-    assert trial == {"trial_sites": 1}, "its telemetry is not that of the training"
+    assert trial == {"trial_sites": 2}, "its telemetry is not that of the training"
     assert {parameters["seed"] for parameters in planned.values()} == {3}
 
 
