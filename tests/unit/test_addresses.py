@@ -171,7 +171,9 @@ def test_problems_name_the_address(address, bucket, tmp_path):
     bucket.pipe("fleet/days/day2.csv", b"")
     assert problem_of(address).startswith("s3://fleet/days/day2.csv cannot be used: The file must")
     bucket.pipe("fleet/days/2025/day1.csv", b"")
-    assert "s3://fleet/days/2025 cannot be used: A folder must hold files" in problem_of(address)
+    assert "s3://fleet/days/2025 cannot be used: A folder must hold only files" in problem_of(
+        address
+    )
 
 
 @pytest.mark.parametrize(
