@@ -32,9 +32,13 @@ def names(request, tmp_path_factory, doctest_namespace):
                 patch.delenv(f"MLFLOW_{name}")
             doctest_namespace.update(request.getfixturevalue("rack"))
         if FROM_FLEET.search(examples):
-            doctest_namespace.update(request.getfixturevalue("logged"))
-            doctest_namespace["runs"].prepare()  # other tests have other stores
-            doctest_namespace["mlflow"].set_experiment("HVS_Fire_Prediction_Baseline")
+            import mlflow
+
+            from hvs_lib.tracking import runs
+
+            runs.prepare()  # other tests have other stores
+            mlflow.set_experiment("HVS_Fire_Prediction_Baseline")
+            doctest_namespace.update(request.getfixturevalue("logged"), runs=runs, mlflow=mlflow)
         yield
 
 
@@ -73,7 +77,7 @@ def rack(pytestconfig):
 
 @pytest.fixture(scope="session")
 def logged():
-    """Assess a model on a simulated site, log it, and make it the champion."""
+    """Assess a model on a simulated site, log it to the store in use, make it the champion."""
     import mlflow
     from xgboost import XGBClassifier
 
@@ -89,11 +93,9 @@ def logged():
     protocol = Protocol(fleet, split_fleet(fleet.rows, n_folds=2))
     small = XGBClassifier(n_estimators=20, max_depth=3, n_jobs=1, random_state=42)
     assessment = protocol.assess(make_pipeline(small))
-    runs.prepare()
-    mlflow.set_experiment("HVS_Fire_Prediction_Baseline")
     tags = runs.tags_of("01_baseline", data_sha256=fleet.sha256)
     with mlflow.start_run(run_name="01_baseline", tags=tags):
         run_id = runs.log_assessment(assessment, protocol, model_name="XGBoost")
     promote(register_version(run_id), {}, "# The card")
     found = {"fleet": fleet, "protocol": protocol, "assessment": assessment, "run_id": run_id}
-    return found | {"champion": load_champion(), "runs": runs, "mlflow": mlflow}
+    return found | {"champion": load_champion()}

@@ -310,7 +310,8 @@ class Protocol:
         given = None if fits.threshold is None else Alarm(AlarmRule(), fits.threshold)
         alarm = given or self.choose_alarm(cv)
 
-        metrics, frames = self._judge(cv, test, alarm), (cv.rows.frame, test.rows.frame)
+        metrics = self._judge(cv, test, alarm)
+        frames = cv.rows.frame, test.rows.frame
         found = Assessment(fits, calibrator, brier, alarm, metrics, *frames, raw_cv)
         if brier:  # recomputed on the calibrated scores, it would be in-sample
             metrics["cv_brier"] = brier[found.calibration]
