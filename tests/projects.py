@@ -1,14 +1,17 @@
 """How the tests start commands in a project folder of their own, and read its store."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mlflow import MlflowClient
-from mlflow.entities import Run
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 BIN = Path(sys.executable).parent
 TORTURE = int(os.environ.get("HVS_TORTURE", "0"))  # tries that `make torture` asks for
@@ -48,6 +51,8 @@ def store_of(root: Path) -> str:
 
 def runs_of(uri: str) -> list[Run]:
     """Return all runs of a store."""
+    from mlflow import MlflowClient  # takes seconds to load; few tests need it
+
     client = MlflowClient(uri)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     return list(client.search_runs(experiments, max_results=5000))

@@ -146,7 +146,8 @@ def texts_of_output(browser, kind):
     return browser.execute_script(f"return {outputs}.map(output => output.innerText)")
 
 
-@pytest.mark.parametrize("name", runner.notebooks())
+# The comparison comes last, since the test of its slider goes on from there.
+@pytest.mark.parametrize("name", sorted(runner.notebooks(), key=runner.COMPARISON.__eq__))
 def test_run_all_ends_without_an_error_and_shows_the_figures(browser, lab, name):
     open_and_run_all(browser, lab, name)
     assert texts_of_output(browser, "application/vnd.jupyter.error") == []
@@ -170,8 +171,8 @@ def test_run_all_ends_without_an_error_and_shows_the_figures(browser, lab, name)
 
 
 def test_slider_moves_and_its_figure_follows(browser, lab):
-    if "04_comparison" not in browser.current_url:  # the test before has executed it
-        open_and_run_all(browser, lab, "04_comparison")
+    if runner.COMPARISON not in browser.current_url:
+        open_and_run_all(browser, lab, runner.COMPARISON)
     source = "document.querySelector('.widget-interact img, .jupyter-widgets img')?.src"
     wait(browser, f"return {source}")
     handle = browser.find_element(By.CSS_SELECTOR, ".noUi-handle")

@@ -81,6 +81,7 @@ def test_statistics_of_the_whole_series_are_caught(telemetry, results):
     assert results(telemetry, build(telemetry), build=build)[0][2] == "future used"
 
 
+@pytest.mark.slow
 def test_the_original_projects_data_would_be_flagged(make_telemetry, results):
     """One anomaly painted on one module of 64: five sensor columns give it away, none subtly."""
     telemetry = make_telemetry(racks=8, modules=8, rows=60, event_racks=(0,))
@@ -111,6 +112,7 @@ def test_single_features_by_hand():
 values = st.one_of(st.just(np.nan), st.integers(-3, 3).map(float))
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(values, st.sampled_from([0, 1])), min_size=2, max_size=40))
 def test_single_features_agree_with_scikit_learn(rows):

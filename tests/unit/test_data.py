@@ -560,6 +560,7 @@ words = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     values=st.lists(readings, min_size=6, max_size=6),

@@ -152,6 +152,7 @@ def test_labels_from_the_first_row_are_told(make_telemetry, load, event_ids):
     )
 
 
+@pytest.mark.slow
 def test_two_events_of_one_id_are_told(make_telemetry, load):
     telemetry = make_telemetry(rows=HOUR, event_racks=(0, 1, 2), look_alike_racks=(2,))
     telemetry[col.EVENT_ID] = telemetry[col.EVENT_ID].astype(object)

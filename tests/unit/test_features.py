@@ -161,6 +161,7 @@ def test_time_unit_does_not_matter(unit):
 # ---- causality -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10_000), share=st.floats(0.02, 1.0), shared_times=st.booleans())
 def test_cutting_off_the_future_changes_no_bit(seed, share, shared_times):
@@ -305,6 +306,7 @@ def test_differences_use_held_readings():
     assert X[f"{col.TEMP_MAX}__minus_avg"].tolist() == [1.0, 0.5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared_times", [True, False])
 @pytest.mark.parametrize("modules", [1, 2, 5, 6])
 def test_vs_rack_equals_the_median_of_the_others(modules, shared_times):
@@ -387,6 +389,7 @@ def test_peak_memory_is_below_twice_the_output():
 # --- of a fleet ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_jobs", [1, 2, -1])
 @pytest.mark.parametrize("rows_together", [1, 500, 10**9])
 def test_features_of_some_rows_are_those_of_the_whole_table(

@@ -792,6 +792,7 @@ def test_alarms_and_row_counts_share_the_threshold_at_equality():
     assert (above["tp"], above["event_recall"]) == (0, 0)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(fleets(), rules, st.integers(-3, 5))
 def test_results_are_finite_and_within_their_limits(modules, rule, threshold):

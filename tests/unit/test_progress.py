@@ -57,6 +57,7 @@ def test_items_without_a_length(log):
     assert log()[-1] == "  2 of 2 sites, 0 s left"
 
 
+@pytest.mark.slow
 def test_the_lines_of_steps_are_handed_on_in_order_as_they_come(tmp_path, log):
     seen, path = [], log_file()
     log_line(f"{STEP}of an earlier notebook")

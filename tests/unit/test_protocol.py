@@ -97,6 +97,7 @@ def scores_by_row(protocol, pipeline):
     return protocol._score([protocol.fit(pipeline)])[0]
 
 
+@pytest.mark.slow
 def test_test_racks_touch_neither_threshold_nor_model(protocol, pipeline, telemetry, make_fleet):
     """Nothing that happens in the test racks changes what was chosen."""
     changed = telemetry.copy()
@@ -407,6 +408,7 @@ def test_calibration_is_that_of_the_weighted_training_rows(protocol, pipeline):
     np.testing.assert_array_equal(found.cv_scores["y_score"], scores)
 
 
+@pytest.mark.slow
 def test_a_missed_event_that_costs_much_is_worth_false_alarms(protocol, pipeline):
     costly = replace(protocol, missed_event_costs=1000.0)
     cheap = replace(protocol, missed_event_costs=1e-6)

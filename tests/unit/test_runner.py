@@ -256,6 +256,7 @@ def test_what_is_cached_is_kept_unless_asked_for_fresh(store):
     assert not cached.exists()
 
 
+@pytest.mark.slow
 def test_a_ratio_that_the_simulated_folds_exceed_is_refused_before_a_kernel_starts(
     make_fleet, monkeypatch
 ):

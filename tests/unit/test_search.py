@@ -66,6 +66,7 @@ def test_scores_are_those_of_the_whole_pipeline_on_each_fold(protocol, pipeline,
             assert scores[f"cv_{name}_std"] == pytest.approx(np.std(by_hand), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_candidates_are_scored_on_rows_with_all_their_sensors(make_telemetry, make_fleet, pipeline):
     """As the protocol scores: sensors are dropped from the rows that are fitted on alone.
 
@@ -142,6 +143,7 @@ def test_candidates_come_as_they_are_scored(protocol, pipeline):
     one_by_one.close()
 
 
+@pytest.mark.slow
 def test_candidates_that_were_scored_are_not_scored_again(protocol, pipeline, project, monkeypatch):
     fitted = []
     train = search.train

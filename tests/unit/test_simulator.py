@@ -223,6 +223,7 @@ def test_energy_balance_of_a_burning_rack_closes(cause, battery):
     assert gained == pytest.approx(made + brought - taken - lost, abs=1e-11 * turnover)
 
 
+@pytest.mark.slow
 def test_heat_of_a_burning_rack_is_the_enthalpy_of_what_reacted():
     plan = planned_rack("external_heat", heat_W=2000.0, cell_share=0.2)
     plan.around["current_A"] = 0.0  # the enthalpies depend on the state of charge: keep it

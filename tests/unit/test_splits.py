@@ -39,6 +39,7 @@ def check_whole(split, codes, events) -> None:
     assert all((events[rows] >= 0).any() for rows in parts_of(split))
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     sites=st.integers(1, 2),

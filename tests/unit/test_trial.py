@@ -65,6 +65,7 @@ def champion(telemetry):
     return Champion(Warm(), rule, (10.0, 10.0), frozenset(["short"]), sets, ranges, 5.0, "training")
 
 
+@pytest.mark.slow
 def test_partitions_together_are_the_whole(telemetry, champion, make_fleet):
     fleet = make_fleet(telemetry, rows_together=1000)
     assert len(fleet.paths) > 3
@@ -82,6 +83,7 @@ def test_partitions_together_are_the_whole(telemetry, champion, make_fleet):
         assert found[name] == pytest.approx(expected[name])
 
 
+@pytest.mark.slow
 def test_telemetry_without_a_label_has_alarms_but_no_outcomes(
     telemetry, champion, project, monkeypatch
 ):
@@ -118,6 +120,7 @@ def test_without_a_label_no_cause_makes_an_alarm_a_fault(telemetry, champion):
     assert rate == pytest.approx(of_champion / unlabelled.site_days)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", [True, False])
 def test_the_hours_around_an_alarm_are_those_of_its_module(
     telemetry, champion, make_fleet, label, monkeypatch
@@ -146,6 +149,7 @@ def test_the_hours_around_an_alarm_are_those_of_its_module(
     assert ("point of no return" in drawn) == own[col.LABEL].any() == (not label)
 
 
+@pytest.mark.slow
 def test_racks_without_temperature_are_counted_but_not_scored(telemetry, champion, make_fleet):
     rack = (telemetry[col.SITE] == "Site01") & (telemetry[col.RACK] == "RackA1")
     less = telemetry.assign(**{col.TEMP_AVG: telemetry[col.TEMP_AVG].mask(rack)})
