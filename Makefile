@@ -28,7 +28,7 @@ run: venv  ## simulate the fleet, run all notebooks, name the champion
 	$(BIN)/hvs run
 
 test: venv  ## all tests: unit, notebook rules, smoke runs, committed outputs, browser
-	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder tests/notebooks tests/unit hvs_lib  # the long ones first
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder tests/notebooks tests/unit hvs_lib  # the long ones first
 
 test-outputs: venv  ## the committed outputs come out again at the defaults; 10 minutes
 	HVS_PROJECT_ROOT=$$(mktemp -d) $(BIN)/pytest --nbval-lax --nbval-cell-timeout=1200 notebooks

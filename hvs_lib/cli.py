@@ -186,7 +186,6 @@ def check(file: str, columns: str, keep_fill_values: bool) -> None:
 @_on_cluster
 def score(file: str, columns: str, keep_fill_values: bool, output: Path, model: str | None) -> None:
     """Score telemetry (FILE, a folder or s3:// address) with the champion and write the alarms."""
-    from hvs_lib.progress import ProgressBar
     from hvs_lib.score import (
         CHAMPION_URI,
         is_in_store,
@@ -202,20 +201,13 @@ def score(file: str, columns: str, keep_fill_values: bool, output: Path, model: 
         connect(create=False)
     champion = load_champion(uri)
     start = time.perf_counter()
-    with ProgressBar(100, "percent") as bar:
-        tally = score_file(
-            file, output, champion, columns=columns, keep_fill_values=keep_fill_values,
-            on_progress=lambda share: bar.update(100 * share - bar.done),
-        )  # fmt: skip
+    tally = score_file(file, output, champion, columns=columns, keep_fill_values=keep_fill_values)
     speed = tally.rows / (time.perf_counter() - start)
     click.echo(f"{tally.racks} racks, {tally.rows:,} rows, {speed:,.0f} rows/s")
     told = ", ".join(f"{count} by {rule}" for rule, count in tally.alarms.items()) or "none"
     click.echo(f"alarms in {output}: {told}")
-    for line in sensor_sets_told(tally.sets, champion):
-        click.echo(line)
-    for warning in tally.warnings:
-        click.echo(f"Warning: {warning}")
-    for line in tally.outcomes:
+    warnings = [f"Warning: {warning}" for warning in tally.warnings]
+    for line in (*sensor_sets_told(tally.sets, champion), *warnings, *tally.outcomes):
         click.echo(line)
 
 

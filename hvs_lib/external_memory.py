@@ -10,7 +10,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import joblib
 import numpy as np
@@ -54,9 +53,6 @@ class PartitionedFeatures:
     seed: int
     memory: joblib.Memory | None
 
-    def __len__(self) -> int:
-        return int(self.kept.sum())
-
     def __getitem__(self, kept: np.ndarray) -> PartitionedFeatures:
         """Choose rows by a mask over all training rows."""
         return replace(self, kept=kept)
@@ -78,10 +74,6 @@ class PartitionedFeatures:
                 yield pd.concat(part)
                 part, n_rows = [], 0
 
-    @cached_property
-    def _key(self) -> str:
-        return cache.key(self.fleet.sha256)
-
     def _of(self, partition: int) -> pd.DataFrame:
         """Return the features of a partition's rows, from the cache if they are there."""
         start, end = self.fleet.starts[partition : partition + 2]
@@ -89,14 +81,14 @@ class PartitionedFeatures:
         if not self.kept[rows].any():
             return pd.DataFrame()
         # The folder's name stands for the settings under which the user's file was converted.
-        key = self._key, *self.fleet.paths[partition].parts[-2:]
+        key = cache.key(self.fleet.sha256, *self.fleet.paths[partition].parts[-2:])
         own = partition, self.index[rows] - start, self.drop_sensors, self.seed
         build = check_memory(self.memory).cache(_features, ignore=["fleet"])
         return build(self.fleet, *own, key=key)[self.kept[rows]]
 
 
 def _features(
-    fleet: Fleet, partition: int, own: np.ndarray, share: float, seed: int, key: tuple
+    fleet: Fleet, partition: int, own: np.ndarray, share: float, seed: int, key: str
 ) -> pd.DataFrame:
     """Build the features of some rows of a partition; `key` stands for the code and the fleet."""
     X = build_features(fleet.telemetry(partition)).iloc[own]

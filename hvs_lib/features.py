@@ -112,6 +112,12 @@ def build_features(telemetry: pd.DataFrame) -> pd.DataFrame:
     >>> build_features(telemetry).shape
     (5768, 113)
     """
+    missing = [name for name in col.KEYS if name not in telemetry]
+    if missing:
+        raise ValueError(
+            f"Telemetry must have the columns {col.KEYS}, got none named {missing}: read it with "
+            "load_telemetry."
+        )
     check_interval(sampling_interval_s(telemetry))
     (features,) = features_in_parts(telemetry, rows=len(telemetry))
     return features
@@ -132,12 +138,10 @@ def features_of(fleet: Fleet, rows: np.ndarray, *, n_jobs: int = -1) -> pd.DataF
     wanted[rows] = True
 
     def part(partition: int, own: np.ndarray) -> pd.DataFrame:
-        if not own.any():
-            return pd.DataFrame()
         return build_features(fleet.telemetry(partition)).iloc[own]
 
-    found = fleet.map(part, by_row=wanted, n_jobs=n_jobs)
-    return pd.concat([features for features in found if len(features)])
+    partitions = np.unique(fleet.partition_of(rows))
+    return pd.concat(fleet.map(part, partitions, by_row=wanted, n_jobs=n_jobs))
 
 
 def features_in_parts(
@@ -269,12 +273,6 @@ def _times_and_bounds(telemetry: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, 
 
     Module k has the rows `modules[k]:modules[k + 1]`, rack r the modules `racks[r]:racks[r + 1]`.
     """
-    missing = [name for name in col.KEYS if name not in telemetry]
-    if missing:
-        raise ValueError(
-            f"Telemetry must have the columns {col.KEYS}, got none named {missing}: read it with "
-            "load_telemetry."
-        )
     times = telemetry[col.TIMESTAMP].to_numpy().astype("datetime64[us]")
     modules, racks = _starts(module_codes(telemetry)), _starts(rack_codes(telemetry))
     increases = np.empty(len(times), dtype=bool)

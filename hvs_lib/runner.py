@@ -15,6 +15,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -329,7 +330,7 @@ def _defaults(notebook: Path) -> dict[str, object]:
 
 def _check_values(parameters: Mapping[str, object]) -> None:
     """Check a notebook's parameters with the checks of the functions that will get them."""
-    from hvs_lib.evaluation.protocol import check_protocol
+    from hvs_lib.evaluation.protocol import Protocol
     from hvs_lib.evaluation.splits import check_split
     from hvs_lib.samplers import check_sampling
     from hvs_lib.search import check_search
@@ -343,7 +344,8 @@ def _check_values(parameters: Mapping[str, object]) -> None:
         ("sites", "seed", "battery"): check_fleet,
         trial: check_fleet,
         ("test_size", "n_folds", "split"): check_split,
-        protocol: check_protocol,
+        protocol: partial(Protocol, None, None),  # refuses settings before it needs telemetry
+        ("n_jobs",): partial(Protocol, None, None),
         ("scoring", "n_iter"): check_search,
         ("smote_k_neighbors", "sampling_strategy"): check_sampling,
         ("policy", "min_precision"): check_policy,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,6 +31,7 @@ from hvs_lib.features import (
     sensor_sets_of,
 )
 from hvs_lib.models import FIXED_LIMITS, before_scoring, fixed_threshold_score, score_in_parts
+from hvs_lib.progress import ProgressBar
 from hvs_lib.project import whole_file
 from hvs_lib.report.tables import cell
 from hvs_lib.telemetry.codes import event_codes
@@ -143,14 +144,12 @@ def score_file(
     *,
     columns: str | Path = "",
     keep_fill_values: bool = False,
-    on_progress: Callable[[float], None] = lambda share: None,
 ) -> Tally:
     """Write the alarms raised on a file's telemetry to a CSV file.
 
     The telemetry, CSV or Parquet, may be larger than memory unless `columns` names a map, as for
     `load_telemetry`. The output is sorted by site, rack, module and time; it appears when complete
     and replaces an older one. A label is optional; with one, each alarm gets its outcome.
-    `on_progress` gets the share of the rows scored.
 
     Raises
     ------
@@ -168,7 +167,7 @@ def score_file(
         then=partial(_score_part, champion),
         n_jobs=1,  # more racks at once would need more memory
     )
-    with whole_file(output) as unfinished, closing(parts):
+    with whole_file(output) as unfinished, closing(parts), ProgressBar(100, "percent") as bar:
         for share, part in parts:
             findings += part.findings
             n_rows += part.n_rows
@@ -183,7 +182,7 @@ def score_file(
                 tally.racks += len(part.sets) - part.sets.count(NO_SET)
                 tally.alarms.update(part.alarms["rule"])
                 judged += [part.alarms] if "outcome" in part.alarms else []
-            on_progress(share)
+            bar.update(100 * share - bar.done)
         if not tally.racks:
             raise DataError(f"{path} cannot be scored", [NEEDED])
         for rule in RAISED_BY if judged else ():
@@ -349,17 +348,12 @@ def contributions(model: CalibratedClassifier, X: pd.DataFrame) -> pd.DataFrame:
 
 def _path_contributions(tree, values: np.ndarray) -> np.ndarray:
     """Credit each split's feature with the change of probability from a node to its child."""
-    found = np.zeros(values.shape)
     share = tree.value[:, 0, 1] / tree.value[:, 0].sum(axis=1)
-    node, rows = np.zeros(len(values), dtype=np.int64), np.arange(len(values))
-    while len(rows):
-        feature = tree.feature[node[rows]]
-        rows, feature = rows[feature >= 0], feature[feature >= 0]
-        left = values[rows, feature] <= tree.threshold[node[rows]]
-        child = np.where(left, tree.children_left[node[rows]], tree.children_right[node[rows]])
-        found[rows, feature] += share[child] - share[node[rows]]
-        node[rows] = child
-    return found
+    splits = np.flatnonzero(tree.feature >= 0)
+    change = np.zeros((tree.node_count, values.shape[1]))
+    for child in (tree.children_left[splits], tree.children_right[splits]):
+        change[child, tree.feature[splits]] = share[child] - share[splits]
+    return tree.decision_path(values) @ change
 
 
 def _top_features(found: pd.DataFrame) -> pd.DataFrame:

@@ -43,8 +43,17 @@ class Folds:
     def __getitem__(self, number: int) -> tuple[QuantileDMatrix, QuantileDMatrix, Lock]:
         with _PREPARING:
             if number not in self.prepared:
-                self.prepared[number] = _prepare(self.pipeline, self.rows, number)
+                self.prepared[number] = self._prepare(number)
             return self.prepared[number]
+
+    def _prepare(self, number: int) -> tuple[QuantileDMatrix, QuantileDMatrix, Lock]:
+        rows, held = self.rows, self.rows.fold == number
+        X, y, max_bin = rows.X[~held], rows.y[~held], self.pipeline[-1].max_bin
+        weight = None if sets_ratio(self.pipeline) else rows.weight[~held]
+        prepare = clone(self.pipeline[:-1]).fit(X)
+        fitting = QuantileDMatrix(prepare.transform(X), label=y, weight=weight, max_bin=max_bin)
+        whole = prepare.transform(rows.X_whole[held])
+        return fitting, QuantileDMatrix(whole, ref=fitting, max_bin=max_bin), Lock()
 
 
 def random_search(
@@ -119,18 +128,6 @@ def check_search(scoring: str, n_iter: int) -> None:
         raise ValueError(f"scoring must be one of {', '.join(SCORINGS)}, got {scoring!r}: {cure}")
     if n_iter < 1:
         raise ValueError(f"n_iter must be at least 1, got {n_iter}.")
-
-
-def _prepare(
-    pipeline: Pipeline, rows: TrainingRows, number: int
-) -> tuple[QuantileDMatrix, QuantileDMatrix, Lock]:
-    held = rows.fold == number
-    X, y, max_bin = rows.X[~held], rows.y[~held], pipeline[-1].max_bin
-    weight = None if sets_ratio(pipeline) else rows.weight[~held]
-    prepare = clone(pipeline[:-1]).fit(X)
-    fitting = QuantileDMatrix(prepare.transform(X), label=y, weight=weight, max_bin=max_bin)
-    held_out = QuantileDMatrix(prepare.transform(rows.X_whole[held]), ref=fitting, max_bin=max_bin)
-    return fitting, held_out, Lock()
 
 
 def _predict(

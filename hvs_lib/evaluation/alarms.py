@@ -107,7 +107,7 @@ def raise_alarms(scores: pd.DataFrame | Outcomes, alarm: Alarm) -> pd.DataFrame:
     return alarms
 
 
-def event_table(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
+def event_table(scores: pd.DataFrame | Outcomes, alarm: Alarm) -> pd.DataFrame:
     """List the events of a scores frame, whether each is caught, and how early.
 
     Returns

@@ -88,24 +88,14 @@ def undefined_metrics(result: Mapping[str, float], prefix: str = "") -> list[str
 
 def _row_metrics(rows: ScoreRows, threshold: float) -> dict[str, float]:
     y_true, y_pred, n = _counted(rows.label, rows.score >= threshold)
-    (tn, fp), (fn, tp) = confusion_matrix(y_true, y_pred, labels=[0, 1], sample_weight=n)
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        y_true, y_pred, labels=[0, 1], sample_weight=n, zero_division=np.nan
-    )
-    result = {
-        "accuracy": accuracy_score(y_true, y_pred, sample_weight=n),
-        "precision_class1": precision[1],
-        "recall_class1": recall[1],
-        "f1_class1": f1[1],
+    both = {"labels": [0, 1], "sample_weight": n}
+    counts = confusion_matrix(y_true, y_pred, **both).ravel()
+    *by_class, _ = precision_recall_fscore_support(y_true, y_pred, **both, zero_division=np.nan)
+    result = dict(zip(("tn", "fp", "fn", "tp"), counts, strict=True))
+    result["accuracy"] = accuracy_score(y_true, y_pred, sample_weight=n)
+    for name, values in zip(("precision", "recall", "f1"), by_class, strict=True):
         # A plain mean: undefined if either class is, rather than the value of the other alone.
-        "precision_macro": precision.mean(),
-        "recall_macro": recall.mean(),
-        "f1_macro": f1.mean(),
-        "tp": tp,
-        "tn": tn,
-        "fp": fp,
-        "fn": fn,
-    }
+        result |= {f"{name}_class1": values[1], f"{name}_macro": values.mean()}
     if rows.label.min() < rows.label.max():
         y_true, rank, n = _counted(rows.label, rows.rank)
         result["roc_auc"] = roc_auc_score(y_true, rank, sample_weight=n)

@@ -234,11 +234,21 @@ class Protocol:
     n_jobs: int = -1
     memory: joblib.Memory | None = None
 
-    def __post_init__(self):
-        check_protocol(
-            self.normal_stride, self.hazard_stride, self.max_nuisance_alarms_per_site_day,
-            self.missed_event_costs, self.drop_sensors, self.max_rows_in_memory, self.n_jobs,
-        )  # fmt: skip
+    def __post_init__(self) -> None:
+        for name in ("normal_stride", "hazard_stride", "max_rows_in_memory"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        budget, costs = self.max_nuisance_alarms_per_site_day, self.missed_event_costs
+        if not budget > 0:
+            raise ValueError(f"max_nuisance_alarms_per_site_day must be above 0, got {budget}.")
+        if not 0 <= costs < np.inf:
+            raise ValueError(
+                f"missed_event_costs must be finite, 0 or more, got {costs}: 0 keeps to the budget."
+            )
+        if not 0 <= self.drop_sensors < 1:
+            raise ValueError(f"drop_sensors must be between 0 and 1, got {self.drop_sensors}.")
+        if self.n_jobs == 0:
+            raise ValueError("n_jobs must be 1 or more, or -1 for as many as cores, got 0.")
 
     def fit(self, pipeline: Pipeline, *, share: float = 1.0, build_up: str = "normal") -> Fits:
         """Fit a pipeline on all training rows and without each fold, in parallel.
@@ -544,32 +554,3 @@ def _scores_of(fits: Sequence[Fits], number: int, X: pd.DataFrame) -> np.ndarray
             known[id(model)] = model[-1].predict_proba(prepared[key])[:, 1]
         place[:] = weigh_by_limits(known[id(model)], X, each.limit_power)
     return scores
-
-
-def check_protocol(
-    normal_stride: int,
-    hazard_stride: int,
-    max_nuisance_alarms_per_site_day: float,
-    missed_event_costs: float,
-    drop_sensors: float,
-    max_rows_in_memory: int,
-    n_jobs: int,
-) -> None:
-    """Raise ValueError if a setting of `Protocol` is out of range."""
-    for name, stride in {"normal_stride": normal_stride, "hazard_stride": hazard_stride}.items():
-        if stride < 1:
-            raise ValueError(f"{name} must be at least 1, got {stride}.")
-    budget = max_nuisance_alarms_per_site_day
-    if not budget > 0:
-        raise ValueError(f"max_nuisance_alarms_per_site_day must be above 0, got {budget}.")
-    if not missed_event_costs >= 0:
-        raise ValueError(
-            f"missed_event_costs must be 0 or more, got {missed_event_costs}: 0 keeps to the alarm "
-            "budget."
-        )
-    if not 0 <= drop_sensors < 1:
-        raise ValueError(f"drop_sensors must be between 0 and 1, got {drop_sensors}.")
-    if max_rows_in_memory < 1:
-        raise ValueError(f"max_rows_in_memory must be at least 1, got {max_rows_in_memory}.")
-    if n_jobs == 0:
-        raise ValueError("n_jobs must be 1 or more, or -1 for as many as cores, got 0.")

@@ -185,7 +185,7 @@ def assess_changes(
     ('all sensors', 2.0)
     """
     fleet, test = protocol.fleet, protocol.split.fold == TEST
-    partitions = np.unique(np.searchsorted(fleet.starts, protocol.split.test, side="right") - 1)
+    partitions = np.unique(fleet.partition_of(protocol.split.test))
 
     faults, per_site, seed = protocol.faults, protocol.modules_per_site, protocol.seed
 

@@ -75,13 +75,10 @@ class Split:
     @classmethod
     def from_dict(cls, logged: dict, rows: pd.DataFrame) -> Split:
         """Restore a split that kept sites or racks whole, for the same rows."""
-        parts, names = logged["parts"], _rack_names(rows)
-        fold = {
-            name: number
-            for number in range(logged["n_folds"])
-            for name in parts[f"fold {number + 1}"]["racks"]
-        }
-        of_rack = np.array([fold.get(name, TEST) for name in names], np.int8)
+        names, parts = _rack_names(rows), logged["parts"]
+        of_rack = np.full(len(names), TEST, np.int8)
+        for number in range(logged["n_folds"]):
+            of_rack[np.isin(names, parts[f"fold {number + 1}"]["racks"])] = number
         return cls(of_rack[rack_codes(rows)], logged["kind"], logged["seed"], parts)
 
 
@@ -168,8 +165,8 @@ def check_split(test_size: float, n_folds: int, split: str) -> None:
     """Raise ValueError if a setting of `split_fleet` is out of range."""
     if not 0 < test_size < 1:
         raise ValueError(f"test_size must be between 0 and 1, got {test_size}.")
-    if int(n_folds) != n_folds or n_folds < 2:
-        raise ValueError(f"n_folds must be a whole number of at least 2, got {n_folds}.")
+    if not 2 <= n_folds <= 100 or int(n_folds) != n_folds:
+        raise ValueError(f"n_folds must be a whole number from 2 to 100, got {n_folds}.")
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
 
@@ -285,8 +282,12 @@ def _deal_groups(rows, groups, kind, test_size, n_folds, seed):
     _check_groups(has_event, kind, int(events.max()) + 1, test_size, n_folds)
     train = []
     for of_kind in (np.flatnonzero(has_event), np.flatnonzero(~has_event)):
-        # two plain draws give exact counts; one stratified draw may round them either way
-        train.append(_drawn(of_kind, round(test_size * len(of_kind)), seed))
+        n_test = round(test_size * len(of_kind))
+        if 0 < n_test < len(of_kind):
+            # two plain draws give exact counts; one stratified draw may round them either way
+            train.append(train_test_split(of_kind, test_size=n_test, random_state=seed)[0])
+        else:  # all or none of them, which scikit-learn refuses
+            train.append(of_kind[n_test:])
     return _in_folds(has_event, np.concatenate(train), n_folds, seed)[groups]
 
 
@@ -312,13 +313,6 @@ def _check_groups(has_event, kind, n_events, test_size, n_folds) -> None:
             f"choose test_size between {1 / n_groups:.3g} and {(n_groups - n_folds) / n_groups:.3g}"
             ".",
         )
-
-
-def _drawn(group: np.ndarray, n_test: int, seed: int) -> np.ndarray:
-    """Draw the members to train on."""
-    if n_test in (0, len(group)):
-        return group[n_test:]
-    return train_test_split(group, test_size=n_test, random_state=seed)[0]
 
 
 def _deal_rows(rows, test_size, n_folds, seed):

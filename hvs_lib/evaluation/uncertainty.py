@@ -10,8 +10,8 @@ from numba import njit
 from scipy import stats
 
 from hvs_lib import columns as col
-from hvs_lib.evaluation.alarms import Alarm, event_table
-from hvs_lib.evaluation.scores import ScoreRows, check_scores
+from hvs_lib.evaluation.alarms import Alarm, event_table, outcomes_of
+from hvs_lib.evaluation.scores import ScoreRows
 
 CONFIDENCE = 0.95
 N_BOOTSTRAP = 1000  # draws of racks
@@ -41,10 +41,8 @@ def poisson_interval(count: int, exposure: float) -> tuple[float, float]:
     return float(low / exposure), float(high / exposure)
 
 
-def bootstrap_average_precision(
-    rows: ScoreRows, *, n_bootstrap: int = N_BOOTSTRAP, seed: int = 42
-) -> np.ndarray:
-    """Compute the average precision on resampled racks.
+def bootstrap_average_precision(rows: ScoreRows, *, seed: int = 42) -> np.ndarray:
+    """Compute the average precision on `N_BOOTSTRAP` draws of racks, one value for each draw.
 
     Racks are drawn with replacement, as many as there are, each with all its rows, because rows of
     one rack are near copies. A draw without any row of label 1 is repeated. The draws depend only
@@ -55,15 +53,11 @@ def bootstrap_average_precision(
     ----------
     rows : ScoreRows
         From `check_scores`, with a row of label 1.
-    n_bootstrap : int
-        Number of draws; the result has one value for each.
     seed : int
         Seed of the draws.
     """
-    n_racks = int(rows.rack[-1]) + 1
     has_label = np.bincount(rows.rack, weights=rows.label) > 0
-    weights = _draw_racks(has_label, n_bootstrap, seed)
-    return _weighted_average_precision(weights, *_count_by_step(rows, n_racks))
+    return _weighted_average_precision(_draw_racks(has_label, seed), *_count_by_step(rows))
 
 
 @dataclass(frozen=True)
@@ -125,22 +119,20 @@ def paired_differences(
     +1.00 [+1.00, +1.00] better
     """
     _check_same_rows(scores, reference)
-    events = event_table(scores, alarm)
+    ours, theirs = outcomes_of(scores), outcomes_of(reference)
+    events, others = event_table(ours, alarm), event_table(theirs, reference_alarm)
     if events.empty:
         raise ValueError(f"The scores must cover at least one event, got no {col.LABEL} = 1.")
-    others = event_table(reference, reference_alarm)
-    racks = scores[[col.SITE, col.RACK]].drop_duplicates()
-    names = pd.MultiIndex.from_frame(racks.astype(str).sort_values([col.SITE, col.RACK]))
-    rack_of_event = [events[c].astype(str) for c in (col.SITE, col.RACK)]
-    count = events.groupby(rack_of_event).size().reindex(names, fill_value=0).to_numpy()
-    drawn = _draw_racks(count > 0, N_BOOTSTRAP, seed)
-    ours, theirs = (
-        bootstrap_average_precision(check_scores(frame), seed=seed) for frame in (scores, reference)
+    precision, of_reference = (
+        bootstrap_average_precision(each.rows, seed=seed) for each in (ours, theirs)
     )
-    found = {"average precision": _summarize(ours - theirs)}
+    found = {"average precision": _summarize(precision - of_reference)}
+    rack = ours.rows.rack[[rows[0] for rows in ours.event_rows]]  # of each event
+    count = np.bincount(rack, minlength=ours.rows.rack[-1] + 1)
+    drawn = _draw_racks(count > 0, seed)
     for name, value in _VALUES.items():
         gain = value(events).astype(float) - value(others).astype(float)
-        total = gain.groupby(rack_of_event).sum().reindex(names, fill_value=0.0).to_numpy()
+        total = gain.groupby(rack).sum().reindex(range(len(count)), fill_value=0.0).to_numpy()
         found[name] = _summarize(drawn @ total / (drawn @ count))
     return found
 
@@ -159,25 +151,25 @@ def _check_same_rows(scores: pd.DataFrame, reference: pd.DataFrame) -> None:
         )
 
 
-def _draw_racks(has_label: np.ndarray, n_bootstrap: int, seed: int) -> np.ndarray:
-    """Draw how often each rack counts, shape (n_bootstrap, n_racks)."""
+def _draw_racks(has_label: np.ndarray, seed: int) -> np.ndarray:
+    """Draw how often each rack counts, shape (N_BOOTSTRAP, n_racks)."""
     if not has_label.any():
         raise ValueError(f"a rack must have a row of {col.LABEL} 1, got none: add events.")
     rng, n_racks = np.random.default_rng(seed), len(has_label)
     weights = np.empty((0, n_racks), dtype=np.int64)
-    while len(weights) < n_bootstrap:
-        drawn = rng.multinomial(n_racks, np.full(n_racks, 1 / n_racks), size=n_bootstrap)
+    while len(weights) < N_BOOTSTRAP:
+        drawn = rng.multinomial(n_racks, np.full(n_racks, 1 / n_racks), size=N_BOOTSTRAP)
         weights = np.concatenate([weights, drawn[drawn[:, has_label].any(axis=1)]])
-    return weights[:n_bootstrap]
+    return weights[:N_BOOTSTRAP]
 
 
-def _count_by_step(rows: ScoreRows, n_racks: int) -> tuple[np.ndarray, ...]:
+def _count_by_step(rows: ScoreRows) -> tuple[np.ndarray, ...]:
     """Count rows by rack and step of the precision-recall curve, from the highest score down.
 
     Only the distinct scores of the positives are steps: a negative counts at the next step at or
     below its score, and not at all below the last step. That leaves a small part of the rows.
     """
-    above = (rows.rank + 1) // 2
+    n_racks, above = int(rows.rack[-1]) + 1, (rows.rank + 1) // 2
     step = above.max() - above
     used = rows.rank > 0
     key = (step[used] * n_racks + rows.rack[used]) * 2 + rows.label[used]

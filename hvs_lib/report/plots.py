@@ -21,6 +21,7 @@ from hvs_lib.telemetry.codes import pnr_of
 _TICKS = {1 / 30: "1/month", 1 / 7: "1/week", 1: "1/day", 24: "1/hour"}
 _LEFT = min(_TICKS)  # where a logarithmic axis shows zero
 AROUND_MIN = 120.0  # shown before and after an alarm [min]
+BEFORE_MIN = 45.0  # shown before a PNR, or as far back as the first alarm if that is earlier [min]
 
 # The colour of each model, in the order of all figures; grey: no fit needed.
 _MODELS = {
@@ -193,11 +194,7 @@ def module_timeline(telemetry: pd.DataFrame, rows: np.ndarray) -> Figure:
 
 
 def alarm_timeline(
-    telemetry: pd.DataFrame,
-    alarms: dict[str, tuple[pd.DataFrame, Alarm]],
-    event: pd.Series,
-    *,
-    minutes: float = 45,
+    telemetry: pd.DataFrame, alarms: dict[str, tuple[pd.DataFrame, Alarm]], event: pd.Series
 ) -> Figure:
     """Draw one event and the moment at which each alarm was raised.
 
@@ -211,8 +208,6 @@ def alarm_timeline(
         Scores frame and alarm of each model.
     event : Series
         A row of `event_table` of one of the models.
-    minutes : float
-        Time drawn before the PNR [min], extended to the first alarm if that is earlier.
 
     Examples
     --------
@@ -224,7 +219,7 @@ def alarm_timeline(
         name: event_table(*with_alarm).loc[event.name, "lead_time_min"]
         for name, with_alarm in alarms.items()
     }
-    minutes = np.nanmax([minutes, *(1.05 * lead for lead in leads.values())])
+    minutes = np.nanmax([BEFORE_MIN, *(1.05 * lead for lead in leads.values())])
     own = _before(telemetry, event["PNR"], minutes, **module)
     fig, (above, below) = plt.subplots(2, 1, figsize=(8, 5.5), sharex=True)
     above.plot(own["minute"], own[col.TEMP_MAX], color="C5")

@@ -78,9 +78,9 @@ class Fleet:
         first, end = self.starts[partition : partition + 2]
         return table.set_axis(pd.RangeIndex(first, end))
 
-    def partition_of(self, row: int) -> int:
-        """Return the partition that holds a row."""
-        return int(np.searchsorted(self.starts, row, side="right")) - 1
+    def partition_of(self, row: int | np.ndarray) -> int | np.ndarray:
+        """Return the partition that holds a row, or those of several rows."""
+        return np.searchsorted(self.starts, row, side="right") - 1
 
     def map(
         self,
@@ -167,6 +167,7 @@ def _simulated(sites: int, seed: int, battery: str) -> Fleet:
     folder = project_root() / "data" / "raw" / f"fleet_{battery}_seed{seed}"
     paths = [folder / f"Site{site:02d}.parquet" for site in range(1, sites + 1)]
     folder.mkdir(parents=True, exist_ok=True)
+    stamp = sources_sha256("simulator/**/*.py", "columns.py")  # which holds the label window
 
     def make(path: Path) -> None:
         # here, not at the top: it imports numba, which reading a file does not need
@@ -174,22 +175,16 @@ def _simulated(sites: int, seed: int, battery: str) -> Fleet:
 
         site = int(path.stem.removeprefix("Site")) - 1
         telemetry, _ = simulate_site(site, SIMULATED_HOURS, seed, battery)
-        stamps = {b"hvs_workbook_version": __version__.encode()}
-        write(telemetry, path, stamps | {_FINGERPRINT: simulator_fingerprint().encode()})
+        stamps = {b"hvs_workbook_version": __version__.encode(), _FINGERPRINT: stamp.encode()}
+        write(telemetry, path, stamps)
 
     with _lock(folder):  # notebooks that start together simulate once
-        stamp = simulator_fingerprint()
         missing = [path for path in paths if _stamp_of(path) != stamp]
         if missing:
             for path in missing:
                 remove_unfinished(path)
             list(steps(side_by_side(make, missing), "sites", total=len(missing)))
         return _open(sorted(paths), make)
-
-
-def simulator_fingerprint() -> str:
-    """Return the SHA-256 of the simulator's source and of `columns.py` (for the label window)."""
-    return sources_sha256("simulator/**/*.py", "columns.py")
 
 
 def _stamp_of(path: Path) -> str | None:
@@ -298,11 +293,10 @@ def _open(paths: list[Path], make_again: Callable[[Path], None], sha256: str = "
     columns = {}
     for name in list(parts[0]):
         values = [part.pop(name) for part in parts]
-        is_category = isinstance(values[0].dtype, pd.CategoricalDtype)
         columns[name] = (
             union_categoricals(values, sort_categories=True)
-            if is_category
-            else np.concatenate([each.to_numpy() for each in values])
+            if values[0].dtype == "category"
+            else np.concatenate(values)
         )
     rows = pd.DataFrame(columns, copy=False)
     if not sha256:

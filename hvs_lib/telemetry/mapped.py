@@ -231,7 +231,10 @@ class MappedFile:
         if source.how == "constant":
             values = pd.DataFrame({name: float(source.columns[0])}, index=rows)
         else:
-            read = {k: self._numbers(name, each, missing) for k, each in self._theirs[name].items()}
+            read = {
+                key: self._numbers(name, self._read[theirs], theirs, missing)
+                for key, theirs in self._theirs[name].items()
+            }
             values = pd.DataFrame(read, copy=False)
         if source.how == "sum":  # a missing cell would change the voltage
             values = values.sum(axis=1, skipna=False).to_frame()
@@ -242,22 +245,24 @@ class MappedFile:
             values *= _CELLS_OF_A_MODULE / self.map.cells_in_series
         return values
 
-    def _numbers(self, name: str, theirs: str, missing: tuple) -> pd.Series:
-        kind = self._read[theirs].type
-        if arrow.types.is_integer(kind) or arrow.types.is_floating(kind):
-            values = pd.Series(self._read[theirs].to_numpy().astype(np.float64))
+    def _numbers(
+        self, name: str, array: arrow.ChunkedArray, theirs: str, missing: tuple
+    ) -> pd.Series:
+        if arrow.types.is_integer(array.type) or arrow.types.is_floating(array.type):
+            values = pd.Series(array.to_numpy().astype(np.float64))
         else:
             rule, known = f"{name} must be a number", (*MISSING_NUMBERS, *missing)
             parse = _as_flags if name == col.LABEL else as_numbers
-            values = self._parsed(theirs, parse, known, rule, _ADVICE_NUMBER)
+            values = self._parsed(array, theirs, parse, known, rule, _ADVICE_NUMBER)
         fills = as_numbers(pd.Series([*map(str, missing)], dtype="str")).dropna().tolist()
         return values.mask(values.isin(fills)) if fills else values
 
     def _parsed(
-        self, theirs: str, parse: Callable, missing: Iterable, rule: str, cure: str
-    ) -> pd.Series:
+        self, array: arrow.ChunkedArray, theirs: str, parse: Callable, missing: Iterable,
+        rule: str, cure: str,
+    ) -> pd.Series:  # fmt: skip
         """Return the parsed words of a column; note those that do not parse."""
-        codes, words = codes_and_words(self._read[theirs])
+        codes, words = codes_and_words(array)
         words = words.mask(words.isin([str(each) for each in missing]))
         values = parse(words)
         if (values.isna() & words.notna()).any():
@@ -276,12 +281,12 @@ class MappedFile:
     def _times(self, columns: tuple[str, ...]) -> pd.Series:
         """Return times in UTC, NaT where there is none."""
         clock, theirs = self.map.clock, " ".join(columns)
+        array = self._read[columns[0]]
         if len(columns) > 1:
             texts = [self._read[each].cast(arrow.string()) for each in columns]
-            self._read[theirs] = arrow.compute.binary_join_element_wise(*texts, " ")
-        array = self._read[theirs]
+            array = arrow.compute.binary_join_element_wise(*texts, " ")
         if unit := clock.epoch or clock.elapsed:
-            numbers = self._numbers(col.TIMESTAMP, theirs, self.map.missing)
+            numbers = self._numbers(col.TIMESTAMP, array, theirs, self.map.missing)
             past = pd.to_timedelta(numbers, unit=unit, errors="coerce")
             rule = f"{col.TIMESTAMP} must lie within 292 years"
             self._note(past, numbers, rule, theirs, "correct the unit.")
@@ -300,7 +305,7 @@ class MappedFile:
                     rule = f"{theirs!r} must have a time zone in all rows or in none"
                     self._bad.append(f"{rule}, got both; write all times alike.")
             rule = f"{col.TIMESTAMP} must be a time"
-            times = self._parsed(theirs, parse, self.map.missing, rule, cure)
+            times = self._parsed(array, theirs, parse, self.map.missing, rule, cure)
         return times if has_zone or not clock.zone else self._from_local(times, theirs)
 
     def _from_local(self, times: pd.Series, theirs: str) -> pd.Series:
@@ -342,7 +347,9 @@ class MappedFile:
             self._tell(f"repeated for the same module, the {self.map.repeated} is taken", again)
             names = [name for name in table if name in col.SENSORS]
             of_time = table.groupby(keys, observed=True)[names]
-            table = table.assign(**of_time.transform(self.map.repeated)).drop_duplicates(keys)
+            table = table.assign(**of_time.transform(self.map.repeated))
+            kept = "last" if self.map.repeated == "last" else "first"  # its label, its event
+            table = table.drop_duplicates(keys, keep=kept)
         return table
 
     def _labelled(self, table: pd.DataFrame) -> pd.DataFrame:
@@ -359,4 +366,4 @@ class MappedFile:
 
 
 def _as_flags(words: pd.Series) -> pd.Series:
-    return as_numbers(words.replace({r"(?i)true": "1", r"(?i)false": "0"}, regex=True))
+    return as_numbers(words.str.lower().replace({"true": "1", "false": "0"}))

@@ -103,7 +103,7 @@ def load_map(path: str | Path) -> ColumnMap:
             how, columns, fields = _entry(key, entry, problems)
             if key == col.TIMESTAMP:
                 clock = Clock(columns, **fields)
-                problems += _clock_problems(fields)
+                problems += _clock_problems(entry if isinstance(entry, dict) else {})
             else:
                 sources[key] = Source(how, columns, **fields)
         else:
@@ -151,16 +151,16 @@ def _entry(key: str, entry: object, problems: list[str]) -> tuple[str, tuple[str
     return how, tuple(map(str, columns)), fields
 
 
-def _clock_problems(fields: dict) -> Iterator[str]:
-    said = [key for key in ("format", "elapsed", "epoch") if key in fields]
+def _clock_problems(entry: dict) -> Iterator[str]:
+    said = [key for key in ("format", "elapsed", "epoch") if key in entry]
     if len(said) > 1:
         yield f"Timestamp must have one of format, elapsed, epoch, got {', '.join(said)}; keep one."
-    if "elapsed" in fields and "start" not in fields:
+    if "elapsed" in entry and "start" not in entry:
         yield (
             "Timestamp must have a `start` beside `elapsed`, got none; add the time at 0, such as"
             " `start: 2025-06-01T12:00:00`, any day if it is unknown."
         )
-    if "start" in fields and "elapsed" not in fields:
+    if "start" in entry and "elapsed" not in entry:
         yield "Timestamp must have `elapsed` beside `start`, got none; add its unit, `elapsed: s`."
 
 
@@ -183,9 +183,16 @@ def _format(value: object) -> str:
     return value
 
 
+def _time(value: object) -> pd.Timestamp:
+    time = pd.Timestamp(value)  # a number would be nanoseconds since 1970, an empty entry NaT
+    if not isinstance(value, (str, datetime.date)) or pd.isna(time):
+        raise ValueError
+    return time
+
+
 def _runaway(value: object) -> pd.Timestamp | str | float:
     if isinstance(value, datetime.date):
-        return pd.Timestamp(value)
+        return _time(value)
     return value if isinstance(value, str) else _number(value)
 
 
@@ -205,7 +212,7 @@ _RULES = {
     "zone": (lambda value: zoneinfo.ZoneInfo(value).key, "a time zone such as Europe/Berlin"),
     "elapsed": _one_of("ms", "s", "min", "h"),
     "epoch": _one_of("s", "ms", "us", "ns"),
-    "start": (pd.Timestamp, "a time such as 2025-06-01T12:00:00"),
+    "start": (_time, "a time such as 2025-06-01T12:00:00"),
     "repeated": _one_of("first", "last", "mean"),
     "runaway": (_runaway, "a column, a time or a number"),
     "label_from_min": (lambda v: _number(v, lambda n: n > 0), "a number of minutes above 0"),

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
-from math import isfinite
 from pathlib import Path
 
 import joblib
@@ -187,7 +186,8 @@ def log_assessment(
             described |= _model_params(model)
             to_log = _model_to_log(assessment, protocol)
         with _child(title, tags) as run_id:
-            _log(described, assessment.metrics | {"seconds": fits.seconds})
+            mlflow.log_params(described)
+            mlflow.log_metrics(assessment.metrics | {"seconds": fits.seconds})
             mlflow.log_artifacts(folder)
             if model is not None:
                 mlflow.sklearn.log_model(name="model", **to_log)
@@ -209,7 +209,8 @@ def log_candidate(
     """
     tags = {"role": "candidate", "model_name": model_name, "imbalance_technique": "none"}
     with _child(name, tags) as run_id:
-        _log(_model_params(candidate), metrics)
+        mlflow.log_params(_model_params(candidate))
+        mlflow.log_metrics(dict(metrics))
     return run_id
 
 
@@ -253,11 +254,6 @@ def _model_to_log(assessment: Assessment, protocol: Protocol) -> dict[str, objec
             **({} if protocol.missed_event_costs else budget),
         },
     }
-
-
-def _log(params: Mapping[str, object], metrics: Mapping[str, float]) -> None:
-    mlflow.log_params(params)
-    mlflow.log_metrics({name: float(value) for name, value in metrics.items() if isfinite(value)})
 
 
 def _protocol_params(protocol: Protocol) -> dict[str, object]:

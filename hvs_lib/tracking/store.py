@@ -115,7 +115,7 @@ def first_line(error: Exception) -> str:
 
 def without_password(text: str) -> str:
     """Remove the user name and password from every address in a text."""
-    return re.sub(r"//[^/@]*@", "//", text)
+    return re.sub(r"(?<!/)//(?!/)\S*@", "//", text)  # a password may hold / and @
 
 
 def _keep_until_exit() -> None:

@@ -353,9 +353,10 @@ def test_repeated_and_missing_times_are_refused(row):
         build_features(telemetry.iloc[[*range(row + 1), *range(row, 10)]])
 
 
-def test_missing_key_is_named():
-    with pytest.raises(ValueError, match=rf"none named \['{col.RACK}'\]"):
-        build_features(random_telemetry(12).drop(columns=col.RACK))
+@pytest.mark.parametrize("key", [col.RACK, col.TIMESTAMP])
+def test_missing_key_is_named(key):
+    with pytest.raises(ValueError, match=rf"none named \['{key}'\]"):
+        build_features(random_telemetry(12).drop(columns=key))
 
 
 def test_too_many_signals_are_refused(monkeypatch):

@@ -90,7 +90,7 @@ def test_fleets_of_other_sizes_share_their_sites(monkeypatch):
 def test_another_simulator_simulates_again(monkeypatch, project):
     fleet = load_fleet(sites=2)
     written = [path.stat().st_mtime_ns for path in fleet.paths]
-    monkeypatch.setattr(fleets, "simulator_fingerprint", lambda: "another simulator")
+    monkeypatch.setattr(fleets, "sources_sha256", lambda *_: "another simulator")
     left = fleet.paths[0].with_name(f".1234abcd.{fleet.paths[0].name}")
     left.write_bytes(b"by one that was killed")
     load_fleet(sites=2)

@@ -163,6 +163,7 @@ def test_a_label_alone_may_be_true_and_false(read, refused):
     assert "got 'False'" in refused(frame, Module_Current_A="bad")[0]
     telemetry = read(frame, Hazard_Label="bad")
     assert telemetry[col.LABEL].tolist() == [0] * 8 + [1] * 2
+    assert "got '0true'" in refused(table(bad="0true"), Hazard_Label="bad")[0]
 
 
 @pytest.mark.parametrize("at", [3000, "burns", START + pd.Timedelta(seconds=3000)])
@@ -266,9 +267,12 @@ def test_times_are_read_as_the_map_says(read, times, clock, first, name):
 
 
 def test_date_and_time_of_two_columns_are_joined(read):
-    frame = table(day="2025-06-01", clock=[f"12:00:{second:02d}" for second in range(10)])
-    telemetry = read(frame, Timestamp={"column": ["day", "clock"]})
+    clock = [f"12:00:{second:02d}" for second in range(10)]
+    frame = table(day="2025-06-01", clock=clock, **{"day clock": 21.0})
+    columns = {"Timestamp": {"column": ["day", "clock"]}, "Ambient_Temp_Rack_C": "day clock"}
+    telemetry = read(frame, **columns)
     assert telemetry[col.TIMESTAMP][9] == pd.Timestamp("2025-06-01T12:00:09")
+    assert set(telemetry[col.AMBIENT]) == {21.0}, "a column that has the name of both"
 
 
 def test_local_times_of_a_typed_column_get_their_zone(read):
@@ -309,13 +313,14 @@ def test_clocks_are_merged_within_a_module(read):
     assert telemetry[col.TEMP_AVG].tolist() == [20.0] * 10 + [40.0] * 10
 
 
-@pytest.mark.parametrize(("repeated", "value"), [("first", 50.0), ("last", 51.0), ("mean", 50.5)])
+@pytest.mark.parametrize(("repeated", "value"), [("first", 58.0), ("last", 59.0), ("mean", 58.5)])
 def test_one_of_repeated_times_is_kept(read, repeated, value):
-    frame = table()
-    frame.loc[1, "when"] = frame["when"][0]
-    telemetry = read(frame, repeated=repeated)
-    assert telemetry[col.VOLTAGE].tolist() == [value, *range(52, 60)]
-    (warning,) = summarize(telemetry)["warnings"]
+    frame = table(bad=[*[0] * 9, 1])
+    frame.loc[9, "when"] = frame["when"][8]
+    telemetry = read(frame, repeated=repeated, Hazard_Label="bad")
+    assert telemetry[col.VOLTAGE].tolist() == [*range(50, 58), value]
+    assert telemetry[col.LABEL][8] == (repeated == "last"), "the label of the row that is kept"
+    warning, *_ = summarize(telemetry)["warnings"]
     assert warning.startswith("Timestamp in 1 rows (10.00%): repeated for the same module")
 
 
@@ -378,6 +383,10 @@ def test_every_problem_of_a_map_is_told_at_once(refused):
         ({"runaway": "U", "Hazard_Label": "U"}, "must not be given with `runaway`"),
         ({"Timestamp": {"column": "when", "epoch": "s", "format": "%Y"}}, "got format, epoch"),
         ({"Timestamp": {"column": "when", "start": "2025-01-01"}}, "add its unit, `elapsed: s`"),
+        *(
+            ({"Timestamp": {"column": "U", "elapsed": "s", "start": start}}, "must be a time such")
+            for start in (2025, None, "")
+        ),
         ({"runaway": "U", "PNR": "when"}, "PNR must not be given with `runaway`"),
         ({"label_from_min": 5}, "label_from_min must be given with `runaway`"),
         ({"runaway": "U", "label_from_min": 2, "label_until_s": 120}, "got 120 s and 2 min"),

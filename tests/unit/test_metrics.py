@@ -17,7 +17,7 @@ from sklearn.metrics import (
 )
 
 from hvs_lib import columns as col
-from hvs_lib.evaluation import alarms
+from hvs_lib.evaluation import alarms, uncertainty
 from hvs_lib.evaluation.alarms import (
     Alarm,
     AlarmRule,
@@ -871,7 +871,7 @@ def weighted_values(scores):
 @pytest.mark.parametrize("decimals", [1, 6])
 def test_resamples_are_scikit_learns_weighted_average_precision(decimals):
     scores = random_racks(3, decimals=decimals)
-    resampled = bootstrapped(scores, n_bootstrap=400, seed=1)
+    resampled = bootstrapped(scores, seed=1)
     expected = np.array(list(weighted_values(scores).values()))
     assert len(expected) == 10
     distance = np.abs(resampled[:, None] - expected)
@@ -879,10 +879,11 @@ def test_resamples_are_scikit_learns_weighted_average_precision(decimals):
     assert (distance.min(axis=0) < 1e-12).all()  # and all ten occur
 
 
-def test_resamples_are_drawn_with_the_right_frequency():
+def test_resamples_are_drawn_with_the_right_frequency(monkeypatch):
+    monkeypatch.setattr(uncertainty, "N_BOOTSTRAP", 4000)
     scores = random_racks(2)
     values = weighted_values(scores)
-    resampled = bootstrapped(scores, n_bootstrap=4000, seed=3)
+    resampled = bootstrapped(scores, seed=3)
     for counts, chance in {(2, 0): 0.25, (1, 1): 0.5, (0, 2): 0.25}.items():
         share = np.isclose(resampled, values[counts], atol=1e-12).mean()
         assert share == pytest.approx(chance, abs=0.03)
@@ -891,31 +892,29 @@ def test_resamples_are_drawn_with_the_right_frequency():
 def test_resamples_without_a_positive_are_drawn_again():
     scores = random_racks(3)
     scores.loc[scores[col.RACK] != "R0", col.LABEL] = 0
-    resampled = bootstrapped(scores, n_bootstrap=300)
-    assert len(resampled) == 300
+    resampled = bootstrapped(scores)
+    assert len(resampled) == uncertainty.N_BOOTSTRAP
     expected = np.array(list(weighted_values(scores).values()))
     assert np.abs(resampled[:, None] - expected).min(axis=1).max() < 1e-12
 
 
 def test_two_models_on_the_same_rows_are_resampled_alike():
     scores = random_racks(6)
-    one = bootstrapped(scores, n_bootstrap=50, seed=5)
-    same_ranks = bootstrapped(
-        scores.assign(y_score=np.exp(scores["y_score"])), n_bootstrap=50, seed=5
-    )
+    one = bootstrapped(scores, seed=5)
+    same_ranks = bootstrapped(scores.assign(y_score=np.exp(scores["y_score"])), seed=5)
     assert one == pytest.approx(same_ranks, abs=1e-15)
     other_order = scores.sample(frac=1, random_state=0)
     backwards = other_order[col.RACK].cat.categories[::-1]
     other_order[col.RACK] = other_order[col.RACK].cat.reorder_categories(backwards)
-    assert one.tolist() == bootstrapped(other_order, n_bootstrap=50, seed=5).tolist()
-    assert one.tolist() != bootstrapped(scores, n_bootstrap=50, seed=6).tolist()
+    assert one.tolist() == bootstrapped(other_order, seed=5).tolist()
+    assert one.tolist() != bootstrapped(scores, seed=6).tolist()
 
 
 def test_racks_of_two_sites_with_one_name_are_two_racks():
     scores = random_racks(2)
     renamed = scores.assign(**{col.SITE: scores[col.RACK], col.RACK: "R"})
-    one = bootstrapped(scores, n_bootstrap=50)
-    assert one.tolist() == bootstrapped(renamed, n_bootstrap=50).tolist()
+    one = bootstrapped(scores)
+    assert one.tolist() == bootstrapped(renamed).tolist()
     assert len(set(one)) == 3
 
 
@@ -1019,7 +1018,7 @@ def test_arguments_stay_as_they_are():
     alarm_curve(scores, AlarmRule())
     raise_alarms(scores, at(0.5))
     event_table(scores, at(0.5))
-    bootstrapped(scores, n_bootstrap=5)
+    bootstrapped(scores)
     pd.testing.assert_frame_equal(scores, before)
     table = telemetry()
     rows, y_score = np.array([4, 1]), np.array([0.4, 0.1])

@@ -92,12 +92,13 @@ def drawn_at(ax, label):
 
 
 @pytest.mark.parametrize("minutes", [10, 45])
-def test_alarm_is_in_view_as_early_as_the_event_table_says(early, minutes):
+def test_alarm_is_in_view_as_early_as_the_event_table_says(early, minutes, monkeypatch):
+    monkeypatch.setattr(plots, "BEFORE_MIN", minutes)
     telemetry, scores = early
     event = event_table(scores, ALARM).iloc[0]
     quiet = scores.assign(y_score=0.0)
     alarms = {"a": (scores, ALARM), "b": (quiet, ALARM)}
-    fig = plots.alarm_timeline(telemetry, alarms, event, minutes=minutes)
+    fig = plots.alarm_timeline(telemetry, alarms, event)
     said = legend(fig.axes[1])
     assert event["lead_time_min"] == 27.0
     assert said[:2] == ["a: alarm 27 min before", "b: no alarm"]

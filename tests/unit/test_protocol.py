@@ -361,7 +361,8 @@ def test_a_share_of_the_sites_or_racks_is_fitted_on_and_all_are_judged(make_flee
         ({"hazard_stride": 0}, "hazard_stride must be at least 1, got 0"),
         ({"max_nuisance_alarms_per_site_day": 0}, "per_site_day must be above 0, got 0"),
         ({"n_jobs": 0}, "n_jobs must be 1 or more, or -1"),
-        ({"missed_event_costs": -1}, "missed_event_costs must be 0 or more, got -1"),
+        ({"missed_event_costs": -1}, "missed_event_costs must be finite, 0 or more, got -1"),
+        ({"missed_event_costs": np.inf}, "missed_event_costs must be finite, .* got inf"),
     ],
 )
 def test_refusals(protocol, option, message):

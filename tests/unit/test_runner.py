@@ -90,6 +90,7 @@ def test_each_notebook_gets_the_parameters_that_it_has():
         ({"parameters": {"n_iter": "9" * 5000}}, "'n_iter' must be int"),
         ({"parameters": {"n_iter": "[" * 5000}}, "'n_iter' must be int"),
         ({"names": ["00_data"], "parameters": {"n_iter": 5}}, "00_data has no parameter 'n_iter'"),
+        ({"names": ["05_field_trial"], "parameters": {"n_jobs": 0}}, "n_jobs must be 1 or more"),
         *(
             ({"parameters": {name: value}}, message)
             for name, value, message in [
@@ -102,7 +103,7 @@ def test_each_notebook_gets_the_parameters_that_it_has():
                 ("seed", 2**32, "seed must lie between"),
                 ("test_size", 1.0, "test_size must be between 0 and 1, got 1.0"),
                 ("test_size", "nan", "test_size must be between 0 and 1, got nan"),
-                ("n_folds", 1, "n_folds must be a whole number of at least 2, got 1"),
+                ("n_folds", 1, "n_folds must be a whole number from 2 to 100, got 1"),
                 ("split", "rows", "split must be one of auto, site, rack, row, got 'rows'"),
                 ("normal_stride", 0, "normal_stride must be at least 1, got 0"),
                 (
@@ -111,7 +112,7 @@ def test_each_notebook_gets_the_parameters_that_it_has():
                     "max_nuisance_alarms_per_site_day must be",
                 ),
                 ("max_nuisance_alarms_per_site_day", "nan", "must be above 0, got nan"),
-                ("missed_event_costs", -1.0, "missed_event_costs must be 0 or more, got -1.0"),
+                ("missed_event_costs", -1.0, "must be finite, 0 or more, got -1.0"),
                 ("n_jobs", 0, "n_jobs must be 1 or more, or -1"),
                 ("n_iter", 0, "n_iter must be at least 1, got 0"),
                 (

@@ -200,8 +200,9 @@ def test_split_is_frozen(make_telemetry):
         ({"test_size": 0}, r"test_size must be between 0 and 1, got 0\."),
         ({"test_size": 1.5}, r"test_size must be between 0 and 1, got 1\.5\."),
         ({"test_size": float("nan")}, "test_size must be between 0 and 1, got nan"),
-        ({"n_folds": 1}, "n_folds must be a whole number of at least 2, got 1"),
-        ({"n_folds": 2.5}, r"n_folds must be a whole number of at least 2, got 2\.5"),
+        ({"n_folds": 1}, "n_folds must be a whole number from 2 to 100, got 1"),
+        ({"n_folds": 2.5}, r"n_folds must be a whole number from 2 to 100, got 2\.5"),
+        ({"n_folds": 129}, "n_folds must be a whole number from 2 to 100, got 129"),
         ({"split": "module"}, "split must be one of auto, site, rack, row, got 'module'"),
     ],
 )

@@ -42,7 +42,7 @@ from hvs_lib.tracking.runs import (
     read_scores,
     stops_registration,
 )
-from hvs_lib.tracking.store import connect, search_runs
+from hvs_lib.tracking.store import connect, search_runs, without_password
 
 pytestmark = pytest.mark.slow
 
@@ -621,6 +621,18 @@ def test_a_password_is_not_told(project, monkeypatch):
         connect()
     assert "secret" not in str(refused.value)
     assert "//127.0.0.1:9" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://me:se/cret@db/hvs", "postgresql://db/hvs"),
+        ("http://me:se@cret@host:9: refused", "http://host:9: refused"),
+        ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
+    ],
+)
+def test_nothing_of_an_odd_password_is_told(text, shown):
+    assert without_password(text) == shown
 
 
 def test_a_process_killed_while_it_makes_the_store_leaves_none(project):
