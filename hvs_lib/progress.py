@@ -88,24 +88,27 @@ def followed(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     `say` gets each line of a step, without its time, and all of them by the end. The log need not
     exist yet.
     """
+    place = path.stat().st_size if path.exists() else 0
     at_end = Event()
 
     def follow() -> None:
-        last, rest = False, b""
+        nonlocal place
+        last = False
         while not last:
             last = at_end.wait(0.5)
-            *lines, rest = (rest + log.read()).split(b"\n")  # the last line may be incomplete
-            for line in lines:
-                text = line.decode("utf-8", errors="replace")[len(time.strftime(_TIME)) :]
-                if text.startswith(STEP):
-                    with contextlib.suppress(OSError):  # nobody listens any more
+            with contextlib.suppress(OSError):
+                new = path.read_bytes()[place:]
+                new = new[: new.rfind(b"\n") + 1]  # the last line may be incomplete
+                place += len(new)
+                for line in new.decode("utf-8", errors="replace").split("\n"):
+                    text = line[len(time.strftime(_TIME)) :]
+                    if text.startswith(STEP):
                         say(text)
 
-    with open(path, "a+b") as log:  # from its end
-        thread = Thread(target=follow, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            at_end.set()
-            thread.join()
+    thread = Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        at_end.set()
+        thread.join()

@@ -338,13 +338,13 @@ def _check_values(parameters: Mapping[str, object]) -> None:
     from hvs_lib.tracking.champion import check_policy
 
     protocol = ("normal_stride", "hazard_stride", "max_nuisance_alarms_per_site_day")
-    protocol += ("missed_event_costs", "drop_sensors", "max_rows_in_memory", "n_jobs")
+    protocol += ("missed_event_costs", "drop_sensors", "max_rows_in_memory")
     trial = ("trial_sites", "trial_seed", "trial_battery")
     checks = {
         ("sites", "seed", "battery"): check_fleet,
         trial: check_fleet,
         ("test_size", "n_folds", "split"): check_split,
-        protocol: partial(Protocol, None, None),  # refuses settings before it needs telemetry
+        protocol: partial(Protocol, None, None),  # checks its settings before it uses telemetry
         ("n_jobs",): partial(Protocol, None, None),
         ("scoring", "n_iter"): check_search,
         ("smote_k_neighbors", "sampling_strategy"): check_sampling,

@@ -145,7 +145,7 @@ def score_file(
     columns: str | Path = "",
     keep_fill_values: bool = False,
 ) -> Tally:
-    """Write the alarms raised on a file's telemetry to a CSV file.
+    """Write the alarms raised on a file's telemetry to a CSV file, under a progress bar.
 
     The telemetry, CSV or Parquet, may be larger than memory unless `columns` names a map, as for
     `load_telemetry`. The output is sorted by site, rack, module and time; it appears when complete

@@ -108,7 +108,7 @@ def raise_alarms(scores: pd.DataFrame | Outcomes, alarm: Alarm) -> pd.DataFrame:
 
 
 def event_table(scores: pd.DataFrame | Outcomes, alarm: Alarm) -> pd.DataFrame:
-    """List the events of a scores frame, whether each is caught, and how early.
+    """List the events in a scores frame or its outcomes, whether each is caught, and how early.
 
     Returns
     -------
@@ -145,7 +145,7 @@ def event_table(scores: pd.DataFrame | Outcomes, alarm: Alarm) -> pd.DataFrame:
     return table
 
 
-def other_table(scores: pd.DataFrame, alarm: Alarm) -> pd.DataFrame:
+def other_table(scores: pd.DataFrame | Outcomes, alarm: Alarm) -> pd.DataFrame:
     """List the faults and look-alikes in a scores frame, with the number of alarms on each.
 
     Returns

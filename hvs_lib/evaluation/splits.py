@@ -78,7 +78,7 @@ class Split:
         names, parts = _rack_names(rows), logged["parts"]
         of_rack = np.full(len(names), TEST, np.int8)
         for number in range(logged["n_folds"]):
-            of_rack[np.isin(names, parts[f"fold {number + 1}"]["racks"])] = number
+            of_rack[names.isin(parts[f"fold {number + 1}"]["racks"])] = number
         return cls(of_rack[rack_codes(rows)], logged["kind"], logged["seed"], parts)
 
 
@@ -165,7 +165,7 @@ def check_split(test_size: float, n_folds: int, split: str) -> None:
     """Raise ValueError if a setting of `split_fleet` is out of range."""
     if not 0 < test_size < 1:
         raise ValueError(f"test_size must be between 0 and 1, got {test_size}.")
-    if not 2 <= n_folds <= 100 or int(n_folds) != n_folds:
+    if not 2 <= n_folds <= 100 or int(n_folds) != n_folds:  # `Split.fold` is int8
         raise ValueError(f"n_folds must be a whole number from 2 to 100, got {n_folds}.")
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
@@ -361,10 +361,10 @@ def _describe(rows: pd.DataFrame, parts: dict[str, np.ndarray]) -> dict[str, dic
     return described
 
 
-def _rack_names(rows: pd.DataFrame) -> np.ndarray:
+def _rack_names(rows: pd.DataFrame) -> pd.Index:
     """Return the name of each number in `rack_codes`, as "site/rack"."""
     first = rows.iloc[np.unique(rack_codes(rows), return_index=True)[1]]
-    return (first[col.SITE].astype("str") + "/" + first[col.RACK].astype("str")).to_numpy()
+    return pd.Index(first[col.SITE].astype("str") + "/" + first[col.RACK].astype("str"))
 
 
 def _error(rule: str, cure: str) -> DataError:

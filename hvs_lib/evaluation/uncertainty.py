@@ -132,7 +132,7 @@ def paired_differences(
     drawn = _draw_racks(count > 0, seed)
     for name, value in _VALUES.items():
         gain = value(events).astype(float) - value(others).astype(float)
-        total = gain.groupby(rack).sum().reindex(range(len(count)), fill_value=0.0).to_numpy()
+        total = np.bincount(rack, weights=gain, minlength=len(count))
         found[name] = _summarize(drawn @ total / (drawn @ count))
     return found
 

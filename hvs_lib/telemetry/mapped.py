@@ -163,7 +163,7 @@ class MappedFile:
                     self._bad.append(f"{name} must take a column once, got {what}; drop one.")
                 found[key] = match[0]
         if source.how == "column" and len(found) > 1:
-            cure = "name one, or say `mean`, `max`, `sum` or `each`"
+            cure = "name one" + ", or say `mean`, `max`, `sum` or `each`" * (name in col.SENSORS)
             self._bad.append(f"{name} must be made of one column, got {', '.join(found)}; {cure}.")
         return found
 

@@ -14,7 +14,7 @@ import yaml
 
 from hvs_lib import columns as col
 from hvs_lib.project import did_you_mean
-from hvs_lib.telemetry.conversion import TEXTS
+from hvs_lib.telemetry.conversion import TEXTS, is_time
 from hvs_lib.telemetry.files import DataError
 
 _HOWS = ("column", "each", "mean", "max", "sum", "constant")
@@ -97,19 +97,19 @@ def load_map(path: str | Path) -> ColumnMap:
         raise DataError(title, [problem]) from error
     twice = [key for key, n in Counter(re.findall(r"^(\w+):", text, re.MULTILINE)).items() if n > 1]
     problems = [f"{key} must appear once in the map, got it twice; drop one." for key in twice]
-    options, clock, sources = {}, Clock((col.TIMESTAMP,)), {}
+    options, clock, at, sources = {}, Clock((col.TIMESTAMP,)), {}, {}
     for key, entry in written.items():
         if key in col.TELEMETRY:
             how, columns, fields = _entry(key, entry, problems)
             if key == col.TIMESTAMP:
-                clock = Clock(columns, **fields)
-                problems += _clock_problems(entry if isinstance(entry, dict) else {})
+                clock, at = Clock(columns, **fields), entry if isinstance(entry, dict) else {}
+                problems += _clock_problems(at)
             else:
                 sources[key] = Source(how, columns, **fields)
         else:
             options |= _checked({key: entry}, "The map", _OPTIONS, problems)
     runaway = options.get("runaway")
-    if isinstance(runaway, float) and not clock.elapsed:
+    if isinstance(runaway, float) and "elapsed" not in at:
         problems.append("runaway must be a time or a column, got a number; or add `elapsed`.")
     if runaway is not None:
         for name in [name for name in (col.LABEL, col.PNR) if name in sources]:
@@ -184,10 +184,10 @@ def _format(value: object) -> str:
 
 
 def _time(value: object) -> pd.Timestamp:
-    time = pd.Timestamp(value)  # a number would be nanoseconds since 1970, an empty entry NaT
-    if not isinstance(value, (str, datetime.date)) or pd.isna(time):
+    is_text = isinstance(value, str) and is_time(pd.Series([value])).all()
+    if not (is_text or isinstance(value, datetime.date)):  # pandas also takes 2025, "now" and None
         raise ValueError
-    return time
+    return pd.Timestamp(value)
 
 
 def _runaway(value: object) -> pd.Timestamp | str | float:

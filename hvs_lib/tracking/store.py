@@ -115,7 +115,8 @@ def first_line(error: Exception) -> str:
 
 def without_password(text: str) -> str:
     """Remove the user name and password from every address in a text."""
-    return re.sub(r"(?<!/)//(?!/)\S*@", "//", text)  # a password may hold / and @
+    # A password, which follows a colon, may hold / and @; it may hold a space if it has neither.
+    return re.sub(r"(?<!/)//(?!/)(?:[^\s/:]*:\S*|[^/@]*)@", "//", text)
 
 
 def _keep_until_exit() -> None:

@@ -147,7 +147,7 @@ def texts_of_output(browser, kind):
 
 
 # The comparison comes last, since the test of its slider goes on from there.
-@pytest.mark.parametrize("name", sorted(runner.notebooks(), key=runner.COMPARISON.__eq__))
+@pytest.mark.parametrize("name", sorted(runner.notebooks(), key=lambda n: n == runner.COMPARISON))
 def test_run_all_ends_without_an_error_and_shows_the_figures(browser, lab, name):
     open_and_run_all(browser, lab, name)
     assert texts_of_output(browser, "application/vnd.jupyter.error") == []

@@ -317,10 +317,11 @@ def test_clocks_are_merged_within_a_module(read):
 def test_one_of_repeated_times_is_kept(read, repeated, value):
     frame = table(bad=[*[0] * 9, 1])
     frame.loc[9, "when"] = frame["when"][8]
-    telemetry = read(frame, repeated=repeated, Hazard_Label="bad")
+    telemetry = read(frame, repeated=repeated)
     assert telemetry[col.VOLTAGE].tolist() == [*range(50, 58), value]
-    assert telemetry[col.LABEL][8] == (repeated == "last"), "the label of the row that is kept"
-    warning, *_ = summarize(telemetry)["warnings"]
+    (warning,) = summarize(telemetry)["warnings"]
+    label = read(frame, repeated=repeated, Hazard_Label="bad")[col.LABEL]
+    assert label[8] == (repeated == "last"), "the label of the row that is kept"
     assert warning.startswith("Timestamp in 1 rows (10.00%): repeated for the same module")
 
 
@@ -380,12 +381,17 @@ def test_every_problem_of_a_map_is_told_at_once(refused):
     ("entries", "message"),
     [
         ({"runaway": 100}, "runaway must be a time or a column, got a number"),
+        (
+            {"runaway": 9, "Timestamp": {"column": "U", "elapsed": "days", "start": "2025-06-01"}},
+            "elapsed of Timestamp must be one of ms, s, min, h, got 'days'",
+        ),
+        ({"PNR": ["when", "U"]}, "PNR must be made of one column, got when, U; name one."),
         ({"runaway": "U", "Hazard_Label": "U"}, "must not be given with `runaway`"),
         ({"Timestamp": {"column": "when", "epoch": "s", "format": "%Y"}}, "got format, epoch"),
         ({"Timestamp": {"column": "when", "start": "2025-01-01"}}, "add its unit, `elapsed: s`"),
         *(
             ({"Timestamp": {"column": "U", "elapsed": "s", "start": start}}, "must be a time such")
-            for start in (2025, None, "")
+            for start in (2025, None, "", "now", "12:00:00", "01.06.2025")
         ),
         ({"runaway": "U", "PNR": "when"}, "PNR must not be given with `runaway`"),
         ({"label_from_min": 5}, "label_from_min must be given with `runaway`"),

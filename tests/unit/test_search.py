@@ -148,8 +148,9 @@ def test_candidates_that_were_scored_are_not_scored_again(protocol, pipeline, pr
     fitted = []
     train = search.train
     monkeypatch.setattr(search, "train", lambda *a, **k: fitted.append(1) or train(*a, **k))
-    kept = replace(protocol, memory=cache.memory(), n_jobs=1)  # threads go on after close()
-    first = random_search(pipeline, kept, SPACE, n_iter=5, seed=3)
+    kept = replace(protocol, memory=cache.memory())
+    alone = replace(kept, n_jobs=1)  # other threads would go on after close()
+    first = random_search(pipeline, alone, SPACE, n_iter=5, seed=3)
     three = [next(first) for _ in range(3)]
     first.close()
     fitted.clear()

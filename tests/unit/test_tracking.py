@@ -628,6 +628,8 @@ def test_a_password_is_not_told(project, monkeypatch):
     [
         ("postgresql://me:se/cret@db/hvs", "postgresql://db/hvs"),
         ("http://me:se@cret@host:9: refused", "http://host:9: refused"),
+        ("postgresql://me:se cret@db/hvs", "postgresql://db/hvs"),
+        ("s3://bucket/site@1/x.csv cannot be read", "s3://bucket/site@1/x.csv cannot be read"),
         ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
     ],
 )
