@@ -97,19 +97,20 @@ def load_map(path: str | Path) -> ColumnMap:
         raise DataError(title, [problem]) from error
     twice = [key for key, n in Counter(re.findall(r"^(\w+):", text, re.MULTILINE)).items() if n > 1]
     problems = [f"{key} must appear once in the map, got it twice; drop one." for key in twice]
-    options, clock, at, sources = {}, Clock((col.TIMESTAMP,)), {}, {}
+    options, clock, sources, has_elapsed = {}, Clock((col.TIMESTAMP,)), {}, False
     for key, entry in written.items():
         if key in col.TELEMETRY:
+            entry = entry if isinstance(entry, dict) else {"column": entry}
             how, columns, fields = _entry(key, entry, problems)
             if key == col.TIMESTAMP:
-                clock, at = Clock(columns, **fields), entry if isinstance(entry, dict) else {}
-                problems += _clock_problems(at)
+                clock, has_elapsed = Clock(columns, **fields), "elapsed" in entry
+                problems += _clock_problems(entry)
             else:
                 sources[key] = Source(how, columns, **fields)
         else:
             options |= _checked({key: entry}, "The map", _OPTIONS, problems)
     runaway = options.get("runaway")
-    if isinstance(runaway, float) and "elapsed" not in at:
+    if isinstance(runaway, float) and not has_elapsed:
         problems.append("runaway must be a time or a column, got a number; or add `elapsed`.")
     if runaway is not None:
         for name in [name for name in (col.LABEL, col.PNR) if name in sources]:
@@ -130,9 +131,8 @@ def load_map(path: str | Path) -> ColumnMap:
     return ColumnMap(clock, sources, **options)
 
 
-def _entry(key: str, entry: object, problems: list[str]) -> tuple[str, tuple[str, ...], dict]:
+def _entry(key: str, entry: dict, problems: list[str]) -> tuple[str, tuple[str, ...], dict]:
     """Return how one of our columns is made, from which of the file's, and its other fields."""
-    entry = entry if isinstance(entry, dict) else {"column": entry}
     allowed = _HOWS_OF.get(key, _HOWS)
     try:
         (how,) = (each for each in _HOWS if each in entry)
@@ -192,7 +192,7 @@ def _time(value: object) -> pd.Timestamp:
 
 def _runaway(value: object) -> pd.Timestamp | str | float:
     if isinstance(value, datetime.date):
-        return _time(value)
+        return pd.Timestamp(value)
     return value if isinstance(value, str) else _number(value)
 
 

@@ -210,7 +210,7 @@ def log_candidate(
     tags = {"role": "candidate", "model_name": model_name, "imbalance_technique": "none"}
     with _child(name, tags) as run_id:
         mlflow.log_params(_model_params(candidate))
-        mlflow.log_metrics(dict(metrics))
+        mlflow.log_metrics(metrics)
     return run_id
 
 

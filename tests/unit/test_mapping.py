@@ -320,9 +320,9 @@ def test_one_of_repeated_times_is_kept(read, repeated, value):
     telemetry = read(frame, repeated=repeated)
     assert telemetry[col.VOLTAGE].tolist() == [*range(50, 58), value]
     (warning,) = summarize(telemetry)["warnings"]
+    assert warning.startswith("Timestamp in 1 rows (10.00%): repeated for the same module")
     label = read(frame, repeated=repeated, Hazard_Label="bad")[col.LABEL]
     assert label[8] == (repeated == "last"), "the label of the row that is kept"
-    assert warning.startswith("Timestamp in 1 rows (10.00%): repeated for the same module")
 
 
 def test_repeated_times_are_refused_with_the_cure(refused):
